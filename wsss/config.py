@@ -1,0 +1,289 @@
+"""The whole configuration as one tree of frozen dataclasses.
+
+The string below an attribute is its help text on the command line. Every command takes
+``--config FILE`` (YAML of this tree) and dotted overrides such as ``--classifier.epochs 5``.
+Paths are plain strings so that a checkpoint that carries a configuration loads with
+``weights_only=True``.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from wsss.errors import UserError
+
+
+@dataclass(frozen=True)
+class ShapesConfig:
+    """The procedural data set, made on first use when ``data.kind`` is ``shapes``."""
+
+    train: int = 2000
+    """Number of training images."""
+    val: int = 200
+    """Number of validation images."""
+    size: int = 128
+    """Height and width of an image in pixels."""
+    seed: int = 0
+    """Seed of the generator (not the seed of the training)."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which photos, which labels."""
+
+    kind: Literal["shapes", "voc", "folder"] = "shapes"
+    """shapes: procedural, made on first use; voc: PASCAL VOC devkit layout; folder: photos and a CSV of tags."""
+    root: str = "data/shapes"
+    """Folder of the data set."""
+    labels: str = "xml"
+    """Image-level labels: `xml` (Annotations/*.xml) or a CSV with columns image,labels (labels separated by ;)."""
+    classes: str | None = None
+    """Text file, one class a line, index 1 first; null: the 20 VOC classes (folder: ROOT/classes.txt)."""
+    train: str | None = "train"
+    """Training images: a split name or a list file; null: every labelled image that is not in val."""
+    val: str | None = "val"
+    """Validation images: a split name or a list file; null (folder only): a stable tenth of the labelled images."""
+    shapes: ShapesConfig = field(default_factory=ShapesConfig)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimiser and schedule: linear warm-up, then the poly rule (1 - step/steps)^power."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """Optimiser."""
+    lr: float = 0.01
+    """Learning rate of the backbone. With momentum 0.9, 0.01 stands in for the papers' momentum-free 0.1."""
+    head_factor: float = 10.0
+    """Learning-rate factor of the head."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """Weight decay."""
+    power: float = 0.9
+    """Exponent of the poly rule."""
+    warmup: float = 0.0
+    """Share of the steps with linearly growing learning rate."""
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """The multi-label classifier."""
+
+    architecture: Literal["resnet18", "resnet34", "resnet50", "resnet101", "vgg16"] = "resnet50"
+    """Network. ResNets: global average pooling and a bias-free linear head; vgg16: fully convolutional, global max pooling."""
+    weights: str = "imagenet"
+    """Initial weights: `imagenet` (torchvision, downloads), `none`, or the path of a torchvision state dict."""
+    output_stride: Literal[8, 16, 32] = 16
+    """Input pixels per feature of the last stage (ResNets; smaller is finer and slower)."""
+    small_images: bool = False
+    """Drop the stem's max pooling (ResNets on images of about 128 pixels); halves every stride, output_stride included."""
+    freeze_batchnorm: bool | None = None
+    """Keep BatchNorm at its pre-trained statistics and weights; null: yes unless weights is `none`."""
+    frozen_stages: int | None = None
+    """First stages that are not trained (1: stem, 2: stem and layer1, ...); null: 2, or 0 when weights is `none`."""
+    epochs: int = 5
+    """Passes over the training images."""
+    batch_size: int = 16
+    """Images per optimiser step, over all devices together."""
+    long_side: tuple[int, int] = (320, 640)
+    """Training images are resized so that the longer side is uniform in this range (pixels)."""
+    crop: int = 512
+    """Side of the random training crop (pixels); smaller images are padded with the mean colour."""
+    color_jitter: float = 0.0
+    """Strength of random brightness, contrast and saturation changes."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass(frozen=True)
+class SESSConfig:
+    """SESS: scaling and sliding windows around the saliency method."""
+
+    enabled: bool = False
+    """Wrap the method into SESS (instead of scales and flip)."""
+    window: int = 224
+    """Side of a crop in pixels."""
+    step: int = 224
+    """Step between crops in pixels."""
+    scales: tuple[int, ...] = tuple(224 + 64 * i for i in range(12))
+    """Shorter side of the image at each scale, in pixels."""
+    prefilter: float = 0.0
+    """Share of the crops with the lowest class score that is dropped (the paper uses up to 0.99)."""
+    theta: float = 0.0
+    """Only saliency above this value enters the mean over crops."""
+    pool: Literal["mean", "max"] = "mean"
+    """How overlapping crops are fused."""
+    smooth: bool = True
+    """Gaussian blur of the result (11x11, sigma 5)."""
+
+
+@dataclass(frozen=True)
+class SaliencyConfig:
+    """Class-discriminative saliency of the training photos, for the classes on their labels."""
+
+    method: str = "gradcam"
+    """Saliency method: gradcam, global_guidance."""
+    layer: str | None = None
+    """Layer of the CAM methods (a get_submodule path such as layer3); null: the last convolutional layer."""
+    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    """Input scales whose maps are summed."""
+    flip: bool = True
+    """Also use the mirror image at every scale."""
+    subtraction: Literal["none", "sum", "min"] = "none"
+    """Class subtraction between the classes of an image: sum of the positive differences, or their minimum."""
+    sess: SESSConfig = field(default_factory=SESSConfig)
+    checkpoint: Literal["last", "best"] = "last"
+    """Classifier checkpoint; best is chosen by validation mAP (image labels only)."""
+    batch_size: int = 4
+    """Images of one size per forward pass; bounds the memory."""
+
+
+@dataclass(frozen=True)
+class CRFConfig:
+    """Fully connected CRF (Kraehenbuehl and Koltun). The defaults are those of the IRN family for pseudo-labels."""
+
+    iterations: int = 10
+    """Mean-field iterations."""
+    gaussian_sxy: float = 3.0
+    """Standard deviation of the smoothness kernel (pixels)."""
+    gaussian_compat: float = 3.0
+    """Weight of the smoothness kernel."""
+    bilateral_sxy: float = 50.0
+    """Spatial standard deviation of the appearance kernel (pixels)."""
+    bilateral_srgb: float = 5.0
+    """Colour standard deviation of the appearance kernel (0..255)."""
+    bilateral_compat: float = 10.0
+    """Weight of the appearance kernel."""
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """From saliency to pseudo-masks."""
+
+    background: Literal["constant", "power", "otsu"] = "otsu"
+    """Background score: a constant, (1 - max)^alpha, or the Otsu threshold of the set's saliency (none reads a mask)."""
+    threshold: float = 0.2
+    """Background score of the `constant` rule (saliency is divided by its maximum per class)."""
+    alpha: float = 4.0
+    """Exponent of the `power` rule."""
+    crf: CRFConfig = field(default_factory=CRFConfig)
+
+
+@dataclass(frozen=True)
+class SegmenterConfig:
+    """The segmentation network."""
+
+    architecture: Literal[
+        "deeplabv3_resnet18",
+        "deeplabv3_resnet50",
+        "deeplabv3_resnet101",
+        "deeplabv3_mobilenet_v3_large",
+        "light",
+    ] = "deeplabv3_resnet50"
+    """Network; `light` is a ResNet-18 encoder with a small decoder for small images."""
+    weights: str = "imagenet"
+    """Backbone weights: `imagenet` (classification weights, never masks), `none`, `classifier` (this run's), or a path."""
+    output_stride: Literal[8, 16] = 16
+    """Input pixels per feature of the backbone (DeepLab on ResNets)."""
+    freeze_batchnorm: bool | None = None
+    """Keep the backbone's BatchNorm at its pre-trained statistics; null: yes unless weights is `none`."""
+    epochs: int = 20
+    """Passes over the training images."""
+    batch_size: int = 8
+    """Images per optimiser step, over all devices together."""
+    scale: tuple[float, float] = (0.5, 1.5)
+    """Training images are resized by a uniform factor in this range."""
+    crop: int = 321
+    """Side of the random training crop (pixels)."""
+    color_jitter: float = 0.0
+    """Strength of random brightness, contrast and saturation changes."""
+    val_every: int = 1
+    """Epochs between validations (only where validation masks exist; never chooses the published checkpoint)."""
+    supervised: bool = False
+    """Also train the same network on the true masks (an oracle), for supervised.miou and retention."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=5e-4))
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Prediction of the validation photos and scoring."""
+
+    ms_flip: bool = True
+    """Also predict at several scales and mirrored."""
+    scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    """Scales of the multi-scale prediction."""
+    crf: bool = True
+    """Also refine the multi-scale prediction (or the plain one, if that is all) with a CRF."""
+    crf_parameters: CRFConfig = field(
+        default_factory=lambda: CRFConfig(
+            gaussian_sxy=1.0, gaussian_compat=3.0, bilateral_sxy=67.0, bilateral_srgb=3.0, bilateral_compat=4.0
+        )
+    )
+    oracle_images: int = 100
+    """Training images on which the oracle threshold of the CRF masks is searched (evenly spaced; 0: all)."""
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Where and how to compute. None of this enters a stage's fingerprint."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Device to compute on."""
+    devices: int = 1
+    """Devices for training; more than one trains with DistributedDataParallel."""
+    num_nodes: int = 1
+    """Machines for training."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """auto: bf16 autocast where the hardware has bf16 matrix units (Ampere or newer, AVX512-BF16, AMX), else float32."""
+    workers: int | None = None
+    """Processes for loading and for the CRF; null: one per core."""
+    progress: bool = True
+    """Show progress bars."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run depends on."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    output: str = "runs/shapes"
+    """Run directory; an unfinished run in it is continued."""
+    seed: int = 0
+    """Seed of initialisation, shuffling and augmentation."""
+
+    def __post_init__(self) -> None:
+        for name, value, low in (
+            ("classifier.epochs", self.classifier.epochs, 1),
+            ("classifier.batch_size", self.classifier.batch_size, 1),
+            ("classifier.crop", self.classifier.crop, 32),
+            ("saliency.batch_size", self.saliency.batch_size, 1),
+            ("segmenter.epochs", self.segmenter.epochs, 1),
+            ("segmenter.batch_size", self.segmenter.batch_size, 1),
+            ("segmenter.crop", self.segmenter.crop, 32),
+            ("runtime.devices", self.runtime.devices, 1),
+        ):
+            if value < low:
+                raise UserError(f"{name} is {value}, but must be at least {low}")
+        if not self.output:
+            raise UserError("output is empty; give the run directory, for example --output runs/first")
+        if not self.saliency.scales:
+            raise UserError("saliency.scales is empty; give at least one scale, for example [1.0]")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration (or a part of it) as nested plain dictionaries with lists instead of tuples."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return value
+
+    result: dict[str, Any] = plain(asdict(config))
+    return result
