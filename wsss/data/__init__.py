@@ -1,0 +1,1 @@
+"""Data sets: class lists, image labels, files on disk, splits, transforms. Submodules are imported by name."""

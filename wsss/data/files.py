@@ -1,0 +1,304 @@
+"""The only code that touches disk formats: atomic writes, photos, masks, saliency archives, JSON.
+
+Needs numpy and Pillow only. Photos are (H, W, 3) uint8 RGB, masks (H, W) uint8 class indices, both in
+pixels of the original image (after EXIF orientation). Every write goes to a temporary file in the same
+folder and is renamed, so a reader sees a whole file or none.
+"""
+
+import errno
+import json
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from wsss.errors import UserError
+from wsss.report.palette import voc_palette
+
+_TURN = Image.Transpose
+_ORIENTATIONS = {
+    2: _TURN.FLIP_LEFT_RIGHT,
+    3: _TURN.ROTATE_180,
+    4: _TURN.FLIP_TOP_BOTTOM,
+    5: _TURN.TRANSPOSE,
+    6: _TURN.ROTATE_270,
+    7: _TURN.TRANSVERSE,
+    8: _TURN.ROTATE_90,
+}
+"""EXIF tag 0x0112 -> what shows the photo upright (EXIF 2.3, section 4.6.4)."""
+
+_ORIENTATION_TAG = 0x0112
+_SWAPS_SIDES = (5, 6, 7, 8)
+
+# What Pillow's decoders raise on damaged files; SyntaxError is how its PNG plugin reports broken chunks.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    KeyError,
+    IndexError,
+    TypeError,
+    OverflowError,
+    Image.DecompressionBombError,
+)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path in the folder of `path`; renames it to `path` if the block succeeds.
+
+    The folder is made if missing. On any failure the temporary file is removed and an existing `path`
+    keeps its content. No fsync: after a power cut a file may be missing, after a killed process never.
+
+    Raises:
+        UserError: an OSError in the block or in the renaming (disk full, no permission, …).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror or error}): {_write_mend(error)}") from error
+    finally:
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return  # its folder does not exist or is not ours: then there is no temporary file either
+
+
+def _write_mend(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "free some disk space and run again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "choose a folder that you may write to"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        return "a file or folder of that name is in the way, move it"
+    return "check the path and the disk"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text, atomically. Raises UserError where the disk refuses."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON, atomically.
+
+    Raises:
+        ValueError: `value` holds NaN or infinity, which are no JSON (write None).
+        UserError: the disk refuses.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        UserError: the file is missing, not readable or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: check the path") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): restore or remove it") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Yields the opened Pillow image; whatever damaged files raise in the block becomes a UserError."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: check the path") from error
+    except (IsADirectoryError, PermissionError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): check the path and its permissions"
+        ) from error
+    except _DECODE_ERRORS as error:
+        raise UserError(
+            f"{path} {_damage(path, error)}: replace the file or remove it from the data set"
+        ) from error
+
+
+def _damage(path: Path, error: Exception) -> str:
+    if path.stat().st_size == 0:
+        return "is an empty file"
+    if isinstance(error, UnidentifiedImageError):
+        return "is not an image of a known format"
+    return f"is damaged or truncated and cannot be decoded ({error})"
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1..8; 1 where there is none or the EXIF block itself is damaged, as viewers do."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except _DECODE_ERRORS:
+        return 1
+    return value if value in _ORIENTATIONS else 1
+
+
+def read_image(path: Path) -> npt.NDArray[np.uint8]:
+    """Reads a photo, decoded fully, so that a truncated file is found here.
+
+    Grey becomes three equal channels; 16-bit values lose their low byte; CMYK is converted; transparency
+    is laid on white, as a browser shows it. The first frame of several is taken.
+
+    Returns:
+        (H, W, 3) uint8 RGB, C-contiguous, EXIF orientation applied.
+
+    Raises:
+        UserError: naming the file: missing, empty, no image, truncated, or 32-bit values of unknown range.
+    """
+    with _opened(path) as image:
+        image.load()
+        upright = _ORIENTATIONS.get(_orientation(image))
+        if image.mode in ("I", "F"):
+            raise UserError(f"{path} has 32-bit pixels (mode {image.mode}): save it as 8-bit or 16-bit")
+        turned = image if upright is None else image.transpose(upright)
+        return np.array(_to_rgb(turned), dtype=np.uint8, order="C")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        high_byte = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return Image.fromarray(high_byte).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        if image.mode in ("RGBa", "La"):
+            image = image.convert(image.mode.upper())
+        front = image.convert("RGBA")
+        white = Image.new("RGBA", front.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, front).convert("RGB")
+    return image.convert("RGB")
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a photo after EXIF orientation; reads the header only (PNG with late EXIF: all).
+
+    Raises:
+        UserError: naming the file: missing, empty or no image.
+    """
+    with _opened(path) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) in _SWAPS_SIDES else (height, width)
+
+
+def read_mask(path: Path) -> npt.NDArray[np.uint8]:
+    """Reads a mask as palette (or grey) index: 0 = background, 1..C = classes, 255 = ignore.
+
+    Returns:
+        (H, W) uint8, C-contiguous. No EXIF orientation: masks are arrays, not photos.
+
+    Raises:
+        UserError: naming the file: missing, damaged, RGB or another mode than P and L, or stored lossily.
+    """
+    with _opened(path) as image:
+        if image.format in ("JPEG", "MPO", "WEBP"):
+            raise UserError(
+                f"{path} is a {image.format} file, which changes class indices: save masks as PNG"
+            )
+        if image.mode not in ("P", "L"):
+            raise UserError(
+                f"{path} is a mask of mode {image.mode}, not of class indices: save it as 8-bit palette or "
+                'grey PNG with values 0..C and 255 (data/README.md, "RGB masks", has a script)'
+            )
+        return np.array(image, dtype=np.uint8, order="C")
+
+
+def write_mask(path: Path, mask: npt.NDArray[np.uint8]) -> None:
+    """Writes class indices as a mode-P PNG with the VOC palette, atomically.
+
+    Args:
+        path: the PNG file.
+        mask: (H, W) uint8, 0 = background, 1..C = classes, 255 = ignore.
+
+    Raises:
+        ValueError: another shape or dtype.
+        UserError: the disk refuses.
+    """
+    if mask.ndim != 2 or mask.dtype != np.uint8:
+        raise ValueError(f"a mask is (H, W) uint8, got {mask.shape} {mask.dtype}")
+    image = Image.fromarray(np.ascontiguousarray(mask))
+    image.putpalette(voc_palette().tobytes())  # turns the grey image into mode P, indices unchanged
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+@dataclass(frozen=True, eq=False)
+class Saliency:
+    """The saliency maps of one photo, one per class on its label.
+
+    Attributes:
+        classes: (K,) int16 mask indices 1..C, K may be 0.
+        maps: (K, h, w) float16 in [0, 1], h and w are the method's own resolution.
+        size: (H, W) of the photo.
+    """
+
+    classes: npt.NDArray[np.int16]
+    maps: npt.NDArray[np.float16]
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if self.classes.dtype != np.int16 or self.maps.dtype != np.float16:
+            raise ValueError(f"saliency is int16 and float16, got {self.classes.dtype} and {self.maps.dtype}")
+        if self.classes.ndim != 1 or self.maps.ndim != 3 or len(self.classes) != len(self.maps):
+            raise ValueError(
+                f"saliency is (K,) and (K, h, w), got {self.classes.shape} and {self.maps.shape}"
+            )
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"size is (H, W) of the photo, got {self.size}")
+        if not ((self.maps >= 0) & (self.maps <= 1)).all():  # also finds NaN
+            raise ValueError("saliency maps lie in [0, 1]")
+
+
+def write_saliency(path: Path, saliency: Saliency) -> None:
+    """Writes one photo's saliency as a compressed .npz without pickles, atomically.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    size = np.array(saliency.size, dtype=np.int32)
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:  # a stream: savez would add a suffix
+        np.savez_compressed(stream, classes=saliency.classes, maps=saliency.maps, size=size)
+
+
+def read_saliency(path: Path) -> Saliency:
+    """Reads what `write_saliency` wrote; pickles are refused.
+
+    Raises:
+        UserError: naming the file: missing, truncated, or not such an archive.
+    """
+    try:
+        with zipfile.ZipFile(path):  # a bare .npy or a pickle is no zip file: found before numpy guesses
+            pass
+        with np.load(path, allow_pickle=False) as archive:
+            height, width = (int(value) for value in archive["size"])
+            return Saliency(archive["classes"], archive["maps"], (height, width))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: run the saliency stage (wsss saliency)") from error
+    except (*_DECODE_ERRORS, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise UserError(
+            f"{path} is not a whole saliency archive ({error}): remove it and run the saliency stage again"
+        ) from error

@@ -1,0 +1,339 @@
+"""Class lists, image ids and image-level labels, read from text, CSV and XML. Standard library only.
+
+Class indices are mask indices everywhere: 0 = background, 1..C = classes in the order of the class list,
+255 = ignore. An image's labels are the sorted tuple of the indices 1..C that the image contains; an empty
+tuple says "contains none of the classes", a missing entry says "unknown".
+"""
+
+import csv
+import difflib
+import io
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsss.errors import UserError
+
+BACKGROUND = 0
+"""Mask index of "none of the classes"."""
+
+IGNORE = 255
+"""Mask index of pixels that are neither trained on nor scored."""
+
+MAX_CLASSES = 254
+"""Indices 1..254: 0 and 255 are taken."""
+
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+"""PASCAL VOC, official order: aeroplane is mask index 1, tvmonitor 20."""
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+"""File name endings that are cut off an image's name to give its id (compared in lower case)."""
+
+CSV_FORMAT = (
+    'expected the header "image,labels" (labels separated by ";"), or "image,<class>,<class>,…" with 0/1'
+)
+
+_MAX_PART_BYTES = 200  # file systems allow 255; room for suffixes and the temporary names of atomic writes
+_DEEPLAB_LINE = re.compile(r"/?JPEGImages/(\S+)\s+/?SegmentationClass\w*/\S+")
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """One line of a label CSV: the line number in the file (from 1), the image id and the label names."""
+
+    line: int
+    identifier: str
+    names: tuple[str, ...]
+
+
+def read_text(path: Path) -> str:
+    """Reads a UTF-8 text file; a byte order mark is dropped, line ends become "\\n".
+
+    Raises:
+        UserError: the file is missing, not readable or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: check the path") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a UTF-8 text file: save it as UTF-8") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UserError(f"{path} cannot be read ({error}): check the path and its permissions") from error
+
+
+def check_classes(names: Iterable[str], source: str) -> tuple[str, ...]:
+    """Returns `names` as a tuple if they are a valid class list, without background.
+
+    Args:
+        names: class names, index 1 first.
+        source: where they come from, for the message.
+
+    Raises:
+        UserError: no name, a duplicate, "background" among them, a name with ";", more than 254 names.
+    """
+    classes = tuple(names)
+    if not classes:
+        raise UserError(f"{source} names no class: write one class name a line")
+    if len(classes) > MAX_CLASSES:
+        raise UserError(f"{source} names {len(classes)} classes: an 8-bit mask holds at most {MAX_CLASSES}")
+    for name in classes:
+        if not name.strip() or ";" in name:
+            raise UserError(f'{source}: "{name}" cannot be a class name: use a name without ";"')
+        if name.casefold() == "background":
+            raise UserError(f'{source} lists "{name}": remove it, background is always index 0')
+        if classes.count(name) > 1:
+            raise UserError(f'{source} lists the class "{name}" twice: remove one of them')
+    return classes
+
+
+def read_classes(path: Path | None) -> tuple[str, ...]:
+    """Reads a class list: one name a line, index 1 first, blank lines skipped.
+
+    Args:
+        path: the text file; None gives the 20 VOC classes.
+
+    Raises:
+        UserError: see `read_text` and `check_classes`.
+    """
+    if path is None:
+        return VOC_CLASSES
+    lines = (line.strip() for line in read_text(path).splitlines())
+    return check_classes((line for line in lines if line), str(path))
+
+
+def check_id(identifier: str, source: str, *, nested: bool = True) -> str:
+    """Returns `identifier` if it names a file inside its folder, whatever suffix is added.
+
+    Args:
+        identifier: image id, such as "2007_000032" or (nested) "holiday/beach 7".
+        source: where it was read ("file:line"), for the message.
+        nested: allow "/" between parts.
+
+    Raises:
+        UserError: the id is empty, absolute, has "..", a backslash, a control character or a too long part.
+    """
+    problem = _id_problem(identifier, nested)
+    if problem:
+        raise UserError(f"{source}: {identifier!r} cannot be an image id: {problem}")
+    return identifier
+
+
+def _id_problem(identifier: str, nested: bool) -> str:
+    if not identifier.strip():
+        return "it is empty"
+    if not identifier.isprintable() or "\\" in identifier:
+        return 'backslashes and control characters are not allowed; separate folders with "/"'
+    if re.match(r"/|[A-Za-z]:/", identifier):
+        return "give the name relative to the image folder, not an absolute path"
+    parts = identifier.split("/")
+    if len(parts) > 1 and not nested:
+        return 'this layout has no sub-folders; remove the "/"'
+    if any(part.strip() in ("", ".", "..") for part in parts):
+        return 'its parts must be plain names, not empty, "." or ".."'
+    if any(len(part.encode(errors="replace")) > _MAX_PART_BYTES for part in parts):
+        return f"a name may have at most {_MAX_PART_BYTES} bytes"
+    return ""
+
+
+def strip_suffix(name: str) -> str:
+    """Cuts a known image suffix off a file name: "a/b.JPG" -> "a/b"; "shot.2" stays."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else name
+
+
+def read_ids(path: Path, *, nested: bool = True) -> tuple[str, ...]:
+    """Reads a list of image ids, one a line, in the order of the file; blank lines are skipped.
+
+    Three spellings are understood: an id (with or without image suffix; it may contain spaces); VOC's
+    class lists, where every line is "id 1", "id 0" or "id -1" (every id is taken, whatever its flag);
+    the pairs "/JPEGImages/id.jpg /SegmentationClassAug/id.png" in which train_aug lists often come.
+
+    Raises:
+        UserError: the file is not readable, lists nothing, an id twice, or an id that `check_id` refuses.
+    """
+    lines = [(number, line.strip()) for number, line in enumerate(read_text(path).split("\n"), 1)]
+    lines = [(number, line) for number, line in lines if line]
+    if not lines:
+        raise UserError(f"{path} lists no image: write one image id a line")
+    flagged = all(re.fullmatch(r".*\S\s+(1|0|-1)", line) for _, line in lines)
+    rows = [(number, _list_id(line, flagged)) for number, line in lines]
+    seen: dict[str, int] = {}
+    for number, identifier in rows:
+        check_id(identifier, f"{path}:{number}", nested=nested)
+        _check_new(identifier, number, seen, path)
+    return tuple(seen)
+
+
+def _list_id(line: str, flagged: bool) -> str:
+    if pair := _DEEPLAB_LINE.fullmatch(line):
+        return strip_suffix(pair[1])
+    return strip_suffix(line.rsplit(maxsplit=1)[0] if flagged else line)
+
+
+def _check_new(identifier: str, line: int, seen: dict[str, int], path: Path) -> None:
+    if identifier in seen:
+        raise UserError(
+            f'{path}: the image "{identifier}" is on line {seen[identifier]} and again on line {line}: '
+            "remove one of them"
+        )
+    seen[identifier] = line
+
+
+def read_label_rows(path: Path, *, nested: bool = True) -> tuple[LabelRow, ...]:
+    """Reads a label CSV without looking at the class list: `image,labels` or one-hot columns.
+
+    Raises:
+        UserError: naming file and line: no such file, wrong header, wrong number of columns, a one-hot
+            value other than 0 and 1, a refused id, an image listed twice, broken quotes.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True, skipinitialspace=True)
+    header: list[str] = []
+    rows: list[LabelRow] = []
+    seen: dict[str, int] = {}
+    try:
+        for cells in reader:
+            values = [cell.strip() for cell in cells]
+            if not any(values):
+                continue
+            if not header:
+                header = _check_header(values, path)
+                continue
+            row = _label_row(values, header, path, reader.line_num, nested)
+            _check_new(row.identifier, row.line, seen, path)
+            rows.append(row)
+    except csv.Error as error:
+        raise UserError(
+            f"{path}:{reader.line_num}: not valid CSV ({error}): check the quotes there"
+        ) from error
+    if not header:
+        raise UserError(f"{path} is empty: {CSV_FORMAT}")
+    return tuple(rows)
+
+
+def _is_tags(header: Sequence[str]) -> bool:
+    return [name.lower() for name in header] == ["image", "labels"]
+
+
+def _check_header(values: list[str], path: Path) -> list[str]:
+    if values[0].lower() != "image" or len(values) < 2:
+        raise UserError(f'{path}: the first line is "{",".join(values)[:80]}": {CSV_FORMAT}')
+    for name in values[1:]:
+        if not name or values.count(name) > 1:
+            raise UserError(f'{path}: the header has an empty or repeated column "{name}": {CSV_FORMAT}')
+    return values
+
+
+def _label_row(values: list[str], header: list[str], path: Path, line: int, nested: bool) -> LabelRow:
+    where = f"{path}:{line}"
+    if len(values) != len(header):
+        mend = 'separate labels with ";", not ","' if _is_tags(header) else "give each class 0 or 1"
+        raise UserError(f"{where}: {len(values)} columns, but the header has {len(header)}: {mend}")
+    identifier = check_id(strip_suffix(values[0]), where, nested=nested)
+    if _is_tags(header):
+        names = [part.strip() for part in values[1].split(";")]
+        return LabelRow(line, identifier, tuple(name for name in names if name))
+    for name, value in zip(header[1:], values[1:], strict=True):
+        if value not in ("0", "1"):
+            raise UserError(f'{where}: column "{name}" is "{value}": write 0 or 1')
+    present = zip(header[1:], values[1:], strict=True)
+    return LabelRow(line, identifier, tuple(name for name, value in present if value == "1"))
+
+
+def read_csv_classes(path: Path) -> tuple[str, ...]:
+    """The class list that a label CSV implies: all its labels that occur, sorted.
+
+    Raises:
+        UserError: see `read_label_rows` and `check_classes`.
+    """
+    names = {name for row in read_label_rows(path) for name in row.names}
+    return check_classes(sorted(names), str(path))
+
+
+def read_label_csv(path: Path, classes: Sequence[str], *, nested: bool = True) -> dict[str, tuple[int, ...]]:
+    """Reads image labels from a CSV `image,labels` (labels separated by ";") or with one 0/1 column a class.
+
+    Returns:
+        image id (without image suffix) -> sorted mask indices 1..C; () where the cell is empty.
+
+    Raises:
+        UserError: see `read_label_rows`; a label that is not in `classes` (with file, line, the label
+            and the nearest class).
+    """
+    index = {name: number for number, name in enumerate(classes, 1)}
+    labels: dict[str, tuple[int, ...]] = {}
+    for row in read_label_rows(path, nested=nested):
+        for name in row.names:
+            if name not in index:
+                raise UserError(f"{path}:{row.line}: {unknown_label(name, classes)}")
+        labels[row.identifier] = tuple(sorted({index[name] for name in row.names}))
+    return labels
+
+
+def unknown_label(name: str, classes: Sequence[str]) -> str:
+    """The sentence for a label outside the class list, with the nearest class where one is near."""
+    folded = {candidate.casefold(): candidate for candidate in classes}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    if near:
+        return f'unknown label "{name}": did you mean "{folded[near[0]]}"? Else add it to the class list'
+    shown = ", ".join(classes[:8]) + (", …" if len(classes) > 8 else "")
+    return f'unknown label "{name}": correct it or add it to the class list ({shown})'
+
+
+def read_label_xml(
+    annotations: Path, ids: Iterable[str], classes: Sequence[str]
+) -> dict[str, tuple[int, ...]]:
+    """Reads image labels from VOC annotation files, `annotations`/<id>.xml, elements object/name.
+
+    Objects marked "difficult" or "truncated" count as present: they are in the image and in its mask.
+    Names outside `classes` are ignored, so a class list may be a part of VOC's.
+
+    Returns:
+        image id -> sorted mask indices 1..C, for those ids that have a file.
+
+    Raises:
+        UserError: a file is not readable, not a VOC annotation, or contains a DTD or entities.
+    """
+    index = {name: number for number, name in enumerate(classes, 1)}
+    labels: dict[str, tuple[int, ...]] = {}
+    for identifier in ids:
+        path = annotations / f"{check_id(identifier, str(annotations))}.xml"
+        if path.is_file():
+            labels[identifier] = tuple(sorted({index[name] for name in _xml_names(path) if name in index}))
+    return labels
+
+
+def _xml_names(path: Path) -> list[str]:
+    text = read_text(path)
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise UserError(f"{path} contains a DTD or entities, which VOC files never do: remove them")
+    try:
+        root = ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError) as error:
+        raise UserError(f"{path} is not valid XML ({error}): copy it anew from the devkit") from error
+    if root.tag != "annotation":
+        raise UserError(f"{path} has the root <{root.tag}>, expected a VOC <annotation>")
+    return [name.strip() for item in root.findall("object") if (name := item.findtext("name"))]
