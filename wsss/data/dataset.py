@@ -1,0 +1,203 @@
+"""What a data set is to the rest of the package: a class list and the records of two splits."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsss.data.labels import IMAGE_SUFFIXES, check_classes, read_ids, strip_suffix
+from wsss.errors import UserError
+
+Labels = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One photo.
+
+    Attributes:
+        id: name of everything that is written for it, "/" between folders.
+        image: the photo's file.
+        labels: sorted mask indices 1..C of the classes it contains; () for none of them, None if unknown.
+        mask: its ground truth (mode-P or L PNG), None if there is none. For scoring, never for training.
+    """
+
+    id: str
+    image: Path
+    labels: tuple[int, ...] | None
+    mask: Path | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Class names (index 1 first, without background) and the records of both splits; val may be empty.
+
+    Raises:
+        UserError: no training image, an invalid class list, or an image that is in both splits.
+    """
+
+    classes: tuple[str, ...]
+    train: tuple[Record, ...]
+    val: tuple[Record, ...]
+
+    def __post_init__(self) -> None:
+        check_classes(self.classes, "the class list (data.classes)")
+        if not self.train:
+            raise UserError("the data set has no training image: check data.train and data.labels")
+        val = {record.id for record in self.val}
+        both = [record.id for record in self.train if record.id in val]
+        if both:
+            raise UserError(
+                f"{count(both, 'image')} both in train and in val ({first(both)}): a score on them would be "
+                "worthless, take them out of one list (data.train, data.val)"
+            )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names by mask index: ("background", *classes)."""
+        return ("background", *self.classes)
+
+
+def load_dataset(
+    kind: str, root: Path, labels: str, classes: Path | None, train: str | None, val: str | None
+) -> Dataset:
+    """Loads the data set that the configuration keys `data.*` name.
+
+    Args:
+        kind: "voc", "folder", or "shapes" (VOC layout with its own classes.txt and labels.csv in `root`).
+        root: folder of the data set.
+        labels: "xml" or the path of a CSV.
+        classes: the class list; None = the 20 VOC classes, or root/classes.txt for "folder" and "shapes".
+        train: a split name, a list file, or None.
+        val: likewise.
+
+    Raises:
+        UserError: an unknown kind, or anything that `load_voc` and `load_folder` find wrong.
+    """
+    from wsss.data.folder import load_folder  # here: both modules need Record
+    from wsss.data.voc import load_voc
+
+    match kind:
+        case "voc":
+            return load_voc(root, labels, classes, train, val)
+        case "shapes":
+            own = str(root / "labels.csv") if (root / "labels.csv").is_file() else "xml"
+            listed = root / "classes.txt"
+            return load_voc(root, own if labels == "xml" else labels, classes or listed, train, val)
+        case "folder":
+            return load_folder(root, labels, classes, train, val)
+    raise UserError(f'data.kind is "{kind}": expected shapes, voc or folder')
+
+
+def first(items: Sequence[str], number: int = 3) -> str:
+    """The first items for a message: "a, b, c, …"."""
+    return ", ".join(items[:number]) + (", …" if len(items) > number else "")
+
+
+def count(items: Sequence[object], noun: str) -> str:
+    """ "1 image is", "3 images are": the beginning of a message."""
+    return f"1 {noun} is" if len(items) == 1 else f"{len(items)} {noun}s are"
+
+
+def found_in(root: Path) -> str:
+    """What `root` holds, for a message: 'found there: "a", "b", …'."""
+    try:
+        names = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
+    except OSError:
+        return "that folder cannot be read"
+    return f"found there: {first(names, 6)}" if names else "that folder is empty"
+
+
+def check_root(root: Path) -> None:
+    """Raises UserError where `root` is no folder."""
+    if not root.exists():
+        raise UserError(
+            f"{root} does not exist: set --data.root to the data set's folder (see data/README.md)"
+        )
+    if not root.is_dir():
+        raise UserError(f"{root} is a file: set --data.root to the data set's folder")
+
+
+def resolve_file(name: str | Path, root: Path) -> Path | None:
+    """The file `name`: absolute, relative to the working directory, or else to `root`; None if neither."""
+    return next((path for path in (Path(name), root / name) if path.is_file()), None)
+
+
+def walk_images(folder: Path, *, nested: bool, exclude: Sequence[Path] = ()) -> list[tuple[str, Path]]:
+    """(id, file) of every image in `folder`, sorted by id; hidden files and folders are left out.
+
+    Args:
+        folder: where to look; a missing folder gives an empty list.
+        nested: look into sub-folders too; ids are then relative paths with "/".
+        exclude: sub-folders that are not entered.
+    """
+    found: list[tuple[str, Path]] = []
+    for top, folders, names in os.walk(folder):
+        here = Path(top)
+        keep = [
+            name for name in folders if nested and not name.startswith(".") and here / name not in exclude
+        ]
+        folders[:] = keep
+        prefix = "" if here == folder else here.relative_to(folder).as_posix() + "/"
+        found += [
+            (prefix + strip_suffix(name), here / name)
+            for name in names
+            if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
+        ]
+    return sorted(found)
+
+
+def index_images(folder: Path, *, nested: bool, exclude: Sequence[Path] = ()) -> dict[str, Path]:
+    """Image id -> file, sorted by id; see `walk_images`.
+
+    Raises:
+        UserError: two files have the same id.
+    """
+    index: dict[str, Path] = {}
+    for identifier, path in walk_images(folder, nested=nested, exclude=exclude):
+        if identifier in index:
+            raise UserError(
+                f'{index[identifier]} and {path} have the same id "{identifier}": rename one of them'
+            )
+        index[identifier] = path
+    return index
+
+
+def read_split(path: Path, images: Mapping[str, Path], *, nested: bool) -> tuple[str, ...]:
+    """Reads a list of ids that must all have an image.
+
+    Raises:
+        UserError: see `read_ids`; or ids without image, naming the first of them.
+    """
+    ids = read_ids(path, nested=nested)
+    check_images(ids, images, str(path))
+    return ids
+
+
+def check_images(ids: Iterable[str], images: Mapping[str, Path], source: str) -> None:
+    """Raises UserError, with the likeliest mend, where ids of `source` have no image."""
+    missing = [identifier for identifier in ids if identifier not in images]
+    if not missing:
+        return
+    tail = missing[0].rpartition("/")[2]
+    near = [known for known in images if known.rpartition("/")[2] == tail]
+    mend = f'write "{near[0]}"' if len(near) == 1 else "add the photos or remove the ids"
+    verb = "has" if len(missing) == 1 else "have"
+    raise UserError(f"{source}: {len(missing)} of its ids {verb} no image ({first(missing)}): {mend}")
+
+
+def make_records(
+    ids: Iterable[str], images: Mapping[str, Path], labels: Labels, masks: Mapping[str, Path]
+) -> tuple[Record, ...]:
+    """Records in the order of `ids`; labels and masks are None where they are not known."""
+    return tuple(Record(name, images[name], labels.get(name), masks.get(name)) for name in ids)
+
+
+def check_labelled(ids: Sequence[str], labels: Labels, source: str) -> None:
+    """Raises UserError where training images have no labels, naming the first."""
+    missing = [identifier for identifier in ids if identifier not in labels]
+    if missing:
+        raise UserError(
+            f"{source} has no labels for {len(missing)} of {len(ids)} training images ({first(missing)}): "
+            "add them, or take these ids out of data.train"
+        )

@@ -1,0 +1,138 @@
+"""Photos of one's own: a folder of images, a CSV of tags, a class list; masks are optional.
+
+ROOT/images/**/<name>.jpg   (or directly in ROOT; jpg, jpeg, png, webp, bmp, tif)
+ROOT/labels.csv             image,labels
+ROOT/classes.txt            one class a line; without it: the labels of the CSV, sorted
+ROOT/masks/**/<name>.png    optional, for scoring only
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from wsss.data.dataset import (
+    Dataset,
+    check_images,
+    check_labelled,
+    check_root,
+    found_in,
+    index_images,
+    make_records,
+    read_split,
+    resolve_file,
+)
+from wsss.data.labels import read_classes, read_csv_classes, read_label_csv
+from wsss.errors import UserError
+
+VAL_SHARE = 0.1
+"""Share of the labelled images that become val where no list says otherwise."""
+
+
+def load_folder(root: Path, labels: str, classes: Path | None, train: str | None, val: str | None) -> Dataset:
+    """Loads a folder of photos with a CSV of tags.
+
+    An image's id is its path below the image folder without suffix ("beach/one"). Photos that the CSV does
+    not mention are not trained on; photos with an empty cell contain none of the classes.
+
+    Args:
+        root: the folder.
+        labels: path of the CSV, absolute, relative to the working directory, or to `root`; "xml" (the
+            configuration's default) means root/labels.csv.
+        classes: the class list; None = root/classes.txt, or the labels of the CSV, sorted.
+        train: a list file or the <name> of root/<name>.txt; None = every labelled image that is not in val.
+        val: likewise; None with a train list = every labelled image that is not in it, None without =
+            about a tenth of the labelled images, by a hash of the id: it stays when images are added.
+
+    Raises:
+        UserError: naming the file and the mend, for whatever is missing or inconsistent.
+    """
+    check_root(root)
+    images = index_folder(root)
+    path = find_csv(root, labels)
+    names = folder_classes(root, classes, path)
+    known = read_label_csv(path, names)
+    check_images(known, images, str(path))
+    train_ids = None if train is None else read_split(find_list(root, train), images, nested=True)
+    val_ids = None if val is None else read_split(find_list(root, val), images, nested=True)
+    if train_ids is None and val_ids is None:
+        train_ids, val_ids = hash_split(tuple(known))
+    elif train_ids is None:
+        train_ids = _others(known, val_ids or ())
+    elif val_ids is None:
+        val_ids = _others(known, train_ids)
+    check_labelled(train_ids, known, str(path))
+    masks = index_images(root / "masks", nested=True)
+    return Dataset(
+        names,
+        make_records(train_ids, images, known, masks),
+        make_records(val_ids or (), images, known, masks),
+    )
+
+
+def _others(known: Mapping[str, object], taken: Sequence[str]) -> tuple[str, ...]:
+    excluded = set(taken)
+    return tuple(name for name in known if name not in excluded)
+
+
+def image_folder(root: Path) -> Path:
+    """root/images, or `root` itself where that does not exist."""
+    return root / "images" if (root / "images").is_dir() else root
+
+
+def index_folder(root: Path) -> dict[str, Path]:
+    """Image id -> photo. Raises UserError where there is no photo or two photos share an id."""
+    images = index_images(image_folder(root), nested=True, exclude=(root / "masks",))
+    if not images:
+        raise UserError(
+            f"{image_folder(root)} holds no photos (jpg, png, webp, bmp, tif; {found_in(root)}): "
+            f"put them into {root / 'images'} (see data/README.md)"
+        )
+    return images
+
+
+def find_csv(root: Path, labels: str) -> Path:
+    """The label CSV of a folder data set. Raises UserError where there is none."""
+    wanted = root / "labels.csv" if labels == "xml" else Path(labels)
+    path = resolve_file(wanted, root)
+    if path is None:
+        raise UserError(
+            f'{wanted} does not exist: write a CSV with the header "image,labels" ({found_in(root)}), '
+            "or set --data.labels"
+        )
+    return path
+
+
+def folder_classes(root: Path, classes: Path | None, labels: Path) -> tuple[str, ...]:
+    """The class list: the configured one, root/classes.txt, or what the CSV implies."""
+    if classes is None and not (root / "classes.txt").is_file():
+        return read_csv_classes(labels)
+    return read_classes(classes or root / "classes.txt")
+
+
+def find_list(root: Path, name: str) -> Path:
+    """The list file `name`, or root/<name>.txt. Raises UserError where neither exists."""
+    named = root / f"{name}.txt"
+    path = named if named.is_file() else resolve_file(name, root)
+    if path is None:
+        raise UserError(
+            f'"{name}" is no list file, and {named} does not exist: write the ids there, one a line, or set '
+            "data.train and data.val to null for a split of 9 to 1"
+        )
+    return path
+
+
+def hash_split(ids: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Splits ids into (train, val), each in the given order, by SHA-256 of the id.
+
+    Every id's side depends on the id alone, except in tiny sets: at least one image (of two or more) is
+    val, and at most half of them.
+    """
+    ranked = sorted(ids, key=_position)
+    share = sum(_position(identifier) < VAL_SHARE for identifier in ids)
+    val = set(ranked[: min(max(share, 1), len(ids) // 2)])
+    return tuple(name for name in ids if name not in val), tuple(name for name in ids if name in val)
+
+
+def _position(identifier: str) -> float:
+    """A fixed pseudo-random number in [0, 1) for an id (SHA-256: the same on every machine)."""
+    return int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:8], "big") / 2**64
