@@ -1,0 +1,247 @@
+"""What every saliency method shares: the interface, the guards around the classifier, map arithmetic.
+
+A method has two steps. `forward` runs the classifier once per image and keeps what the maps need
+(an `Evidence`); `Evidence.maps` then makes the maps of any (image, class) pairs without another
+forward where the method allows it. Calling a method does both. Wrappers such as `SESS` look at the
+logits in between.
+"""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsss.errors import UserError
+
+Maps = Callable[[Tensor], Tensor]
+"""Makes the maps (N, h, w) of targets (N, 2)."""
+
+
+class Evidence(Protocol):
+    """What one forward over a batch of images leaves behind.
+
+    It may hold an autograd graph: drop it (let it go out of scope) to free that memory.
+    """
+
+    @property
+    def logits(self) -> Tensor:
+        """The classifier's output (B, C), float32, detached."""
+
+    def maps(self, targets: Tensor) -> Tensor:
+        """Raw maps (N, h, w), float32, of the `targets` (N, 2): rows (image index, class index).
+
+        May be called several times.
+        """
+
+
+@dataclass(frozen=True)
+class DeferredEvidence:
+    """Evidence of methods that learn nothing from a plain forward: it runs only if logits are asked for."""
+
+    classifier: nn.Module
+    images: Tensor
+    compute: Maps
+
+    @cached_property
+    def logits(self) -> Tensor:
+        with evaluating(self.classifier), torch.no_grad():
+            return check_logits(self.classifier(self.images), self.images)
+
+    def maps(self, targets: Tensor) -> Tensor:
+        return self.compute(targets)
+
+
+@dataclass(frozen=True)
+class SaliencyMethod(ABC):
+    """A callable `method(classifier, images, targets) -> maps`; its `repr` describes it fully."""
+
+    @abstractmethod
+    def forward(self, classifier: nn.Module, images: Tensor) -> Evidence:
+        """Runs the classifier once over `images` (B, 3, H, W) and keeps what the maps need."""
+
+    def __call__(self, classifier: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """Saliency maps of (image, class) pairs.
+
+        Args:
+            classifier: maps images (B, 3, H, W) to logits (B, C). It is evaluated in eval mode; its
+                training flags, `requires_grad` flags, `.grad` and hooks are left as they were.
+            images: (B, 3, H, W), float, normalised as the classifier expects, on its device. Images
+                that no target names are not computed.
+            targets: (N, 2) integers, rows (image index, class index); any order, N may be 0.
+
+        Returns:
+            (N, h, w) float32, raw (neither normalised nor upsampled), without NaN, row n for target n.
+            Without targets (0, 0, 0), at no cost.
+
+        Raises:
+            ValueError: shapes are wrong, or a target is out of range.
+            UserError: the method does not fit the classifier (unknown layer, …).
+        """
+        targets = check_targets(images, targets)
+        if len(targets) == 0:
+            return torch.zeros((0, 0, 0), device=images.device)
+        # Tensors made under inference_mode cannot be differentiated; ours must be ordinary ones.
+        with torch.inference_mode(False):
+            used, position = torch.unique(targets[:, 0], return_inverse=True)
+            if len(used) < len(images) or images.is_inference():
+                images = images[used]
+            return self.forward(classifier, images.detach()).maps(
+                torch.stack((position, targets[:, 1]), dim=1)
+            )
+
+
+def check_targets(images: Tensor, targets: Tensor) -> Tensor:
+    """Targets (N, 2) on the images' device as int64, or ValueError."""
+    if images.ndim != 4 or not images.is_floating_point():
+        raise ValueError(f"images must be floats (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+    if targets.ndim != 2 or targets.shape[1] != 2 or targets.is_floating_point():
+        raise ValueError(
+            "targets must be integers (N, 2) with rows (image, class), "
+            f"got {targets.dtype} {tuple(targets.shape)}"
+        )
+    # A clone where needed: advanced indexing by an inference tensor is refused outside inference mode.
+    with torch.inference_mode(False):
+        targets = targets.clone() if targets.is_inference() else targets
+        targets = targets.to(images.device, torch.int64)
+    check_range(targets[:, 0], len(images), "image")
+    return targets
+
+
+def check_range(indices: Tensor, count: int, what: str) -> None:
+    """ValueError unless every index is in 0..count-1."""
+    outside = indices[(indices < 0) | (indices >= count)]
+    if len(outside):
+        raise ValueError(
+            f"target {what} index {int(outside[0])} is out of range: there are {count}, 0..{count - 1}"
+        )
+
+
+def check_logits(logits: object, images: Tensor) -> Tensor:
+    """Detached float32 logits (B, C), or UserError if the classifier returned something else."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(
+            f"the classifier must return logits (images, classes) for {len(images)} images, got {got}"
+        )
+    return logits.detach().float()
+
+
+@contextmanager
+def evaluating(classifier: nn.Module) -> Iterator[None]:
+    """Eval mode, parameters without gradient; restores every flag as it was, also after an exception."""
+    training = [module for module in classifier.modules() if module.training]
+    learning = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    try:
+        for module in training:  # the flag itself: train() and eval() may be overridden to do more
+            module.training = False
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def exact(device: torch.device) -> torch.autocast:
+    """Context in which autocast is off: map arithmetic is float32 whatever the classifier ran in."""
+    return torch.autocast(device_type=device.type, enabled=False)
+
+
+def backward_rounds(
+    output: Tensor, inputs: Sequence[Tensor], targets: Tensor
+) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+    """Gradients of target logits, with as many backward passes as the image with most targets has.
+
+    Round r differentiates the r-th target of every image at once: the images do not influence each
+    other in eval mode, so their one-hot seeds may share one backward pass.
+
+    Args:
+        output: logits (B, C) with their graph; it is kept, so that this may be repeated.
+        inputs: tensors (B, …) to differentiate with respect to.
+        targets: (N, 2) rows (image, class), in range.
+
+    Yields:
+        The rows of `targets` of this round, (n,) int64, and for each input the gradient (B, …).
+    """
+    ranks = rank_within_image(targets[:, 0])
+    for rank in range(int(ranks.max()) + 1 if len(ranks) else 0):
+        rows = (ranks == rank).nonzero()[:, 0]
+        seeds = torch.zeros_like(output)
+        seeds[targets[rows, 0], targets[rows, 1]] = 1
+        yield rows, torch.autograd.grad(output, inputs, seeds, retain_graph=True, materialize_grads=True)
+
+
+def rank_within_image(images: Tensor) -> Tensor:
+    """(N,) image indices -> (N,) how many earlier rows have the same image."""
+    same = images[:, None] == images[None, :]
+    return same.tril(-1).sum(1)
+
+
+def finite(maps: Tensor) -> Tensor:
+    """`maps` with NaN and infinities replaced by 0, with a warning: classifier or input is broken."""
+    if bool(torch.isfinite(maps).all()):
+        return maps
+    warnings.warn(
+        "saliency was NaN or infinite in places and is 0 there: "
+        "look for NaN in the classifier's weights and in the image",
+        stacklevel=2,
+    )
+    return torch.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resizing of maps (N, h, w) to (N, H, W), half-pixel centres, without antialiasing."""
+    if len(maps) == 0:
+        return maps.new_zeros((0, *size))
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def normalize(maps: Tensor, mode: Literal["minmax", "max"] = "minmax") -> Tensor:
+    """Each map (N, h, w) scaled by itself; a map without contrast (or without a positive value) becomes 0.
+
+    `minmax` is (s - min s) / (max s - min s), in [0, 1]. `max` is s / max s, in [0, 1] for
+    non-negative maps.
+    """
+    if mode not in ("minmax", "max"):
+        raise ValueError(f"mode must be 'minmax' or 'max', got {mode!r}")
+    if maps.numel() == 0:
+        return maps
+    low = maps.amin((1, 2), keepdim=True) if mode == "minmax" else torch.zeros_like(maps[:, :1, :1])
+    span = maps.amax((1, 2), keepdim=True) - low
+    return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, 1), 0)
+
+
+def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resizing of images (B, 3, H, W), antialiased when smaller, as PIL and torchvision do."""
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def gaussian_blur(maps: Tensor, kernel_size: int, sigma: float) -> Tensor:
+    """Gaussian blur of maps (N, h, w) with mirrored borders, as `cv2.GaussianBlur`; any h and w."""
+    radius = kernel_size // 2
+    offsets = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)
+    kernel = torch.exp(-offsets.square() / (2 * sigma**2))
+    kernel = kernel / kernel.sum()
+    rows, columns = (_mirrored(length, radius, maps.device) for length in maps.shape[-2:])
+    padded = maps[:, None, rows][..., columns]
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))[:, 0]
+
+
+def _mirrored(length: int, radius: int, device: torch.device) -> Tensor:
+    """Indices -radius .. length-1+radius folded into 0..length-1, border not repeated (dcb|abcd|cba)."""
+    period = max(2 * (length - 1), 1)
+    indices = torch.arange(-radius, length + radius, device=device) % period
+    return torch.minimum(indices, (period - indices) if length > 1 else indices)

@@ -1,0 +1,65 @@
+"""Class subtraction: what distinguishes a class from the other classes of the image."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from wsss.errors import UserError
+from wsss.saliency.base import Evidence, SaliencyMethod, normalize
+
+
+@dataclass(frozen=True)
+class ClassSubtraction(SaliencyMethod):
+    """Sum over the image's other target classes c' of max(M_c - M_c', 0) (Shimoda & Yanai, section 3.3).
+
+    M_c is the base map divided by its own maximum. The candidates are the classes that the same call
+    names for the same image; with only one, the base map stays as it is (raw).
+
+    Args:
+        base: the method that makes the maps.
+        reduce: "sum" as in the paper; "min" instead of the sum: a pixel must beat every other class.
+    """
+
+    base: SaliencyMethod
+    reduce: Literal["sum", "min"] = "sum"
+
+    def __post_init__(self) -> None:
+        if self.reduce not in ("sum", "min"):
+            raise UserError(f"reduce must be 'sum' or 'min', got {self.reduce!r}")
+
+    def forward(self, classifier: nn.Module, images: Tensor) -> "SubtractionEvidence":
+        return SubtractionEvidence(self.base.forward(classifier, images), self.reduce)
+
+
+@dataclass(frozen=True)
+class SubtractionEvidence:
+    """Evidence of the base method, subtracted between the classes of each `maps` call."""
+
+    evidence: Evidence
+    reduce: Literal["sum", "min"]
+
+    @property
+    def logits(self) -> Tensor:
+        return self.evidence.logits
+
+    def maps(self, targets: Tensor) -> Tensor:
+        maps = self.evidence.maps(targets)
+        result = maps.clone()
+        for image in torch.unique(targets[:, 0]):
+            rows = (targets[:, 0] == image).nonzero()[:, 0]
+            result[rows] = subtract_classes(maps[rows], targets[rows, 1], self.reduce)
+        return result
+
+
+def subtract_classes(maps: Tensor, classes: Tensor, reduce: Literal["sum", "min"] = "sum") -> Tensor:
+    """Each of one image's maps (K, h, w) minus those of the other classes (K,); (K, h, w) again."""
+    if len(torch.unique(classes)) == 1:
+        return maps
+    scaled = normalize(maps, "max")
+    result = torch.empty_like(scaled)
+    for row, cls in enumerate(classes):
+        excess = (scaled[row] - scaled[classes != cls]).relu()
+        result[row] = excess.sum(0) if reduce == "sum" else excess.amin(0)
+    return result
