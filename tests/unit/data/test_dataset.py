@@ -1,0 +1,79 @@
+"""Records, the dispatcher over layouts, and the checks that both layouts share."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from wsss.data.dataset import Dataset, Record, load_dataset, walk_images
+from wsss.errors import UserError
+
+
+def record(identifier: str) -> Record:
+    return Record(identifier, Path(f"{identifier}.jpg"), (1,), None)
+
+
+def touch_image(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 3)).save(path)
+
+
+def voc_like(root: Path) -> Path:
+    for identifier in ("a", "b"):
+        touch_image(root / "JPEGImages" / f"{identifier}.jpg")
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    (root / "ImageSets/Segmentation/train.txt").write_text("a\n")
+    (root / "ImageSets/Segmentation/val.txt").write_text("b\n")
+    (root / "classes.txt").write_text("disc\nstar\n")
+    (root / "labels.csv").write_text("image,labels\na,star\nb,disc\n")
+    return root
+
+
+def test_class_names_start_with_background() -> None:
+    assert Dataset(("cat", "dog"), (record("a"),), ()).class_names == ("background", "cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("classes", "train", "val", "message"),
+    [
+        (("cat",), (), ("a",), "no training image"),
+        ((), ("a",), (), "names no class"),
+        (("cat", "cat"), ("a",), (), "twice"),
+        (("background",), ("a",), (), "always index 0"),
+        (tuple(f"c{n}" for n in range(255)), ("a",), (), "at most 254"),
+        (("cat",), ("a", "b"), ("b",), r"1 image is both in train and in val \(b\)"),
+    ],
+)
+def test_inconsistent_dataset_is_refused(
+    classes: tuple[str, ...], train: tuple[str, ...], val: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        Dataset(classes, tuple(map(record, train)), tuple(map(record, val)))
+
+
+def test_shapes_takes_its_own_classes_and_csv(tmp_path: Path) -> None:
+    dataset = load_dataset("shapes", voc_like(tmp_path), "xml", None, "train", "val")
+    assert dataset.classes == ("disc", "star")
+    assert [(item.id, item.labels) for item in (*dataset.train, *dataset.val)] == [("a", (2,)), ("b", (1,))]
+
+
+def test_every_kind_reaches_its_loader_and_others_are_refused(tmp_path: Path) -> None:
+    root = voc_like(tmp_path)
+    voc = load_dataset("voc", root, "labels.csv", root / "classes.txt", "train", "val")
+    assert voc == load_dataset("shapes", root, "xml", None, "train", "val")
+    (root / "tags.csv").write_text("image,labels\nJPEGImages/a,star\n")
+    with pytest.raises(UserError, match='"train" is no list file'):
+        load_dataset("folder", root, "tags.csv", None, "train", None)
+    with pytest.raises(UserError, match=r'data.kind is "coco": expected shapes, voc or folder'):
+        load_dataset("coco", root, "xml", None, None, None)
+
+
+def test_image_walk_skips_hidden_files_other_files_and_excluded_folders(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.webp", ".hidden.jpg", "notes.txt", "sub/c.png", "masks/a.png", ".cache/x.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    exclude = (tmp_path / "masks",)
+    assert [name for name, _ in walk_images(tmp_path, nested=True, exclude=exclude)] == ["a", "b", "sub/c"]
+    assert [name for name, _ in walk_images(tmp_path, nested=False)] == ["a", "b"]
+    assert walk_images(tmp_path / "missing", nested=True) == []

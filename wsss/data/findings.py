@@ -1,0 +1,67 @@
+"""What the doctor reports: findings, and a text of them for people."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Severity = Literal["error", "warning"]
+_SHOWN = 5  # examples of one kind in the text report
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One finding.
+
+    Attributes:
+        severity: "error" = a run stops or its numbers are worthless; "warning" = look at it.
+        kind: short headline that similar findings share.
+        file: where it is.
+        message: what exactly, and the mend where it is not obvious.
+    """
+
+    severity: Severity
+    kind: str
+    file: Path
+    message: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What the doctor found; `str()` gives a text to read.
+
+    Attributes:
+        root: the data set's folder.
+        layout: "voc" or "folder".
+        problems: errors first, similar ones together.
+        counts: how many images, masks, labelled images, and images a split ("split train").
+        per_class: class name -> number of images with that label.
+    """
+
+    root: Path
+    layout: str
+    problems: tuple[Problem, ...]
+    counts: Mapping[str, int]
+    per_class: Mapping[str, int]
+
+    @property
+    def ok(self) -> bool:
+        """No errors (there may be warnings)."""
+        return not any(problem.severity == "error" for problem in self.problems)
+
+    def __str__(self) -> str:
+        lines = [f"{self.root} ({self.layout} layout)"]
+        lines += ["  " + ", ".join(f"{name} {number}" for name, number in self.counts.items())]
+        if self.per_class:
+            lines += ["  labels: " + ", ".join(f"{name} {n}" for name, n in self.per_class.items())]
+        groups: dict[tuple[str, str], list[Problem]] = defaultdict(list)
+        for problem in self.problems:
+            groups[problem.severity, problem.kind].append(problem)
+        for (severity, kind), problems in groups.items():
+            lines += ["", f"{severity}: {kind} ({len(problems)})"]
+            lines += [f"  {problem.message}" for problem in problems[:_SHOWN]]
+            lines += [f"  … and {len(problems) - _SHOWN} more"] * (len(problems) > _SHOWN)
+        errors = sum(problem.severity == "error" for problem in self.problems)
+        lines += ["", f"{errors} errors, {len(self.problems) - errors} warnings"]
+        return "\n".join(lines)
