@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from wsss.errors import UserError
+from wsss.refine import CRFParameters, dense_crf
+
+
+def random_input(
+    classes: int, height: int, width: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    generator = np.random.default_rng(0)
+    scores = generator.random((classes, height, width), dtype=np.float32) + 0.05
+    image = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return scores / scores.sum(axis=0), image
+
+
+def exact_mean_field(
+    probabilities: npt.NDArray[np.float32], image: npt.NDArray[np.uint8], parameters: CRFParameters
+) -> npt.NDArray[np.float64]:
+    """All N^2 pairs, straight from the paper, symmetrically normalised (with self-edges, as the lattice)."""
+    classes, height, width = probabilities.shape
+    y, x = np.divmod(np.arange(height * width), width)
+    position = np.stack([x, y], axis=1).astype(float)
+    colour = image.reshape(-1, 3).astype(float)
+
+    def kernel(features: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        distance = ((features[:, None] - features[None]) ** 2).sum(axis=2)
+        raw = np.exp(-distance / 2)
+        norm = 1 / np.sqrt(raw.sum(axis=1) + 1e-20)
+        return raw * norm[:, None] * norm[None]
+
+    appearance = np.concatenate(
+        [position / parameters.bilateral_sxy, colour / parameters.bilateral_srgb], axis=1
+    )
+    weights = parameters.gaussian_compat * kernel(position / parameters.gaussian_sxy)
+    weights = weights + parameters.bilateral_compat * kernel(appearance)
+    logits = np.log(probabilities.reshape(classes, -1).astype(float))
+    marginals = np.exp(logits) / np.exp(logits).sum(axis=0)
+    for _ in range(parameters.iterations):
+        energy = logits + marginals @ weights
+        marginals = np.exp(energy - energy.max(axis=0))
+        marginals /= marginals.sum(axis=0)
+    return marginals.reshape(classes, height, width)
+
+
+def test_crf_follows_exact_mean_field_on_a_small_photo_with_one_edge() -> None:
+    # Two smooth halves with noise in the unary: wide kernels, which the lattice approximates well.
+    generator = np.random.default_rng(1)
+    image = np.full((12, 18, 3), 60, np.uint8)
+    image[:, 8:] = (200, 150, 90)
+    image += generator.integers(0, 6, image.shape, dtype=np.uint8)
+    foreground = np.where(np.arange(18) >= 8, 0.65, 0.35) + generator.normal(0, 0.15, (12, 18))
+    foreground = np.clip(foreground, 0.05, 0.95)
+    probabilities = np.stack([1 - foreground, foreground]).astype(np.float32)
+    parameters = CRFParameters(
+        iterations=5,
+        gaussian_sxy=2,
+        gaussian_compat=1,
+        bilateral_sxy=10,
+        bilateral_srgb=15,
+        bilateral_compat=2,
+    )
+    ours = dense_crf(probabilities, image, parameters)
+    exact = exact_mean_field(probabilities, image, parameters)
+    assert (ours.argmax(axis=0) == exact.argmax(axis=0)).mean() > 0.98
+    assert np.abs(ours - exact).mean() < 0.05
+    # The noise was real: before the CRF many pixels were wrong, so this test can fail.
+    assert (probabilities.argmax(axis=0) == exact.argmax(axis=0)).mean() < 0.95
+
+
+def test_crf_moves_the_border_of_a_seed_to_the_edge_of_the_photo() -> None:
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[:, 30:] = 255
+    foreground = np.full((40, 60), 0.3, np.float32)
+    foreground[:, 40:] = 0.7
+    posterior = dense_crf(np.stack([1 - foreground, foreground]), image)
+    expected = np.zeros((40, 60))
+    expected[:, 30:] = 1
+    assert (posterior.argmax(axis=0) == expected).mean() > 0.99
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_posterior_is_a_distribution_of_the_input_shape(classes: int) -> None:
+    probabilities, image = random_input(classes, 13, 29)
+    posterior = dense_crf(probabilities, image)
+    assert posterior.shape == probabilities.shape
+    assert posterior.dtype == np.float32
+    np.testing.assert_allclose(posterior.sum(axis=0), 1, atol=1e-5)
+
+
+def test_without_iterations_the_probabilities_come_back() -> None:
+    probabilities, image = random_input(3, 9, 14)
+    np.testing.assert_allclose(
+        dense_crf(probabilities, image, CRFParameters(iterations=0)), probabilities, atol=1e-6
+    )
+
+
+def test_only_ratios_within_a_pixel_matter() -> None:
+    probabilities, image = random_input(3, 11, 17)
+    scaled = probabilities * np.linspace(0.1, 1, 17, dtype=np.float32)
+    np.testing.assert_allclose(dense_crf(scaled, image), dense_crf(probabilities, image), atol=1e-4)
+
+
+def test_zero_probabilities_stay_finite() -> None:
+    probabilities = np.zeros((2, 6, 7), np.float32)
+    probabilities[0] = 1
+    posterior = dense_crf(probabilities, np.zeros((6, 7, 3), np.uint8))
+    assert np.isfinite(posterior).all()
+    assert (posterior[0] > 0.99).all()
+
+
+def test_inputs_are_not_changed_and_need_not_be_contiguous() -> None:
+    probabilities, image = random_input(3, 16, 12)
+    turned, turned_image = probabilities.transpose(0, 2, 1), image.transpose(1, 0, 2)
+    before, image_before = probabilities.copy(), image.copy()
+    posterior = dense_crf(turned, turned_image)
+    np.testing.assert_array_equal(probabilities, before)
+    np.testing.assert_array_equal(image, image_before)
+    np.testing.assert_array_equal(
+        posterior, dense_crf(np.ascontiguousarray(turned), np.ascontiguousarray(turned_image))
+    )
+
+
+def test_each_constant_reaches_the_backend() -> None:
+    probabilities, image = random_input(2, 20, 24)
+    image = (image // 8).astype(np.uint8)
+    reference = dense_crf(probabilities, image)
+    for name in (field.name for field in dataclasses.fields(CRFParameters)):
+        changed = dataclasses.replace(CRFParameters(), **{name: 2})
+        assert np.abs(dense_crf(probabilities, image, changed) - reference).max() > 1e-3, name
+
+
+def test_auto_is_pydensecrf() -> None:
+    probabilities, image = random_input(2, 8, 9)
+    np.testing.assert_array_equal(
+        dense_crf(probabilities, image, backend="auto"), dense_crf(probabilities, image, backend="pydensecrf")
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"probabilities": np.zeros((2, 4, 5))}, "float32, not .* float64"),
+        ({"probabilities": np.zeros((4, 5), np.float32)}, r"\(C, H, W\)"),
+        ({"probabilities": np.zeros((1, 4, 5), np.float32)}, "at least two classes"),
+        ({"probabilities": np.zeros((2, 5, 4), np.float32)}, r"\(5, 4\) pixels .* the image is \(4, 5\)"),
+        ({"probabilities": np.full((2, 4, 5), np.nan, np.float32)}, "NaN"),
+        ({"image": np.zeros((4, 5, 3), np.float32)}, "uint8 RGB"),
+        ({"image": np.zeros((4, 5), np.uint8)}, r"\(H, W, 3\)"),
+        (
+            {"image": np.zeros((0, 5, 3), np.uint8), "probabilities": np.zeros((2, 0, 5), np.float32)},
+            "image is empty",
+        ),
+        ({"backend": "cuda"}, "unknown CRF backend 'cuda': choose one of auto, pydensecrf"),
+    ],
+)
+def test_wrong_arguments_are_refused(change: dict[str, object], message: str) -> None:
+    arguments: dict[str, object] = {
+        "probabilities": np.full((2, 4, 5), 0.5, np.float32),
+        "image": np.zeros((4, 5, 3), np.uint8),
+    }
+    with pytest.raises(ValueError, match=message):
+        dense_crf(**(arguments | change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"iterations": -1}, "iterations must be 0 or more"),
+        ({"bilateral_srgb": 0}, "bilateral_srgb must be positive"),
+        ({"gaussian_compat": -1}, "gaussian_compat must be 0 or more"),
+    ],
+)
+def test_meaningless_constants_are_refused(change: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CRFParameters(**change)  # type: ignore[arg-type]
+
+
+def test_missing_pydensecrf_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+    probabilities, image = random_input(2, 4, 4)
+    with pytest.raises(UserError, match="pip install pydensecrf2"):
+        dense_crf(probabilities, image)

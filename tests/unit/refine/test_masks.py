@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pydensecrf.utils
+import pytest
+
+from wsss.refine import dense_crf
+from wsss.refine.background import BackgroundParameters, seed_mask
+from wsss.refine.masks import RefineParameters, label_probabilities, refine_mask, score_probabilities
+
+Scene = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
+
+
+def scene() -> Scene:
+    """Two coloured squares (classes 3 and 12) on grey, with blurry saliency that is shifted and too small."""
+    generator = np.random.default_rng(0)
+    truth = np.zeros((60, 90), np.uint8)
+    truth[15:45, 8:38], truth[20:50, 52:82] = 3, 12
+    image = np.full((60, 90, 3), 120, np.uint8)
+    image[truth == 3], image[truth == 12] = (200, 40, 40), (40, 60, 210)
+    image += generator.integers(0, 8, image.shape, dtype=np.uint8)
+    y, x = np.mgrid[:60, :90]
+    maps = [np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * 11**2)) for cy, cx in ((28, 20), (36, 69))]
+    return np.array(maps, np.float32), image, truth
+
+
+def noise_like(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """A photo without edges: it leaves the CRF in doubt, so that some pixels become 255."""
+    return np.random.default_rng(1).integers(0, 256, image.shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("uncertainty", ["agreement", "posterior", "none"])
+def test_refined_labels_follow_the_objects_better_than_the_seed(uncertainty: str) -> None:
+    maps, image, truth = scene()
+    refined = refine_mask(maps, (3, 12), image, RefineParameters(uncertainty=uncertainty))
+    seed_accuracy = (seed_mask(maps, (3, 12), 0.15) == truth).mean()
+    assert (refined.labels == truth).mean() > max(0.97, seed_accuracy)
+    assert refined.labels.dtype == refined.mask.dtype == np.uint8
+    assert set(np.unique(refined.labels)) == {0, 3, 12}
+
+
+@pytest.mark.parametrize("uncertainty", ["agreement", "posterior"])
+def test_mask_equals_labels_where_it_is_certain(uncertainty: str) -> None:
+    maps, image, _ = scene()
+    image = noise_like(image)
+    labels, mask = refine_mask(maps, (3, 12), image, RefineParameters(uncertainty=uncertainty))
+    certain = mask != 255
+    assert 0.1 < certain.mean() < 1
+    np.testing.assert_array_equal(mask[certain], labels[certain])
+    assert 255 not in labels
+
+
+def test_without_an_uncertainty_rule_nothing_is_left_out() -> None:
+    maps, image, _ = scene()
+    labels, mask = refine_mask(maps, (3, 12), image, RefineParameters(uncertainty="none"))
+    np.testing.assert_array_equal(labels, mask)
+
+
+def test_agreement_is_the_intersection_of_two_crfs_from_hard_labels() -> None:
+    maps, image, _ = scene()
+    image = noise_like(image)
+    background = BackgroundParameters(threshold=0.2)
+    _, mask = refine_mask(maps, (3, 12), image, RefineParameters(background, low_factor=0.5, high_factor=1.5))
+    results = []
+    for threshold in (0.1, 0.3):
+        padded = np.concatenate([np.full((1, 60, 90), threshold, np.float32), maps]).argmax(axis=0)
+        energy = pydensecrf.utils.unary_from_labels(padded, 3, gt_prob=0.7, zero_unsure=False)
+        posterior = dense_crf(np.exp(-energy).reshape(3, 60, 90), image)
+        results.append(np.array([0, 3, 12])[posterior.argmax(axis=0)])
+    np.testing.assert_array_equal(mask, np.where(results[0] == results[1], results[0], 255))
+    assert (mask == 255).any()
+
+
+def test_posterior_limit_decides_how_much_is_kept() -> None:
+    maps, image, _ = scene()
+    image = noise_like(image)
+    kept = []
+    for limit in (0.0, 0.9, 0.9999):
+        parameters = RefineParameters(uncertainty="posterior", posterior_limit=limit)
+        kept.append(refine_mask(maps, (3, 12), image, parameters).mask != 255)
+    assert kept[0].all()
+    assert kept[0].sum() > kept[1].sum() > kept[2].sum()
+    assert (kept[1] | ~kept[2]).all()
+
+
+def test_an_image_without_classes_is_certain_background() -> None:
+    labels, mask = refine_mask(np.zeros((0, 5, 6), np.float32), (), np.zeros((5, 6, 3), np.uint8))
+    assert labels.tolist() == mask.tolist() == [[0] * 6] * 5
+
+
+def test_an_empty_map_gives_background_and_not_a_crash() -> None:
+    maps, image, _ = scene()
+    for uncertainty in ("agreement", "posterior", "none"):
+        labels, _ = refine_mask(
+            np.zeros_like(maps), (3, 12), image, RefineParameters(uncertainty=uncertainty)
+        )
+        assert (labels == 0).all(), uncertainty
+
+
+def test_the_order_of_the_classes_does_not_matter() -> None:
+    maps, image, _ = scene()
+    straight = refine_mask(maps, (3, 12), image)
+    turned = refine_mask(np.ascontiguousarray(maps[::-1]), (12, 3), image)
+    assert (straight.labels == turned.labels).mean() > 0.999
+    assert (straight.mask == turned.mask).mean() > 0.999
+
+
+def test_inputs_are_not_changed() -> None:
+    maps, image, _ = scene()
+    before = maps.copy(), image.copy()
+    refine_mask(maps, (3, 12), image, RefineParameters(uncertainty="posterior"))
+    np.testing.assert_array_equal(maps, before[0])
+    np.testing.assert_array_equal(image, before[1])
+
+
+def test_probabilities_of_hard_labels_are_those_of_pydensecrf() -> None:
+    labels = np.random.default_rng(0).integers(0, 4, (6, 7))
+    expected = np.exp(-pydensecrf.utils.unary_from_labels(labels, 4, gt_prob=0.7, zero_unsure=False))
+    np.testing.assert_allclose(label_probabilities(labels, 4, 0.7), expected.reshape(4, 6, 7), rtol=1e-5)
+
+
+def test_probabilities_of_soft_scores_are_those_of_pydensecrf() -> None:
+    scores = np.random.default_rng(0).random((3, 6, 7), dtype=np.float32) + 0.01
+    expected = np.exp(-pydensecrf.utils.unary_from_softmax(scores / scores.sum(axis=0), scale=0.7))
+    np.testing.assert_allclose(score_probabilities(scores, 0.7), expected.reshape(3, 6, 7), rtol=1e-5)
+
+
+def test_scores_of_zero_are_uniform() -> None:
+    np.testing.assert_allclose(score_probabilities(np.zeros((4, 2, 2), np.float32), 0.7), 0.25)
+
+
+@pytest.mark.parametrize(
+    ("maps", "classes", "message"),
+    [
+        (np.zeros((2, 4, 5), np.float64), (1, 2), "float32, not"),
+        (np.zeros((4, 5), np.float32), (1,), r"\(K, H, W\)"),
+        (np.zeros((2, 4, 5), np.float32), (1,), "2 maps for 1 classes"),
+        (np.zeros((2, 4, 6), np.float32), (1, 2), r"maps are \(4, 6\).* image is \(4, 5\).*prepare_maps"),
+        (np.zeros((2, 4, 5), np.float32), (1, 1), "different mask indices"),
+        (np.zeros((2, 4, 5), np.float32), (0, 1), "from 1 to 254"),
+        (np.zeros((2, 4, 5), np.float32), (1, 255), "from 1 to 254"),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    maps: npt.NDArray[np.float32], classes: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        refine_mask(maps, classes, np.zeros((4, 5, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"uncertainty": "luck"},
+            "unknown uncertainty rule 'luck': choose one of agreement, posterior, none",
+        ),
+        ({"low_factor": 1.5}, "low_factor <= 1 <= high_factor"),
+        ({"high_factor": 0.9}, "low_factor <= 1 <= high_factor"),
+        ({"posterior_limit": 1.5}, r"posterior_limit must lie in \[0, 1\]"),
+        ({"confidence": 0.5}, "confidence must lie between 0.5 and 1"),
+    ],
+)
+def test_meaningless_parameters_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RefineParameters(**change)  # type: ignore[arg-type]

@@ -1,0 +1,144 @@
+"""Dense CRF: mean-field inference with Gaussian edge potentials (Krähenbühl & Koltun, NIPS 2011).
+
+The energy of a labelling x of an image with N pixels is
+
+    E(x) = sum_i -log p_i(x_i) + sum_{i<j} [x_i != x_j] (
+               w1 exp(-|s_i - s_j|^2 / (2 sxy1^2))                                      (Gaussian, eq. 3)
+             + w2 exp(-|s_i - s_j|^2 / (2 sxy2^2) - |I_i - I_j|^2 / (2 srgb^2)) )       (bilateral, eq. 3)
+
+with s the pixel position, I the RGB colour in 0..255, w the compatibilities (Potts model), and both
+kernels symmetrically normalised: k_ij / sqrt(sum_j k_ij * sum_i k_ij).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from wsss.errors import UserError
+
+# Probabilities below this one are raised to it, so that -log stays finite.
+SMALLEST_PROBABILITY = 1e-8
+
+
+@dataclass(frozen=True)
+class CRFParameters:
+    """The constants of the dense CRF; the defaults are those of IRN's pseudo-labels (Ahn et al., CVPR 2019).
+
+    The usual test-time setting of DeepLab is `CRFParameters(10, 1, 3, 67, 3, 4)`.
+    """
+
+    iterations: int = 10
+    """Mean-field iterations; 0 returns the probabilities themselves."""
+    gaussian_sxy: float = 3
+    """Standard deviation of the Gaussian kernel, in pixels."""
+    gaussian_compat: float = 3
+    """Weight of the Gaussian kernel."""
+    bilateral_sxy: float = 50
+    """Standard deviation of the bilateral kernel in space, in pixels."""
+    bilateral_srgb: float = 5
+    """Standard deviation of the bilateral kernel in colour, in grey levels (0..255)."""
+    bilateral_compat: float = 10
+    """Weight of the bilateral kernel."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        if self.iterations < 0:
+            raise ValueError(f"crf.iterations must be 0 or more, not {self.iterations}")
+        for name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"crf.{name} must be positive, not {getattr(self, name)}")
+        for name in ("gaussian_compat", "bilateral_compat"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"crf.{name} must be 0 or more, not {getattr(self, name)}")
+
+
+def dense_crf(
+    probabilities: npt.NDArray[np.float32],
+    image: npt.NDArray[np.uint8],
+    parameters: CRFParameters | None = None,
+    backend: str = "auto",
+) -> npt.NDArray[np.float32]:
+    """Sharpen class probabilities along the edges of a photo.
+
+    The time grows with the number of labels C: give only the classes that can be present, plus background.
+
+    Args:
+        probabilities: `(C, H, W)` float32 with C >= 2, in [0, 1]; clipped to at least 1e-8. Only ratios
+            within a pixel matter, so they need not sum to one.
+        image: `(H, W, 3)` uint8 RGB, the photo itself (not mean-subtracted), same height and width.
+        parameters: the constants of the CRF; None means `CRFParameters()`.
+        backend: "pydensecrf", or "auto" for the best one that is installed.
+
+    Returns:
+        `(C, H, W)` float32, the mean-field marginals: in [0, 1], sum over C is one. No input is changed.
+
+    Raises:
+        ValueError: an argument has a wrong shape, type or value.
+        UserError: the backend is not installed.
+    """
+    _check(probabilities, image)
+    try:
+        infer = _BACKENDS[backend]
+    except KeyError:
+        known = ", ".join(_BACKENDS)
+        raise ValueError(f"unknown CRF backend {backend!r}: choose one of {known}") from None
+    clipped = np.clip(probabilities, SMALLEST_PROBABILITY, 1.0)
+    return infer(clipped, np.ascontiguousarray(image), parameters or CRFParameters())
+
+
+def _pydensecrf(
+    probabilities: npt.NDArray[np.float32], image: npt.NDArray[np.uint8], parameters: CRFParameters
+) -> npt.NDArray[np.float32]:
+    """The C++ reference of Krähenbühl (one thread; it holds the GIL, so use processes)."""
+    try:
+        import pydensecrf.densecrf as pydensecrf
+    except ImportError as error:
+        raise UserError(
+            "the dense CRF needs the package pydensecrf, which is missing here: run `pip install pydensecrf2`"
+        ) from error
+    classes, height, width = probabilities.shape
+    kernel = {"kernel": pydensecrf.DIAG_KERNEL, "normalization": pydensecrf.NORMALIZE_SYMMETRIC}
+    crf = pydensecrf.DenseCRF2D(width, height, classes)
+    crf.setUnaryEnergy(np.ascontiguousarray(-np.log(probabilities).reshape(classes, -1), dtype=np.float32))
+    crf.addPairwiseGaussian(sxy=parameters.gaussian_sxy, compat=parameters.gaussian_compat, **kernel)
+    crf.addPairwiseBilateral(
+        sxy=parameters.bilateral_sxy,
+        srgb=parameters.bilateral_srgb,
+        rgbim=image,
+        compat=parameters.bilateral_compat,
+        **kernel,
+    )
+    marginals = np.array(crf.inference(parameters.iterations), dtype=np.float32)
+    return marginals.reshape(classes, height, width)
+
+
+_Backend = Callable[
+    [npt.NDArray[np.float32], npt.NDArray[np.uint8], CRFParameters],
+    npt.NDArray[np.float32],
+]
+_BACKENDS: dict[str, _Backend] = {"auto": _pydensecrf, "pydensecrf": _pydensecrf}
+
+
+def _check(probabilities: npt.NDArray[np.float32], image: npt.NDArray[np.uint8]) -> None:
+    """Raise ValueError where the arguments of `dense_crf` break its contract."""
+    if probabilities.ndim != 3 or probabilities.dtype != np.float32:
+        raise ValueError(
+            f"probabilities must be (C, H, W) float32, not {probabilities.shape} {probabilities.dtype}"
+        )
+    if probabilities.shape[0] < 2:
+        raise ValueError("probabilities need at least two classes (background and one more)")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
+    if probabilities.shape[1:] != image.shape[:2]:
+        raise ValueError(
+            f"probabilities are {probabilities.shape[1:]} pixels (height, width), "
+            f"the image is {image.shape[:2]}"
+        )
+    if 0 in image.shape:
+        raise ValueError("the image is empty")
+    if not np.isfinite(probabilities).all():
+        raise ValueError("probabilities contain NaN or infinity")

@@ -1,0 +1,204 @@
+"""From the saliency of one image to its pseudo-mask: dense CRF, and 255 where the mask cannot be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from wsss.data.labels import BACKGROUND, IGNORE
+from wsss.refine.background import (
+    BackgroundParameters,
+    Maps,
+    background_scores,
+    background_threshold,
+    seed_mask,
+)
+from wsss.refine.crf import CRFParameters, dense_crf
+
+UNCERTAINTY_RULES = ("agreement", "posterior", "none")
+
+# A hard label needs a threshold below 1, or even the peak of the map would be background.
+HIGHEST_THRESHOLD = 0.95
+
+
+@dataclass(frozen=True)
+class RefineParameters:
+    """Everything that turns saliency maps and a photo into a pseudo-mask."""
+
+    background: BackgroundParameters = field(default_factory=BackgroundParameters)
+    """How the background gets its score."""
+    uncertainty: str = "agreement"
+    """"agreement" (a CRF from few and one from many foreground pixels must agree: IRN), "posterior" (one CRF
+    must be sure) or "none" (one CRF, no pixel is left out)."""
+    low_factor: float = 0.5
+    """Agreement: the generous seed has this times the background threshold."""
+    high_factor: float = 2.0
+    """Agreement: the strict seed has this times the background threshold."""
+    posterior_limit: float = 0.95
+    """Posterior: pixels whose most probable class is less probable than this become 255 (CLIP-ES: 0.95)."""
+    confidence: float = 0.7
+    """How far the CRF trusts the saliency: the probability of a seed's label (IRN's gt_prob), or the weight
+    of the scores against a uniform distribution."""
+    crf: CRFParameters = field(default_factory=CRFParameters)
+    """Constants of the dense CRF."""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown rules and values out of range."""
+        if self.uncertainty not in UNCERTAINTY_RULES:
+            known = ", ".join(UNCERTAINTY_RULES)
+            raise ValueError(f"unknown uncertainty rule {self.uncertainty!r}: choose one of {known}")
+        if not 0 < self.low_factor <= 1 <= self.high_factor:
+            raise ValueError(
+                "the factors must satisfy 0 < low_factor <= 1 <= high_factor, "
+                f"not {self.low_factor} and {self.high_factor}"
+            )
+        if not 0 <= self.posterior_limit <= 1:
+            raise ValueError(f"posterior_limit must lie in [0, 1], not {self.posterior_limit}")
+        if not 0.5 < self.confidence < 1:
+            raise ValueError(f"confidence must lie between 0.5 and 1, not {self.confidence}")
+
+
+class RefinedMask(NamedTuple):
+    """The two readings of one refined image; they are equal wherever `mask` is not 255."""
+
+    labels: npt.NDArray[np.uint8]
+    """`(H, W)` the most probable mask index of every pixel, no 255: what `mask.miou` scores."""
+    mask: npt.NDArray[np.uint8]
+    """`(H, W)` the same with 255 where it is uncertain: what the segmentation network is trained on."""
+
+
+def refine_mask(
+    maps: Maps,
+    classes: Sequence[int] | npt.NDArray[np.integer],
+    image: npt.NDArray[np.uint8],
+    parameters: RefineParameters | None = None,
+    backend: str = "auto",
+) -> RefinedMask:
+    """Make the pseudo-mask of one image. Only its own classes and the background enter the CRF.
+
+    Args:
+        maps: `(K, H, W)` float32 in [0, 1], each class's maximum is 1 (`prepare_maps`).
+        classes: the K mask indices (1..C) of the image-level labels, in the order of `maps`. Without any
+            class the whole image is (certain) background.
+        image: `(H, W, 3)` uint8 RGB.
+        parameters: None means `RefineParameters()`.
+        backend: of `dense_crf`.
+
+    Returns:
+        `RefinedMask(labels, mask)`.
+
+    Raises:
+        ValueError: sizes, types or class indices that do not fit.
+        UserError: the CRF backend is not installed.
+    """
+    parameters = parameters or RefineParameters()
+    indices = _check(maps, classes, image)
+    if len(indices) == 1:
+        empty = np.full(image.shape[:2], BACKGROUND, dtype=np.uint8)
+        return RefinedMask(empty, empty.copy())
+    if parameters.uncertainty == "agreement":
+        labels, certain = _agreement(maps, image, parameters, backend)
+    else:
+        labels, certain = _posterior(maps, image, parameters, backend)
+    mask = indices[labels]
+    return RefinedMask(mask, np.where(certain, mask, np.uint8(IGNORE)))
+
+
+def _agreement(
+    maps: Maps, image: npt.NDArray[np.uint8], parameters: RefineParameters, backend: str
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+    """Two CRFs, from a generous and from a strict seed (IRN, Ahn et al., CVPR 2019, and its code).
+
+    Certain is what both call the same. (IRN also keeps a pixel that both call foreground, but of different
+    classes.) The labels come from the mean of the two posteriors, which keeps what both agree on.
+
+    Returns:
+        `(H, W)` positions in (background, *classes) and `(H, W)` bool, True where certain.
+    """
+    threshold = background_threshold(maps, parameters.background)
+    positions = range(1, len(maps) + 1)
+    posteriors = []
+    for factor in (parameters.low_factor, parameters.high_factor):
+        seed = seed_mask(maps, positions, min(threshold * factor, HIGHEST_THRESHOLD))
+        unary = label_probabilities(seed, len(maps) + 1, parameters.confidence)
+        posteriors.append(dense_crf(unary, image, parameters.crf, backend))
+    generous, strict = posteriors
+    labels = (generous + strict).argmax(axis=0)
+    certain = (labels == generous.argmax(axis=0)) & (labels == strict.argmax(axis=0))
+    return labels, certain
+
+
+def _posterior(
+    maps: Maps, image: npt.NDArray[np.uint8], parameters: RefineParameters, backend: str
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+    """One CRF from the soft scores; certain is what its posterior is sure of (CLIP-ES, Lin et al., 2023).
+
+    Returns:
+        `(H, W)` positions in (background, *classes) and `(H, W)` bool, True where certain.
+    """
+    scores = background_scores(maps, parameters.background)
+    unary = score_probabilities(scores, parameters.confidence)
+    posterior = dense_crf(unary, image, parameters.crf, backend)
+    limit = 0.0 if parameters.uncertainty == "none" else parameters.posterior_limit
+    return posterior.argmax(axis=0), posterior.max(axis=0) >= limit
+
+
+def label_probabilities(
+    labels: npt.NDArray[np.integer], count: int, confidence: float
+) -> npt.NDArray[np.float32]:
+    """Probabilities of hard labels: `confidence` for the label, the rest shared by the other classes.
+
+    Args:
+        labels: `(H, W)` integers in 0..count - 1.
+        count: number of classes C >= 2, background included.
+        confidence: in (0, 1).
+
+    Returns:
+        `(C, H, W)` float32, sums to one over C.
+    """
+    other = (1 - confidence) / (count - 1)
+    chosen = np.arange(count).reshape(-1, 1, 1) == labels
+    return np.where(chosen, np.float32(confidence), np.float32(other))
+
+
+def score_probabilities(scores: npt.NDArray[np.float32], confidence: float) -> npt.NDArray[np.float32]:
+    """Probabilities of soft scores s: `confidence * s / sum(s) + (1 - confidence) / C`.
+
+    The uniform part keeps pixels of zero saliency reachable: without it, the CRF could never give them to
+    a class.
+
+    Args:
+        scores: `(C, H, W)` float32, non-negative.
+        confidence: in (0, 1).
+
+    Returns:
+        `(C, H, W)` float32, sums to one over C; uniform where all scores are zero.
+    """
+    total = scores.sum(axis=0)
+    weight = np.divide(confidence, total, out=np.zeros_like(total), where=total > 0)
+    probabilities: npt.NDArray[np.float32] = scores * weight
+    probabilities += (1 - probabilities.sum(axis=0)) / len(scores)
+    return probabilities
+
+
+def _check(
+    maps: Maps, classes: Sequence[int] | npt.NDArray[np.integer], image: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.uint8]:
+    """Check the arguments of `refine_mask`; return the mask indices (background, *classes)."""
+    if maps.ndim != 3 or maps.dtype != np.float32:
+        raise ValueError(f"maps must be (K, H, W) float32, not {maps.shape} {maps.dtype}")
+    if len(maps) != len(classes):
+        raise ValueError(f"{len(maps)} maps for {len(classes)} classes")
+    if maps.shape[1:] != image.shape[:2]:
+        raise ValueError(
+            f"the maps are {maps.shape[1:]} pixels (height, width), the image is {image.shape[:2]}: "
+            "use prepare_maps first"
+        )
+    listed = [int(index) for index in classes]
+    if any(not BACKGROUND < index < IGNORE for index in listed) or len(set(listed)) != len(listed):
+        raise ValueError(f"classes must be different mask indices from 1 to 254, not {listed}")
+    return np.array([BACKGROUND, *listed], dtype=np.uint8)
