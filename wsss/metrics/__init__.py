@@ -1,1 +1,1 @@
-"""Measures: VOC mean IoU of masks (`segmentation`) and its best threshold for saliency (`sweep`)."""
+"""Measures of masks: VOC mean IoU (`segmentation`, from `confusion`) and its oracle threshold (`sweep`)."""

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsss.data.labels import BACKGROUND, IGNORE
-from wsss.metrics.segmentation import ConfusionMatrix, Mask, check_pair
+from wsss.metrics.confusion import ConfusionMatrix, Mask, check_pair
 
 
 class ThresholdSweep:

@@ -1,0 +1,121 @@
+"""The confusion matrix that mean intersection over union, as PASCAL VOC defines it, comes from.
+
+With `counts[t, p]` the pixels of true class t that were predicted as p, over *all* images at original size,
+
+    IoU_c = TP_c / (TP_c + FP_c + FN_c)
+          = counts[c, c] / (sum_p counts[c, p] + sum_t counts[t, c] - counts[c, c])
+
+and mIoU is the mean over the classes that occur in the ground truth. Pixels whose ground truth is 255 are not
+counted. A 255 in a *prediction* is an answer that is always wrong (a false negative of the true class).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from wsss.data.labels import IGNORE
+
+Mask = npt.NDArray[np.uint8]
+
+
+class ConfusionMatrix:
+    """Pixel counts by true and by predicted class, summed over images.
+
+    Example:
+        >>> matrix = ConfusionMatrix(2)
+        >>> matrix.update(np.array([[0, 1]], np.uint8), np.array([[0, 0]], np.uint8))
+        >>> matrix.iou().tolist()
+        [0.5, nan]
+
+    Attributes:
+        counts: `(C, C + 1)` int64. Row = true class, column = predicted class, the last one = 255.
+        images: number of images counted.
+    """
+
+    def __init__(self, classes: int) -> None:
+        """Start from zero, for `classes` classes (background included, at most 255)."""
+        if not 1 <= classes <= IGNORE:
+            raise ValueError(f"the number of classes must lie between 1 and {IGNORE}, not {classes}")
+        self.counts = np.zeros((classes, classes + 1), dtype=np.int64)
+        self.images = 0
+
+    def update(self, prediction: Mask, truth: Mask) -> None:
+        """Count one image.
+
+        Args:
+            prediction: `(H, W)` uint8 in 0..C - 1 or 255 (no answer: wrong everywhere).
+            truth: `(H, W)` uint8 in 0..C - 1 or 255 (not counted).
+
+        Raises:
+            ValueError: other shapes, types or values.
+        """
+        classes = len(self.counts)
+        check_pair(prediction, truth, classes)
+        pairs = np.bincount(truth.ravel() * np.uint16(256) + prediction.ravel(), minlength=256 * 256)
+        table = pairs.reshape(256, 256)
+        self.counts[:, :classes] += table[:classes, :classes]
+        self.counts[:, classes] += table[:classes, IGNORE]
+        self.images += 1
+
+    def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
+        """The matrix over the images of both."""
+        if self.counts.shape != other.counts.shape:
+            raise ValueError(f"cannot add matrices of {len(self.counts)} and {len(other.counts)} classes")
+        return self._with(self.counts + other.counts, self.images + other.images)
+
+    def kept(self) -> ConfusionMatrix:
+        """The matrix over the pixels with an answer: a predicted 255 is left out (not the VOC protocol)."""
+        counts = self.counts.copy()
+        counts[:, -1] = 0
+        return self._with(counts, self.images)
+
+    def iou(self) -> npt.NDArray[np.float64]:
+        """`(C,)` IoU of each class in [0, 1]; NaN where the class does not occur in the ground truth."""
+        hit = np.diagonal(self.counts).astype(np.float64)
+        true = self.counts.sum(axis=1)
+        union = true + self.counts[:, :-1].sum(axis=0) - hit
+        iou = np.full(len(hit), np.nan)
+        np.divide(hit, union, out=iou, where=true > 0)
+        return iou
+
+    def miou(self) -> float:
+        """Mean IoU over the classes that occur in the ground truth; NaN if none does."""
+        iou = self.iou()
+        present = ~np.isnan(iou)
+        return float(iou[present].mean()) if present.any() else float("nan")
+
+    def accuracy(self) -> float:
+        """Share of the counted pixels whose prediction is right; NaN without pixels."""
+        return self._share(int(np.trace(self.counts)))
+
+    def coverage(self) -> float:
+        """Share of the counted pixels whose prediction is not 255; NaN without pixels."""
+        return self._share(int(self.counts[:, :-1].sum()))
+
+    def _share(self, pixels: int) -> float:
+        total = int(self.counts.sum())
+        return pixels / total if total else float("nan")
+
+    def _with(self, counts: npt.NDArray[np.int64], images: int) -> ConfusionMatrix:
+        matrix = ConfusionMatrix(len(counts))
+        matrix.counts, matrix.images = counts, images
+        return matrix
+
+
+def check_pair(prediction: Mask, truth: Mask, classes: int) -> None:
+    """Raise ValueError unless both are `(H, W)` uint8 of one size with values in 0..classes - 1 or 255."""
+    for name, mask in (("prediction", prediction), ("ground truth", truth)):
+        if mask.ndim != 2 or mask.dtype != np.uint8:
+            raise ValueError(f"the {name} must be (H, W) uint8, not {mask.shape} {mask.dtype}")
+    if prediction.shape != truth.shape:
+        raise ValueError(
+            f"the prediction is {prediction.shape} pixels (height, width), the ground truth {truth.shape}"
+        )
+    for name, mask in (("prediction", prediction), ("ground truth", truth)):
+        values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+        wrong = values[(values >= classes) & (values != IGNORE)]
+        if len(wrong):
+            raise ValueError(
+                f"the {name} has the value {wrong[0]}, but the classes are 0..{classes - 1} (255 = ignore)"
+            )
