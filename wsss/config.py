@@ -128,6 +128,8 @@ class SaliencyConfig:
     """Input scales whose maps are summed."""
     flip: bool = True
     """Also use the mirror image at every scale."""
+    balance: Literal["none", "area", "max"] = "area"
+    """Weight of a scale's map in the sum: its number of cells (sum of Grad-CAMs = sum of CAMs), its own maximum, or none."""
     subtraction: Literal["none", "sum", "min"] = "none"
     """Class subtraction between the classes of an image: sum of the positive differences, or their minimum."""
     sess: SESSConfig = field(default_factory=SESSConfig)
@@ -156,15 +158,32 @@ class CRFConfig:
 
 
 @dataclass(frozen=True)
+class BackgroundConfig:
+    """The background's score beside the saliency of the classes (divided by its maximum per class); no rule reads a mask."""
+
+    rule: Literal["constant", "power", "otsu"] = "constant"
+    """constant: `threshold`; power: (1 - max)^alpha; otsu: the threshold that best splits each image's own saliency."""
+    threshold: float = 0.2
+    """Background score of the constant rule; papers use 0.15 to 0.30."""
+    alpha: float = 8.0
+    """Exponent of the power rule; larger means more foreground."""
+
+
+@dataclass(frozen=True)
 class RefineConfig:
     """From saliency to pseudo-masks."""
 
-    background: Literal["constant", "power", "otsu"] = "otsu"
-    """Background score: a constant, (1 - max)^alpha, or the Otsu threshold of the set's saliency (none reads a mask)."""
-    threshold: float = 0.2
-    """Background score of the `constant` rule (saliency is divided by its maximum per class)."""
-    alpha: float = 4.0
-    """Exponent of the `power` rule."""
+    background: BackgroundConfig = field(default_factory=BackgroundConfig)
+    uncertainty: Literal["agreement", "posterior", "none"] = "agreement"
+    """Which pixels become 255: agreement of a generous and a strict seed after the CRF (IRN), or an unsure posterior."""
+    low_factor: float = 0.5
+    """Agreement: the generous seed has this times the background threshold."""
+    high_factor: float = 2.0
+    """Agreement: the strict seed has this times the background threshold."""
+    posterior_limit: float = 0.95
+    """Posterior: pixels whose most probable class is less probable than this become 255."""
+    confidence: float = 0.7
+    """Trust of the CRF in the saliency: probability of a seed's label (IRN's gt_prob)."""
     crf: CRFConfig = field(default_factory=CRFConfig)
 
 
@@ -218,7 +237,7 @@ class EvaluateConfig:
             gaussian_sxy=1.0, gaussian_compat=3.0, bilateral_sxy=67.0, bilateral_srgb=3.0, bilateral_compat=4.0
         )
     )
-    oracle_images: int = 100
+    oracle_images: int = 50
     """Training images on which the oracle threshold of the CRF masks is searched (evenly spaced; 0: all)."""
 
 

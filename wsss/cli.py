@@ -1,0 +1,238 @@
+"""The command line: ``wsss COMMAND ...``. Nothing heavy is imported before a command runs."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from wsss import __version__
+from wsss.errors import UserError
+
+_STAGES = {
+    "run": "all stages: image labels in, mIoU out",
+    "classify": "train the multi-label classifier",
+    "saliency": "write the saliency of the training photos",
+    "refine": "turn saliency into pseudo-masks (background, dense CRF)",
+    "segment": "train the segmenter on the pseudo-masks",
+    "evaluate": "score seeds, pseudo-masks and predictions; write the report",
+    "report": "write report.html anew",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status (0 done, 1 bad input, 2 bad usage, 130 interrupted)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"wsss {__version__}")
+        return 0
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean `wsss {near[0]}`?" if near else "`wsss --help` lists the commands"
+        print(f"wsss: error: there is no command {name}; {hint}", file=sys.stderr)
+        return 2
+    try:
+        return COMMANDS[name][0](name, rest) or 0
+    except UserError as error:
+        if debug:
+            raise
+        print(f"wsss {name}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print(f"\nwsss {name}: interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if debug:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"wsss {name}: error: {error.strerror or error}{where}; mend that and run it again", file=sys.stderr)
+        return 1
+
+
+def _overview() -> str:
+    lines = [f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"wsss {__version__}: semantic segmentation from image-level labels",
+            "",
+            "usage: wsss COMMAND [options]      wsss COMMAND --help",
+            "",
+            *lines,
+            "",
+            "Stages take --config FILE, dotted overrides (--classifier.epochs 5) and --print_config.",
+            "--debug shows the traceback of an error.",
+        ]
+    )
+
+
+# -- stages -----------------------------------------------------------------------------------------
+
+
+def _stage(name: str, words: list[str]) -> int:
+    config = parse_config(name, words)
+    from wsss.pipeline import run_command
+
+    run_command(config, name, ["wsss", name, *words])
+    return 0
+
+
+def parse_config(command: str, words: Sequence[str]) -> Any:
+    """The configuration from ``--config`` and dotted overrides.
+
+    Raises:
+        UserError: unknown option, wrong type, unreadable file.
+    """
+    import jsonargparse
+
+    from wsss.config import Config
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(
+        prog=f"wsss {command}",
+        description=f"{_STAGES[command][0].upper()}{_STAGES[command][1:]}.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file of this configuration; options after it override it.")
+    parser.add_class_arguments(Config, None, as_group=False)
+    namespace = _parse(parser, words)
+    values = parser.instantiate_classes(namespace).as_dict()
+    values.pop("config", None)
+    return Config(**values)
+
+
+def _parse(parser: Any, words: Sequence[str]) -> Any:
+    """Parse, turning every complaint into one sentence."""
+    from jsonargparse import ArgumentError
+
+    try:
+        return parser.parse_args(list(words))
+    except (ArgumentError, TypeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"{text} (see `{parser.prog} --help`)") from error
+
+
+# -- tools ------------------------------------------------------------------------------------------
+
+
+def _score(name: str, words: list[str]) -> int:
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="wsss score", description="PASCAL VOC mIoU of a folder of predicted masks against a folder of true masks."
+    )
+    parser.add_argument("predictions", type=Path, help="folder of <id>.png: palette or grey, 0..C, 255 = no answer")
+    parser.add_argument("truth", type=Path, help="folder of <id>.png: palette or grey, 0..C, 255 = not counted")
+    parser.add_argument("--ids", type=Path, help="list of the ids to score (default: every PNG of the predictions)")
+    parser.add_argument("--classes", type=Path, help="class names, one a line, without background (default: VOC's 20)")
+    parser.add_argument(
+        "--ignored-as-background", action="store_true", help="count a predicted 255 as background (IRN's convention)"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes (default: this one)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args(words)
+    from wsss.data.labels import read_classes, read_ids
+    from wsss.metrics.segmentation import score_folder
+
+    for folder in (options.predictions, options.truth):
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder; give the folder that holds the <id>.png masks")
+    result = score_folder(
+        options.predictions,
+        options.truth,
+        read_ids(options.ids) if options.ids else None,
+        ("background", *read_classes(options.classes)),
+        ignored_as_background=options.ignored_as_background,
+        workers=options.workers,
+        progress=sys.stderr.isatty(),
+    )
+    print(json.dumps(result, indent=2) if options.json else _score_table(result))
+    return 0
+
+
+def _score_table(result: dict[str, Any]) -> str:
+    rows = [f"  {name:<20}{'absent' if value is None else f'{100 * value:6.2f}'}" for name, value in result["per_class"].items()]
+    miou = "undefined" if result["miou"] is None else f"{100 * result['miou']:.2f} %"
+    head = f"mIoU {miou} over {result['images']} images, {len(rows) - len(result['absent'])} of {len(rows)} classes"
+    tail = f"pixels with an answer (not 255): {100 * (result['coverage'] or 0):.2f} %"
+    return "\n".join([head, *rows, tail])
+
+
+def _predict(name: str, words: list[str]) -> int:
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="wsss predict", description="Masks for new photos.")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="photos, or folders of photos")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="runs/<name>/segmenter/last.ckpt")
+    parser.add_argument("--output", type=Path, required=True, help="folder for <name>.png (palette, size of the photo)")
+    parser.add_argument("--ms-flip", action="store_true", help="several scales and mirrored: better, 17 times slower")
+    parser.add_argument("--overlay", action="store_true", help="also write <name>_overlay.jpg")
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where to compute")
+    options = parser.parse_args(words)
+    from wsss.predict import predict_files
+
+    predict_files(
+        options.images,
+        options.checkpoint,
+        options.output,
+        ms_flip=options.ms_flip,
+        overlay=options.overlay,
+        accelerator=options.device,
+    )
+    return 0
+
+
+def _data(name: str, words: list[str]) -> int:
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="wsss data", description="Make and check data sets.")
+    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    check = commands.add_parser("check", help="the doctor: ids, sizes, palettes, labels, splits, duplicates")
+    check.add_argument("root", type=Path, help="data set in VOC or folder layout")
+    check.add_argument("--classes", type=Path, help="class names, one a line (default: classes.txt in ROOT, or VOC's)")
+    check.add_argument("--labels", help="`xml` or a label CSV (default: what ROOT holds)")
+    shapes = commands.add_parser("shapes", help="write the procedural data set")
+    shapes.add_argument("root", type=Path, help="folder to write to")
+    from wsss.config import ShapesConfig
+
+    defaults = ShapesConfig()
+    for key, text in (("train", "training images"), ("val", "validation images"), ("size", "pixels a side"), ("seed", "seed")):
+        shapes.add_argument(f"--{key}", type=int, default=getattr(defaults, key), help=f"{text} (default %(default)s)")
+    options = parser.parse_args(words)
+    if options.action == "check":
+        from wsss.data.check import check_dataset
+
+        report = check_dataset(options.root, options.classes, options.labels)
+        print(report)
+        return 1 if any(problem.severity == "error" for problem in report.problems) else 0
+    from wsss.data.shapes import write_shapes
+
+    write_shapes(
+        options.root,
+        train=options.train,
+        val=options.val,
+        size=options.size,
+        seed=options.seed,
+        progress=sys.stderr.isatty(),
+    )
+    print(options.root)
+    return 0
+
+
+Command = Callable[[str, list[str]], int | None]
+COMMANDS: dict[str, tuple[Command, str]] = {
+    **{name: (_stage, text) for name, text in _STAGES.items()},
+    "score": (_score, "VOC mIoU of any two folders of masks"),
+    "predict": (_predict, "masks for new photos"),
+    "data": (_data, "make or check a data set"),
+}
+"""Command -> (function of the command's name and the words after it, one line of help)."""

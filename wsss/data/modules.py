@@ -1,0 +1,212 @@
+"""Torch data sets and loaders for training, and the ordered photo stream of the per-image stages.
+
+Shuffling and augmentation depend on (seed, epoch, image) alone: the same run gives the same batches
+with any number of worker processes, and a training that is continued from a checkpoint sees what an
+uninterrupted one would have seen.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from wsss.data.dataset import Record
+from wsss.data.files import image_size, read_image, read_mask
+from wsss.data.transforms import TrainTransform, normalize_image, resize_long_side, to_tensor
+from wsss.errors import UserError
+
+# One multiplier per role, so that shuffling and augmentation draw from different streams.
+_SHUFFLE, _AUGMENT = 1_000_003, 7_919
+
+
+class EpochSampler(Sampler[int]):
+    """Shuffled indices that carry their epoch: ``epoch * length + index``.
+
+    Lightning calls :meth:`set_epoch`. The last incomplete batch over all replicas is dropped unless it is the
+    only one. With several processes each takes every n-th index, so a global batch is the same
+    set of photos on any number of devices.
+    """
+
+    def __init__(self, length: int, seed: int, batch_size: int) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+        self.count = max(length // batch_size * batch_size, min(length, batch_size))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the permutation."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * _SHUFFLE + self.epoch)
+        order = torch.randperm(self.length, generator=generator)[: self.count].tolist()
+        rank, world = _rank_and_world()
+        return iter([self.epoch * self.length + index for index in order[rank::world]])
+
+    def __len__(self) -> int:
+        rank, world = _rank_and_world()
+        return len(range(rank, self.count, world))
+
+
+def _rank_and_world() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+class _Augmented(Dataset[tuple[Tensor, Tensor]]):
+    """Base of the training sets: decodes, then augments with a generator state of its own."""
+
+    def __init__(self, records: Sequence[Record], transform: TrainTransform, seed: int) -> None:
+        self.records, self.transform, self.seed = records, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def target(self, record: Record) -> tuple[Tensor | None, Tensor | None]:
+        """(mask that is transformed along or None, fixed target or None)."""
+        raise NotImplementedError
+
+    def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
+        epoch, index = divmod(key, len(self.records))
+        record = self.records[index]
+        image = to_tensor(read_image(record.image))
+        mask, fixed = self.target(record)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((self.seed * _AUGMENT + epoch) * 1_000_033 + index)
+            photo, moved = self.transform(image, mask)
+        if fixed is not None:
+            return photo, fixed
+        assert moved is not None  # a record without a fixed target has a mask
+        return photo, moved
+
+
+class ClassificationData(_Augmented):
+    """Augmented photos (3, crop, crop) and multi-hot labels (classes,) float32."""
+
+    def __init__(self, records: Sequence[Record], classes: int, transform: TrainTransform, seed: int) -> None:
+        super().__init__(records, transform, seed)
+        self.classes = classes
+
+    def target(self, record: Record) -> tuple[Tensor | None, Tensor | None]:
+        """The labels; they do not move with the photo."""
+        return None, multi_hot(record.labels or (), self.classes)
+
+
+class SegmentationData(_Augmented):
+    """Augmented photos (3, crop, crop) and masks (crop, crop) int64 with 255 = ignore."""
+
+    def target(self, record: Record) -> tuple[Tensor | None, Tensor | None]:
+        """The mask."""
+        if record.mask is None:
+            raise UserError(f"{record.id} has no mask to train on")
+        mask = torch.from_numpy(read_mask(record.mask))
+        height, width = image_size(record.image)
+        if mask.shape != (height, width):
+            raise UserError(
+                f"{record.mask} has {mask.shape[1]}x{mask.shape[0]} pixels but {record.image} {width}x{height}; "
+                "masks must have the photo's size"
+            )
+        return mask, None
+
+    def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
+        photo, mask = super().__getitem__(key)
+        return photo, mask.long()
+
+
+class LabelledPhotos(Dataset[tuple[Tensor, Tensor]]):
+    """Whole photos at a fixed longer side, with multi-hot labels: the classifier's validation set."""
+
+    def __init__(self, records: Sequence[Record], classes: int, long_side: int) -> None:
+        self.records = [record for record in records if record.labels is not None]
+        self.classes, self.long_side = classes, long_side
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        record = self.records[index]
+        image = resize_long_side(to_tensor(read_image(record.image)), self.long_side)
+        return normalize_image(image), multi_hot(record.labels or (), self.classes)
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo on its way through a per-image stage."""
+
+    record: Record
+    image: Tensor
+    """(3, H, W) uint8 RGB."""
+    mask: Tensor | None = None
+    """(H, W) uint8 ground truth, where it was asked for and exists."""
+
+
+class Photos(Dataset[Photo]):
+    """Photos at their own size."""
+
+    def __init__(self, records: Sequence[Record], *, masks: bool = False) -> None:
+        self.records, self.masks = records, masks
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Photo:
+        record = self.records[index]
+        image = to_tensor(read_image(record.image))
+        mask = torch.from_numpy(read_mask(record.mask)) if self.masks and record.mask is not None else None
+        return Photo(record, image, mask)
+
+
+def multi_hot(labels: Sequence[int], classes: int) -> Tensor:
+    """Mask indices 1..C -> (C,) float32 of zeros and ones."""
+    target = torch.zeros(classes)
+    target[[label - 1 for label in labels]] = 1.0
+    return target
+
+
+def train_loader(data: _Augmented, batch_size: int, seed: int, workers: int, devices: int = 1) -> DataLoader[Any]:
+    """Loader of augmented batches; ``batch_size`` counts all ``devices`` together.
+
+    Raises:
+        UserError: the batch cannot be split over the devices.
+    """
+    if batch_size % devices:
+        raise UserError(f"a batch of {batch_size} images cannot be split over {devices} devices; use a multiple")
+    return DataLoader(
+        data,
+        batch_size=batch_size // devices,
+        sampler=EpochSampler(len(data), seed, batch_size),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def same_size_batches(records: Sequence[Record], batch_size: int, *, masks: bool = False, workers: int = 0) -> Iterator[list[Photo]]:
+    """Photos in batches of equal size, so that they can be stacked without padding.
+
+    Reads only the headers to sort; within a size the order of ``records`` is kept.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, record in enumerate(records):
+        groups.setdefault(image_size(record.image), []).append(index)
+    batches = [
+        group[start : start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)
+    ]
+    yield from DataLoader(Photos(records, masks=masks), batch_sampler=batches, collate_fn=list, num_workers=workers)
+
+
+class TrueMasks(Dataset[tuple[Tensor, Tensor]]):
+    """Whole photos (3, H, W) normalised and their masks (H, W) uint8: the segmenter's validation set."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.photos = Photos(records, masks=True)
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        photo = self.photos[index]
+        assert photo.mask is not None  # its records all have one
+        return normalize_image(photo.image), photo.mask

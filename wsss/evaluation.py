@@ -1,0 +1,208 @@
+"""Predicting photos with a trained segmenter, and the numbers of metrics.json."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from wsss import runtime
+from wsss.config import Config, EvaluateConfig, RuntimeConfig
+from wsss.data.dataset import Record
+from wsss.data.files import read_image, write_mask
+from wsss.data.modules import same_size_batches
+from wsss.data.transforms import normalize_image
+from wsss.metrics.segmentation import ConfusionMatrix, confusion_of_pairs, score
+from wsss.models.segmenter import Segmenter, predict_probabilities
+from wsss.parallel import pool, unordered
+from wsss.refine import stage as refine
+from wsss.refine.crf import CRFParameters, dense_crf
+from wsss.rundir import RunDirectory
+
+PLAIN, MS_FLIP, CRF = "predictions", "predictions_ms_flip", "predictions_crf"
+"""Folders of the three kinds of prediction; the CRF refines the best of the other two that is made."""
+
+# A class enters the test-time CRF where some pixel gives it this probability: with all the labels
+# the CRF takes several times longer and the result is the same to a fraction of a per cent.
+CRF_MIN_PROBABILITY = 0.1
+
+
+def kinds(config: EvaluateConfig) -> dict[str, str]:
+    """Entry of metrics.json -> folder of the predictions that it scores."""
+    chosen = {"val": PLAIN}
+    if config.ms_flip:
+        chosen["val_ms_flip"] = MS_FLIP
+    if config.crf:
+        chosen["val_crf"] = CRF
+    return chosen
+
+
+def predict_records(
+    model: Segmenter,
+    records: Sequence[Record],
+    write: Callable[[str, str], Path],
+    config: EvaluateConfig,
+    hardware: RuntimeConfig,
+    title: str,
+) -> None:
+    """Write the predictions of every record that lacks one, at the photo's own size.
+
+    Args:
+        model: the segmenter.
+        records: photos; their labels and masks are not looked at.
+        write: (folder, id) -> path of the PNG.
+        config: kinds of prediction.
+        hardware: device and processes.
+        title: of the progress bar.
+    """
+    folders = list(kinds(config).values())
+    todo = [record for record in records if not all(write(folder, record.id).is_file() for folder in folders)]
+    model = runtime.prepare(model, hardware)  # type: ignore[assignment]
+    workers = runtime.workers(hardware)
+    refine_crf = partial(write_crf, refine.crf_parameters(config.crf_parameters))
+    batches = same_size_batches(todo, 1 if config.ms_flip else 4, workers=runtime.loader_workers(hardware))
+    with (
+        runtime.progress((), hardware, title, len(records), len(records) - len(todo)) as bar,
+        pool(workers if config.crf and todo else 0) as executor,
+        torch.inference_mode(),
+        runtime.autocast(hardware),
+    ):
+
+        def jobs() -> Any:
+            for photos in batches:
+                images = normalize_image(torch.stack([p.image for p in photos]).to(runtime.device(hardware)))
+                plain = predict_probabilities(model, images)
+                best = plain
+                if config.ms_flip:
+                    best = predict_probabilities(model, images, config.scales, flip=True)
+                for index, photo in enumerate(photos):
+                    identifier = photo.record.id
+                    write_mask(write(PLAIN, identifier), label_map(plain[index]))
+                    if config.ms_flip:
+                        write_mask(write(MS_FLIP, identifier), label_map(best[index]))
+                    if config.crf:
+                        yield photo.record.image, best[index].cpu().numpy(), write(CRF, identifier)
+                    bar.update(1)
+
+        for _ in unordered(executor, refine_crf, jobs(), ahead=2 * workers):
+            pass
+
+
+def label_map(probabilities: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """(C, H, W) -> (H, W) uint8 index of the most probable class."""
+    labels: npt.NDArray[np.uint8] = probabilities.argmax(0).to(torch.uint8).cpu().numpy()
+    return labels
+
+
+def write_crf(parameters: CRFParameters, job: tuple[Path, npt.NDArray[np.float32], Path]) -> None:
+    """Refine one prediction with the CRF: ``job`` is (photo, probabilities (C, H, W), target file)."""
+    photo, probabilities, path = job
+    write_mask(path, crf_labels(probabilities, read_image(photo), parameters))
+
+
+def crf_labels(
+    probabilities: npt.NDArray[np.float32], image: npt.NDArray[np.uint8], parameters: CRFParameters
+) -> npt.NDArray[np.uint8]:
+    """CRF over the classes that some pixel of the photo gives at least 0.1; -> (H, W) uint8 labels."""
+    possible = np.flatnonzero(probabilities.max(axis=(1, 2)) >= CRF_MIN_PROBABILITY)
+    if len(possible) < 2:
+        return probabilities.argmax(axis=0).astype(np.uint8)
+    refined = dense_crf(np.ascontiguousarray(probabilities[possible]), image, parameters)
+    return possible[refined.argmax(axis=0)].astype(np.uint8)
+
+
+# -- numbers ---------------------------------------------------------------------------------------
+
+
+def with_masks(records: Sequence[Record]) -> list[Record]:
+    """The records that have a true mask."""
+    return [record for record in records if record.mask is not None]
+
+
+def mask_metrics(
+    config: Config, class_names: Sequence[str], train: Sequence[Record], run: RunDirectory
+) -> dict[str, Any]:
+    """``seed`` and ``mask``: the training photos that have ground truth, before and after the CRF.
+
+    The oracles beside them choose the threshold with the true masks; nothing in a run uses them.
+    """
+    records = with_masks(train)
+    if not records:
+        return {"seed": None, "mask": None}
+    classes, workers = len(class_names), runtime.workers(config.runtime)
+    bar = partial(_bar, config.runtime)
+    matrix, sweep, threshold = refine.score_seeds(records, run, config.refine, classes, workers, partial(bar, "score seeds"))
+    best_threshold, best = sweep.best()
+    seed = {
+        **score(matrix, class_names),
+        "threshold": round(threshold, 4),
+        "oracle_miou": best.miou(),
+        "oracle_threshold": round(best_threshold, 4),
+    }
+    labels = _confusion(records, run, refine.LABELS, config, classes)
+    masks = _confusion(records, run, refine.MASKS, config, classes)
+    mask = {
+        **score(labels, class_names),
+        "threshold": round(threshold, 4),
+        "coverage": masks.coverage(),
+        "kept_miou": _number(masks.kept().miou()),
+        **_mask_oracle(config, class_names, records, run, bar),
+    }
+    return {"seed": seed, "mask": mask}
+
+
+def _mask_oracle(
+    config: Config, class_names: Sequence[str], records: list[Record], run: RunDirectory, bar: Any
+) -> dict[str, Any]:
+    """Best constant threshold after the CRF, on a sample: every candidate costs a CRF or two per photo."""
+    sample = evenly(records, config.evaluate.oracle_images)
+    classes, workers = len(class_names), runtime.workers(config.runtime)
+    matrices = refine.score_oracle(sample, run, config.refine, classes, workers, partial(bar, "mask oracle"))
+    threshold, best = max(matrices.items(), key=lambda item: item[1].miou())
+    own = _confusion(sample, run, refine.LABELS, config, classes)
+    return {
+        "oracle_miou": max(best.miou(), own.miou()),
+        "oracle_threshold": threshold if best.miou() >= own.miou() else None,
+        "oracle_images": len(sample),
+        "miou_on_oracle_images": own.miou(),
+    }
+
+
+def evenly(records: list[Record], count: int) -> list[Record]:
+    """``count`` records evenly spaced over the list; all of them for 0."""
+    if count <= 0 or count >= len(records):
+        return records
+    return [records[index * len(records) // count] for index in range(count)]
+
+
+def prediction_metrics(
+    config: Config, class_names: Sequence[str], val: Sequence[Record], run: RunDirectory, prefix: str = ""
+) -> dict[str, Any]:
+    """``val``, ``val_ms_flip`` and ``val_crf`` for the folders that start with ``prefix``."""
+    records = with_masks(val)
+    if not records:
+        return dict.fromkeys(kinds(config.evaluate))
+    result = {}
+    for name, folder in kinds(config.evaluate).items():
+        matrix = _confusion(records, run, prefix + folder, config, len(class_names))
+        result[name] = score(matrix, class_names)
+    return result
+
+
+def _confusion(
+    records: Sequence[Record], run: RunDirectory, folder: str, config: Config, classes: int
+) -> ConfusionMatrix:
+    pairs = [(run.mask(folder, record.id), record.mask) for record in records if record.mask is not None]
+    return confusion_of_pairs(pairs, classes, workers=runtime.workers(config.runtime))
+
+
+def _bar(hardware: RuntimeConfig, title: str, total: int, done: int) -> Any:
+    return runtime.progress((), hardware, title, total, done)
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,1 @@
+"""Networks: backbones, the multi-label classifier and the segmenter."""

@@ -1,0 +1,426 @@
+"""The method, stage after stage: image labels in, mIoU out.
+
+    classify    fine-tune a multi-label classifier on photos and their image labels
+    saliency    class-discriminative saliency of every training photo
+    refine      background score and dense CRF: pseudo-masks, uncertain pixels 255
+    segment     train a segmentation network on the pseudo-masks
+    supervise   only on request: the same network on the true masks, as a ceiling
+    score_masks seeds and pseudo-masks against the true masks, where there are any
+    evaluate    predict the validation photos, score them
+    report      one page with everything
+
+A stage reads its part of the configuration and what the stages before it wrote. What is done is
+skipped, what changed is made again, what was cut off is continued (see ``rundir``).
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning import seed_everything
+from torch.utils.data import DataLoader
+
+from wsss import evaluation, runtime
+from wsss.config import Config, EvaluateConfig, to_dict
+from wsss.data.dataset import Dataset, Record, load_dataset
+from wsss.data.files import write_json, write_text
+from wsss.data.modules import (
+    ClassificationData,
+    LabelledPhotos,
+    SegmentationData,
+    TrueMasks,
+    train_loader,
+)
+from wsss.data.shapes import write_shapes
+from wsss.data.transforms import RandomLongSide, RandomScale, TrainTransform
+from wsss.errors import UserError
+from wsss.refine import stage as refine_stage
+from wsss.report.build import build_report
+from wsss.rundir import RunDirectory, describe_machine, file_stamp, fingerprint
+from wsss.saliency import stage as saliency_stage
+from wsss.tasks import classification, segmentation
+from wsss.training import fit, validate
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every stage gets."""
+
+    config: Config
+    dataset: Dataset
+    run: RunDirectory
+
+
+def train_classifier(context: Context) -> dict[str, Any]:
+    """Fine-tune the classifier; ``classifier.mAP`` on the validation photos that have labels."""
+    config, dataset, run = context.config, context.dataset, context.run
+    settings, hardware = config.classifier, config.runtime
+    seed_everything(config.seed, verbose=False)
+    task = classification.new_task(settings, dataset.classes)
+    transform = TrainTransform(RandomLongSide(*settings.long_side), settings.crop, settings.color_jitter)
+    train = ClassificationData(dataset.train, len(dataset.classes), transform, config.seed)
+    val = LabelledPhotos(dataset.val, len(dataset.classes), sum(settings.long_side) // 2)
+    workers = runtime.loader_workers(hardware)
+    val_loader = DataLoader(val, batch_size=1, num_workers=workers) if len(val) else None
+    fit(
+        task,
+        train_loader(train, settings.batch_size, config.seed, workers, hardware.devices * hardware.num_nodes),
+        val_loader,
+        run.root / "classifier",
+        epochs=settings.epochs,
+        monitor=("val_mAP", "max"),
+        config=hardware,
+        seed=config.seed,
+    )
+    if val_loader is not None:
+        if task.ap_per_class is None:  # the last epoch was done before this process
+            task.model = classification.load_classifier(run.checkpoint("classifier"))[0]
+            validate(task, val_loader, hardware)
+        run.update_metrics(classifier=_average_precisions(dataset.classes, task.ap_per_class or []))
+    return {"images": len(dataset.train)}
+
+
+def _average_precisions(classes: Sequence[str], values: Sequence[float | None]) -> dict[str, Any]:
+    known = [value for value in values if value is not None]
+    mean = sum(known) / len(known) if known else None
+    return {"mAP": mean, "per_class": dict(zip(classes, values, strict=True))}
+
+
+def write_saliency(context: Context) -> dict[str, Any]:
+    """Saliency archives of all training photos."""
+    config, run = context.config, context.run
+    path = run.checkpoint("classifier", config.saliency.checkpoint)
+    classifier, _, settings = classification.load_classifier(path)
+    method = saliency_stage.build_method(config.saliency, settings.architecture)
+    saliency_stage.write_all(classifier, method, context.dataset.train, run, config.saliency, config.runtime)
+    return {"images": len(context.dataset.train), "method": repr(method)}
+
+
+def refine(context: Context) -> dict[str, Any]:
+    """Pseudo-masks of all training photos."""
+    config, records = context.config, context.dataset.train
+    bar = partial(runtime.progress, (), config.runtime, "refine")
+    refine_stage.write_all(records, context.run, config.refine, runtime.workers(config.runtime), bar)
+    return {"images": len(records)}
+
+
+def train_segmenter(context: Context) -> dict[str, Any]:
+    """Train the segmenter on the pseudo-masks."""
+    run = context.run
+    records = [replace(record, mask=run.mask(refine_stage.MASKS, record.id)) for record in context.dataset.train]
+    return _train_segmenter(context, records, "segmenter")
+
+
+def train_supervised(context: Context) -> dict[str, Any]:
+    """Train the same network on the true masks: an oracle, kept apart from everything else."""
+    records = evaluation.with_masks(context.dataset.train)
+    if not records:
+        raise UserError("segmenter.supervised needs true masks of training images, and this data set has none")
+    return _train_segmenter(context, records, "segmenter_supervised")
+
+
+def _train_segmenter(context: Context, records: Sequence[Record], folder: str) -> dict[str, Any]:
+    config, dataset, run = context.config, context.dataset, context.run
+    settings, hardware = config.segmenter, config.runtime
+    initial = None
+    if settings.weights == "classifier":
+        classifier, _, _ = classification.load_classifier(run.checkpoint("classifier", config.saliency.checkpoint))
+        initial = classifier.state_dict()
+    seed_everything(config.seed, verbose=False)
+    task = segmentation.new_task(settings, dataset.class_names, initial)
+    transform = TrainTransform(RandomScale(*settings.scale), settings.crop, settings.color_jitter)
+    workers = runtime.loader_workers(hardware)
+    truth = TrueMasks(evaluation.with_masks(dataset.val))
+    fit(
+        task,
+        train_loader(
+            SegmentationData(records, transform, config.seed),
+            settings.batch_size,
+            config.seed,
+            workers,
+            hardware.devices * hardware.num_nodes,
+        ),
+        DataLoader(truth, batch_size=1, num_workers=workers) if len(truth) else None,
+        run.root / folder,
+        epochs=settings.epochs,
+        monitor=("val_mIoU", "max"),
+        config=hardware,
+        seed=config.seed,
+        val_every=settings.val_every,
+    )
+    return {"images": len(records)}
+
+
+def score_masks(context: Context) -> dict[str, Any]:
+    """``seed`` and ``mask`` in metrics.json."""
+    config, dataset, run = context.config, context.dataset, context.run
+    run.update_metrics(**evaluation.mask_metrics(config, dataset.class_names, dataset.train, run))
+    return {"images": len(evaluation.with_masks(dataset.train))}
+
+
+def evaluate(context: Context) -> dict[str, Any]:
+    """Predictions of the validation photos, and ``val``, ``val_ms_flip``, ``val_crf``."""
+    numbers = _predict_and_score(context, "segmenter", "", context.config.evaluate)
+    context.run.update_metrics(**numbers)
+    _update_retention(context.run)
+    return {"images": len(context.dataset.val)}
+
+
+def evaluate_supervised(context: Context) -> dict[str, Any]:
+    """Single-scale predictions of the supervised twin, and ``supervised`` and ``retention``."""
+    settings = replace(context.config.evaluate, ms_flip=False, crf=False)
+    numbers = _predict_and_score(context, "segmenter_supervised", "supervised_", settings)
+    context.run.update_metrics(supervised=numbers["val"])
+    _update_retention(context.run)
+    return {"images": len(context.dataset.val)}
+
+
+def _predict_and_score(context: Context, folder: str, prefix: str, settings: EvaluateConfig) -> dict[str, Any]:
+    config, dataset, run = context.config, context.dataset, context.run
+    model, _ = segmentation.load_segmenter(run.checkpoint(folder))
+
+    def path(kind: str, identifier: str) -> Path:
+        return run.mask(prefix + kind, identifier)
+
+    evaluation.predict_records(model, dataset.val, path, settings, config.runtime, f"predict ({folder})")
+    plain = replace(config, evaluate=settings)
+    return evaluation.prediction_metrics(plain, dataset.class_names, dataset.val, run, prefix)
+
+
+def _update_retention(run: RunDirectory) -> None:
+    """``retention`` = val.miou / supervised.miou, where both are known."""
+    metrics = run.read_metrics()
+    weak, ceiling = ((metrics.get(name) or {}).get("miou") for name in ("val", "supervised"))
+    run.update_metrics(retention=weak / ceiling if weak is not None and ceiling else None)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the pipeline: what it does, what it depends on, what it writes."""
+
+    work: Callable[[Context], dict[str, Any]]
+    reads: Callable[[Config, Dataset], Any]
+    after: tuple[str, ...]
+    outputs: tuple[str, ...]
+    title: str
+    oracle: bool = False
+    """Only with ``segmenter.supervised``: it looks at true masks."""
+
+
+def _train_inputs(dataset: Dataset) -> list[Any]:
+    return [[record.id, record.labels, file_stamp(record.image)] for record in dataset.train]
+
+
+def _val_inputs(dataset: Dataset) -> list[Any]:
+    return [[r.id, file_stamp(r.image), r.mask and file_stamp(r.mask)] for r in dataset.val]
+
+
+def _train_truth(dataset: Dataset) -> list[Any]:
+    return [[record.id, file_stamp(record.mask)] for record in dataset.train if record.mask is not None]
+
+
+def _weights(value: str) -> Any:
+    """Initial weights given as a file count with its size."""
+    return value if value in ("imagenet", "none", "classifier") else [value, file_stamp(Path(value))]
+
+
+def _segmenter_settings(config: Config) -> Any:
+    settings = to_dict(replace(config.segmenter, supervised=False))
+    return [settings, _weights(config.segmenter.weights), config.seed]
+
+
+STAGES: dict[str, Stage] = {
+    "classify": Stage(
+        train_classifier,
+        lambda config, data: [
+            to_dict(config.classifier),
+            _weights(config.classifier.weights),
+            config.seed,
+            data.classes,
+            _train_inputs(data),
+        ],
+        after=(),
+        outputs=("classifier",),
+        title="train the classifier on image labels",
+    ),
+    "saliency": Stage(
+        write_saliency,
+        lambda config, data: to_dict(config.saliency),
+        after=("classify",),
+        outputs=("saliency",),
+        title="saliency of the training photos",
+    ),
+    "refine": Stage(
+        refine,
+        lambda config, data: to_dict(config.refine),
+        after=("saliency",),
+        outputs=(refine_stage.LABELS, refine_stage.MASKS),
+        title="pseudo-masks: background and dense CRF",
+    ),
+    "segment": Stage(
+        train_segmenter,
+        lambda config, data: _segmenter_settings(config),
+        after=("refine",),
+        outputs=("segmenter",),
+        title="train the segmenter on the pseudo-masks",
+    ),
+    "supervise": Stage(
+        train_supervised,
+        lambda config, data: [_segmenter_settings(config), data.classes, _train_inputs(data), _train_truth(data)],
+        after=("classify",),
+        outputs=("segmenter_supervised",),
+        title="train the same segmenter on the true masks (oracle)",
+        oracle=True,
+    ),
+    "score_masks": Stage(
+        score_masks,
+        lambda config, data: [config.evaluate.oracle_images, _train_truth(data)],
+        after=("refine",),
+        outputs=(),
+        title="score seeds and pseudo-masks",
+    ),
+    "evaluate": Stage(
+        evaluate,
+        lambda config, data: [to_dict(config.evaluate), _val_inputs(data)],
+        after=("segment",),
+        outputs=tuple(evaluation.kinds(EvaluateConfig()).values()),
+        title="predict and score the validation photos",
+    ),
+    "evaluate_supervised": Stage(
+        evaluate_supervised,
+        lambda config, data: _val_inputs(data),
+        after=("supervise",),
+        outputs=("supervised_" + evaluation.PLAIN,),
+        title="predict and score with the supervised twin",
+        oracle=True,
+    ),
+}
+"""All stages except the report, in order."""
+
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "run": tuple(STAGES),
+    "classify": ("classify",),
+    "saliency": ("saliency",),
+    "refine": ("refine",),
+    "segment": ("segment", "supervise"),
+    "evaluate": ("score_masks", "evaluate", "evaluate_supervised"),
+    "report": (),
+}
+"""Command -> the stages that it runs; `run`, `evaluate` and `report` also write the report."""
+
+
+def run_command(config: Config, command: str, arguments: Sequence[str] = ()) -> None:
+    """Run the stages of ``command`` (see ``COMMANDS``) in ``config.output``.
+
+    Raises:
+        UserError: bad input, a stage before the asked one is missing, or the directory is in use.
+    """
+    dataset = prepare_dataset(config)
+    context = Context(config, dataset, RunDirectory(Path(config.output)))
+    with context.run.locked():
+        _describe(context, arguments)
+        expected = fingerprints(config, dataset)
+        for name in COMMANDS[command]:
+            if STAGES[name].oracle and not config.segmenter.supervised:
+                continue
+            _run_stage(name, context, expected, command)
+        if command in ("run", "evaluate", "report"):
+            build_report(config, dataset, context.run)
+            print_summary(context)
+
+
+def prepare_dataset(config: Config) -> Dataset:
+    """Load the data set; the shapes are made on first use."""
+    data = config.data
+    if data.kind == "shapes":
+        shapes = data.shapes
+        write_shapes(
+            Path(data.root),
+            train=shapes.train,
+            val=shapes.val,
+            size=shapes.size,
+            seed=shapes.seed,
+            progress=config.runtime.progress,
+        )
+    classes = Path(data.classes) if data.classes is not None else None
+    return load_dataset(data.kind, Path(data.root), data.labels, classes, data.train, data.val)
+
+
+def fingerprints(config: Config, dataset: Dataset) -> dict[str, str]:
+    """The fingerprint that each stage should have under this configuration."""
+    result: dict[str, str] = {}
+    for name, stage in STAGES.items():
+        before = [result[other] for other in stage.after]
+        result[name] = fingerprint(name, stage.reads(config, dataset), before)
+    return result
+
+
+def _run_stage(name: str, context: Context, expected: dict[str, str], command: str) -> None:
+    stage, run = STAGES[name], context.run
+    if command == "evaluate" and name == "evaluate" and run.stage_state("segment", expected["segment"]) != "done":
+        say("evaluate: no finished segmenter of this configuration, so only seeds and pseudo-masks are scored")
+        return
+    for other in stage.after:
+        state = run.stage_state(other, expected[other])
+        if state != "done":
+            raise UserError(_not_ready(name, other, state, run))
+    state = run.stage_state(name, expected[name])
+    if state == "done":
+        say(f"{name}: done before")
+        return
+    verb = {"missing": "", "stale": " (its input or configuration changed: again)", "partial": " (continued)"}[state]
+    say(f"{name}: {stage.title}{verb}")
+    with run.running(name, expected[name], stage.outputs) as facts:
+        facts.update(stage.work(context))
+
+
+def _not_ready(name: str, other: str, state: str, run: RunDirectory) -> str:
+    if state == "stale":
+        return (
+            f"{name} needs the stage {other}, but {run.root} holds one made with another configuration or data; "
+            f"run `wsss {other}` (or `wsss run`) with this configuration, or pass --config {run.config}"
+        )
+    return f"{name} needs the stage {other}, which is not finished in {run.root}; run `wsss {other}` or `wsss run` first"
+
+
+def _describe(context: Context, arguments: Sequence[str]) -> None:
+    """Write the resolved configuration and what is known of this machine."""
+    run, config = context.run, context.config
+    write_text(run.config, yaml.safe_dump(to_dict(config), sort_keys=False))
+    manifest = {**run.read_manifest(), **describe_machine(), "seed": config.seed, "command": list(arguments)}
+    manifest["precision"] = "bf16" if runtime.uses_bf16(config.runtime) else "float32"
+    manifest["device"] = str(runtime.device(config.runtime))
+    write_json(run.manifest, manifest)
+
+
+def print_summary(context: Context) -> None:
+    """The table of mIoU per stage, and where the report is."""
+    metrics = context.run.read_metrics()
+    rows = [
+        ("classifier mAP, val", "classifier", "mAP"),
+        ("seed mIoU, train (saliency, no CRF)", "seed", "miou"),
+        ("   oracle threshold (uses masks)", "seed", "oracle_miou"),
+        ("pseudo-mask mIoU, train (CRF)", "mask", "miou"),
+        ("val mIoU, single scale, no CRF", "val", "miou"),
+        ("val mIoU, multi-scale + flip", "val_ms_flip", "miou"),
+        (f"val mIoU, {'multi-scale + flip' if context.config.evaluate.ms_flip else 'single scale'} + CRF", "val_crf", "miou"),
+        ("val mIoU, trained on true masks (oracle)", "supervised", "miou"),
+    ]
+    lines = [
+        f"  {title:<44}{metrics[entry][key]:.4f}"
+        for title, entry, key in rows
+        if isinstance(metrics.get(entry), dict) and metrics[entry].get(key) is not None
+    ]
+    if metrics.get("retention") is not None:
+        lines.append(f"  {'retention (val / oracle)':<44}{metrics['retention']:.4f}")
+    print("\n".join(lines))
+    print(f"  metrics  {context.run.metrics}\n  report   {context.run.report}")
+
+
+def say(text: str) -> None:
+    """One line for the person who watches."""
+    print(text, file=sys.stderr, flush=True)

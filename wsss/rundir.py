@@ -1,0 +1,230 @@
+"""The run directory: where everything of a run lies, what is done, and what must be redone.
+
+A stage is identified by its *fingerprint*, a hash of what it reads: its part of the
+configuration, its input images and labels, the fingerprints of the stages before it and the
+code version. ``manifest.json`` holds the fingerprint and the state (``running`` or ``done``) of
+every stage. A stage whose stored fingerprint differs is emptied and made again; one that is
+``running`` with the same fingerprint is continued.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from wsss import __version__
+from wsss.data.files import read_json, write_json
+from wsss.errors import UserError
+
+StageState = Literal["missing", "stale", "partial", "done"]
+
+
+def fingerprint(*parts: Any) -> str:
+    """SHA-256 of the canonical JSON of ``parts`` and the code version (hex, 64 characters)."""
+    text = json.dumps([__version__, *parts], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_stamp(path: Path) -> tuple[str, int] | None:
+    """What a fingerprint knows of an input file: its name and size in bytes; None if it is not there."""
+    try:
+        return (path.name, path.stat().st_size)
+    except OSError:
+        return None
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of a run and the state of its stages."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration (YAML)."""
+        return self.root / "config.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        """Versions, hardware, command and the state of every stage (JSON)."""
+        return self.root / "manifest.json"
+
+    @property
+    def metrics(self) -> Path:
+        """All numbers of the run (JSON)."""
+        return self.root / "metrics.json"
+
+    @property
+    def report(self) -> Path:
+        """The self-contained report (HTML)."""
+        return self.root / "report.html"
+
+    def checkpoint(self, folder: str, name: str = "last") -> Path:
+        """``<folder>/<name>.ckpt``, folder being classifier, segmenter or segmenter_supervised."""
+        return self.root / folder / f"{name}.ckpt"
+
+    def saliency(self, identifier: str) -> Path:
+        """Saliency of one training photo."""
+        return self.root / "saliency" / f"{identifier}.npz"
+
+    def mask(self, folder: str, identifier: str) -> Path:
+        """A mask; folder is pseudo_masks, pseudo_labels, predictions, ..."""
+        return self.root / folder / f"{identifier}.png"
+
+    # -- stages ---------------------------------------------------------------------------------
+
+    def read_manifest(self) -> dict[str, Any]:
+        """The manifest, or an empty one."""
+        manifest: dict[str, Any] = read_json(self.manifest) if self.manifest.exists() else {}
+        return manifest
+
+    def stage_state(self, stage: str, expected: str) -> StageState:
+        """Compare the stored fingerprint of ``stage`` with the ``expected`` one."""
+        entry = self.read_manifest().get("stages", {}).get(stage)
+        if entry is None:
+            return "missing"
+        if entry["fingerprint"] != expected:
+            return "stale"
+        return "done" if entry["state"] == "done" else "partial"
+
+    def clear(self, outputs: Sequence[str]) -> None:
+        """Remove files and folders (named relative to the run directory)."""
+        for name in outputs:
+            path = self.root / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def record(self, stage: str, **entry: Any) -> None:
+        """Write facts of one stage into the manifest, keeping the rest."""
+        manifest = self.read_manifest()
+        stages = manifest.setdefault("stages", {})
+        stages[stage] = {**stages.get(stage, {}), **entry}
+        write_json(self.manifest, manifest)
+
+    def forget(self, stages: Sequence[str]) -> None:
+        """Remove stages from the manifest."""
+        manifest = self.read_manifest()
+        kept = {name: entry for name, entry in manifest.get("stages", {}).items() if name not in stages}
+        write_json(self.manifest, {**manifest, "stages": kept})
+
+    @contextmanager
+    def running(self, stage: str, expected: str, outputs: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Run a stage: empty it if it is stale, mark it running, and done if the block ends well.
+
+        Yields a dictionary for facts (``images``, ...) that end up in the manifest. The seconds of
+        an interrupted and continued stage add up.
+        """
+        state = self.stage_state(stage, expected)
+        if state in ("stale", "missing"):
+            self.clear(outputs)
+        before = self.read_manifest().get("stages", {}).get(stage, {}) if state == "partial" else {}
+        facts: dict[str, Any] = {}
+        started = time.monotonic()
+        self.forget([stage])
+        self.record(stage, **{**before, "fingerprint": expected, "state": "running"})
+        try:
+            yield facts
+        finally:
+            seconds = before.get("seconds", 0.0) + time.monotonic() - started
+            if self.manifest.exists():
+                self.record(stage, seconds=round(seconds, 2), peak_memory_mib=peak_memory_mib(), **facts)
+        self.record(stage, state="done")
+
+    # -- numbers --------------------------------------------------------------------------------
+
+    def read_metrics(self) -> dict[str, Any]:
+        """``metrics.json``, or an empty dictionary."""
+        metrics: dict[str, Any] = read_json(self.metrics) if self.metrics.exists() else {}
+        return metrics
+
+    def update_metrics(self, **entries: Any) -> None:
+        """Replace top-level entries of ``metrics.json``; an entry of None is removed."""
+        metrics = {**self.read_metrics(), **entries}
+        write_json(self.metrics, {key: value for key, value in metrics.items() if value is not None})
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run directory for this process; the lock goes with the process, also when killed."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(
+                f"cannot use {self.root} as run directory ({error.strerror}); choose another with --output"
+            ) from error
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(
+                    f"{self.root} is in use by another wsss process; wait for it or choose another --output"
+                ) from error
+            yield
+        finally:
+            os.close(handle)
+
+
+def peak_memory_mib() -> dict[str, float]:
+    """Highest memory of this process so far, in MiB: ``process`` and, where CUDA is in use, ``gpu``."""
+    import resource
+
+    unit = 1024 if sys.platform.startswith("linux") else 1024**2
+    peak = {"process": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        peak["gpu"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return peak
+
+
+def describe_machine() -> dict[str, Any]:
+    """Versions, hardware and commit, for the manifest."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    packages = {}
+    for name in ("torch", "torchvision", "lightning", "numpy", "opencv-python-headless", "pydensecrf2"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "wsss": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": packages,
+        "cpu": _cpu_name() or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "gpus": gpus,
+    }
+
+
+def _cpu_name() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+
+
+def _commit() -> str | None:
+    """Commit of the source tree that this package runs from, with ``-dirty``; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,99 @@
+"""The saliency stage: maps of the training photos for the classes on their labels."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wsss import runtime
+from wsss.config import RuntimeConfig, SaliencyConfig
+from wsss.data.dataset import Record
+from wsss.data.files import Saliency, write_saliency
+from wsss.data.modules import Photo, same_size_batches
+from wsss.data.transforms import normalize_image
+from wsss.errors import UserError
+from wsss.models.classifier import default_layer
+from wsss.rundir import RunDirectory
+from wsss.saliency import METHODS, SESS, ClassSubtraction, MultiScale, normalize
+from wsss.saliency.base import SaliencyMethod
+
+
+def build_method(config: SaliencyConfig, architecture: str) -> SaliencyMethod:
+    """The composed method: base, inside SESS or scales and flip, inside class subtraction.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    if config.method not in METHODS:
+        raise UserError(f"saliency.method is {config.method}, but must be one of {', '.join(METHODS)}")
+    kind = METHODS[config.method]
+    takes_layer = any(field.name == "layer" for field in fields(kind))
+    method: SaliencyMethod = kind(layer=config.layer or default_layer(architecture)) if takes_layer else kind()
+    if config.sess.enabled:
+        sess = config.sess
+        method = SESS(
+            method,
+            window=sess.window,
+            step=sess.step,
+            scales=sess.scales,
+            prefilter=sess.prefilter,
+            theta=sess.theta,
+            pool=sess.pool,
+            smooth=sess.smooth,
+            score="sigmoid",
+        )
+    elif tuple(config.scales) != (1.0,) or config.flip:
+        method = MultiScale(method, scales=config.scales, flip=config.flip, balance=config.balance)
+    if config.subtraction != "none":
+        method = ClassSubtraction(method, reduce=config.subtraction)
+    return method
+
+
+def write_all(
+    classifier: nn.Module,
+    method: SaliencyMethod,
+    records: Sequence[Record],
+    run: RunDirectory,
+    config: SaliencyConfig,
+    hardware: RuntimeConfig,
+) -> None:
+    """Write ``saliency/<id>.npz`` for every record that lacks it."""
+    todo = [record for record in records if not run.saliency(record.id).is_file()]
+    classifier = runtime.prepare(classifier, hardware)
+    with runtime.progress((), hardware, "saliency", len(records), len(records) - len(todo)) as bar:
+        for photos in same_size_batches(todo, config.batch_size, workers=runtime.loader_workers(hardware)):
+            for photo, maps in zip(photos, _maps(classifier, method, photos, hardware), strict=True):
+                write_saliency(run.saliency(photo.record.id), to_archive(photo, maps))
+            bar.update(len(photos))
+
+
+def _maps(
+    classifier: nn.Module, method: SaliencyMethod, photos: Sequence[Photo], hardware: RuntimeConfig
+) -> list[Tensor]:
+    """One (K, h, w) tensor per photo, K the number of its labels."""
+    counts = [len(photo.record.labels or ()) for photo in photos]
+    targets = torch.tensor(
+        [(index, label - 1) for index, photo in enumerate(photos) for label in photo.record.labels or ()],
+        dtype=torch.int64,
+    ).reshape(-1, 2)
+    images = torch.stack([photo.image for photo in photos]).to(runtime.device(hardware), non_blocking=True)
+    with runtime.autocast(hardware):
+        maps = method(classifier, normalize_image(images), targets.to(images.device))
+    return list(maps.split(counts))
+
+
+def to_archive(photo: Photo, maps: Tensor) -> Saliency:
+    """Divide each map by its maximum (as the CAM family does) and round to float16.
+
+    Args:
+        photo: the photo; its labels name the maps.
+        maps: (K, h, w), raw; negative evidence of signed methods is dropped.
+    """
+    scaled = normalize(maps.clamp(min=0), mode="max")
+    return Saliency(
+        classes=np.asarray(photo.record.labels or (), dtype=np.int16),
+        maps=scaled.cpu().numpy().astype(np.float16),
+        size=(photo.image.shape[1], photo.image.shape[2]),
+    )

@@ -1,0 +1,1 @@
+"""LightningModules: the training of the classifier and of the segmenter."""

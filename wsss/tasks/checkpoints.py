@@ -1,0 +1,55 @@
+"""Reading checkpoints safely, and the configuration that they carry."""
+
+import typing
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from wsss.errors import UserError
+
+T = TypeVar("T")
+
+
+def parse_config(cls: type[T], values: dict[str, Any]) -> T:
+    """Rebuild a configuration dataclass from the plain dictionary of :func:`wsss.config.to_dict`.
+
+    Unknown keys are dropped and missing ones take their defaults, so that older checkpoints load.
+    """
+    hints = typing.get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for field in fields(cls):  # type: ignore[arg-type]
+        if field.name not in values:
+            continue
+        value, hint = values[field.name], hints[field.name]
+        if is_dataclass(hint) and isinstance(value, dict):
+            value = parse_config(typing.cast("type[Any]", hint), value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        arguments[field.name] = value
+    return cls(**arguments)
+
+
+def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
+    """Load a checkpoint of this package with ``weights_only=True``.
+
+    Args:
+        path: the file.
+        kind: ``classifier`` or ``segmenter``.
+
+    Raises:
+        UserError: missing, damaged, unsafe, or of another kind.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}; train one first (`wsss run`) or give another path")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be loaded as a checkpoint ({type(error).__name__}); it is damaged or not one of wsss"
+        ) from error
+    found = checkpoint.get("hyper_parameters", {}).get("config", {}).get("kind") if isinstance(checkpoint, dict) else None
+    if found != kind:
+        raise UserError(f"{path} holds {found or 'no wsss model'}, but a {kind} checkpoint of wsss is needed here")
+    return typing.cast("dict[str, Any]", checkpoint)

@@ -1,0 +1,170 @@
+"""Fitting a task with Lightning so that a killed training continues where it stopped."""
+
+import csv
+import io
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from torch.utils.data import DataLoader
+
+from wsss import runtime
+from wsss.config import RuntimeConfig
+from wsss.data.files import atomic_path, write_text
+
+_ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Lightning's checkpoints, written to a temporary name and renamed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """A kill at any moment leaves the previous checkpoint whole."""
+        with atomic_path(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+class SeedEpochs(Callback):
+    """Seed torch at every epoch, so that a continued training draws what an uninterrupted one would."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed dropout and the like."""
+        torch.manual_seed(self.seed * 1009 + trainer.current_epoch)
+
+
+class EpochLog(Callback):
+    """``metrics.csv`` (a row an epoch) and one line an epoch on stderr."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, str]] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the rows of the epochs that the checkpoint contains."""
+        if self.path.is_file():
+            rows = list(csv.DictReader(io.StringIO(self.path.read_text(encoding="utf-8"))))
+            self.rows = [row for row in rows if int(row["epoch"]) <= trainer.current_epoch]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write and print the numbers of the epoch."""
+        if not trainer.is_global_zero:
+            return
+        values = {name: f"{float(value):.5f}" for name, value in sorted(trainer.callback_metrics.items())}
+        self.rows.append({"epoch": str(trainer.current_epoch + 1), **values})
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.path, text.getvalue())
+        line = "  ".join(f"{name} {value}" for name, value in values.items())
+        print(f"  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {line}", file=sys.stderr)
+
+
+def fit(
+    task: LightningModule,
+    train: DataLoader[Any],
+    val: DataLoader[Any] | None,
+    folder: Path,
+    *,
+    epochs: int,
+    monitor: tuple[str, str],
+    config: RuntimeConfig,
+    seed: int,
+    val_every: int = 1,
+) -> None:
+    """Train ``task``; ``folder`` gets ``last.ckpt`` (every epoch), ``best.ckpt`` and ``metrics.csv``.
+
+    Continues from ``last.ckpt`` if it is there.
+
+    Args:
+        task: the LightningModule with its initial weights.
+        train: batches of a device.
+        val: validation batches, or None.
+        folder: of the stage.
+        epochs: passes over ``train``.
+        monitor: (logged value, ``min`` or ``max``) that chooses best.ckpt; without ``val`` it is the training loss.
+        config: devices and precision.
+        seed: of dropout.
+        val_every: epochs between validations.
+    """
+    metric, mode = monitor if val is not None and val_every <= epochs else ("train_loss", "min")
+    checkpoints = ModelCheckpoint(
+        dirpath=folder,
+        filename="best",
+        monitor=metric,
+        mode=mode,
+        save_last=True,
+        enable_version_counter=False,
+        every_n_epochs=1,
+        save_on_train_epoch_end=True,
+    )
+    callbacks: list[Callback] = [SeedEpochs(seed), EpochLog(folder / "metrics.csv"), checkpoints]
+    bar = config.progress and os.isatty(2)
+    if bar:
+        callbacks.append(TQDMProgressBar(leave=False))
+    with quiet_lightning():
+        trainer = _trainer(config, callbacks, bar, max_epochs=epochs, check_val_every_n_epoch=val_every)
+        last = folder / "last.ckpt"
+        task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        trainer.fit(task, train, val, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+
+
+def validate(task: LightningModule, val: DataLoader[Any], config: RuntimeConfig) -> None:
+    """Run the task's validation once, on one device."""
+    with quiet_lightning():
+        one = RuntimeConfig(accelerator=config.accelerator, precision=config.precision)
+        _trainer(one, [], False).validate(task, val, verbose=False)
+
+
+def _trainer(config: RuntimeConfig, callbacks: list[Callback], bar: bool, **arguments: Any) -> Trainer:
+    several = config.devices * config.num_nodes > 1
+    return Trainer(
+        accelerator=_ACCELERATORS[runtime.device(config).type],
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        # spawn: DDP's default launcher would run the whole command once more on every rank
+        strategy="ddp_spawn" if several else "auto",
+        precision="bf16-mixed" if runtime.uses_bf16(config) else "32-true",
+        callbacks=callbacks,
+        plugins=[AtomicCheckpoints()],
+        logger=False,
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        **arguments,
+    )
+
+
+class quiet_lightning(warnings.catch_warnings):  # noqa: N801 - a context manager used like a function
+    """Without Lightning's hints about worker counts, loggers and checkpoint folders."""
+
+    def __enter__(self) -> None:
+        """Filter them."""
+        import logging
+
+        super().__enter__()
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        for pattern in (
+            ".*does not have many workers.*",
+            ".*Checkpoint directory.*exists and is not empty.*",
+            ".*The number of training batches.*is smaller than the logging interval.*",
+            ".*GPU available but not used.*",
+            ".*lr_scheduler.step.*before.*optimizer.step.*",
+            ".*compute.* method of metric.*was called before the .*update.*",
+            ".*isinstance.treespec, LeafSpec.*",
+            ".*No positive samples found in target.*",
+            ".*Found keys that are not in the model state dict.*",
+        ):
+            warnings.filterwarnings("ignore", pattern)
