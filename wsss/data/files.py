@@ -148,6 +148,8 @@ def _damage(path: Path, error: Exception) -> str:
         return "is an empty file"
     if isinstance(error, UnidentifiedImageError):
         return "is not an image of a known format"
+    if isinstance(error, Image.DecompressionBombError):
+        return "has more pixels than Pillow will decode"
     return f"is damaged or truncated and cannot be decoded ({error})"
 
 

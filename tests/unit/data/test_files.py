@@ -205,6 +205,13 @@ def test_corrupt_png_chunk_is_refused(tmp_path: Path) -> None:
         read_image(path)
 
 
+def test_photo_of_absurd_size_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(pixels(32, 32, 3)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match=r"a\.png has more pixels than Pillow will decode: replace"):
+        read_image(tmp_path / "a.png")
+
+
 def test_missing_empty_and_foreign_files_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("hello")
@@ -291,6 +298,24 @@ def test_truncated_saliency_names_the_file_and_the_mend(tmp_path: Path, keep: in
         UserError, match=r"a\.npz is not a whole saliency archive.*run the saliency stage again"
     ):
         read_saliency(path)
+
+
+class Intruder:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_a_saliency_archive_is_not_run(tmp_path: Path) -> None:
+    intruder = np.array([Intruder(tmp_path / "hacked")], object)
+    np.savez(tmp_path / "a.npz", classes=intruder, maps=intruder, size=np.array([1, 1]))
+    with pytest.raises(UserError, match="not a whole saliency archive"):
+        read_saliency(tmp_path / "a.npz")
+    assert names(tmp_path) == ["a.npz"]
 
 
 def test_pickles_foreign_arrays_and_missing_archives_are_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from wsss.data.dataset import Dataset
 from wsss.data.files import write_mask
-from wsss.data.folder import hash_split, load_folder
+from wsss.data.folder import hash_split, index_folder, load_folder
 from wsss.errors import UserError
 
 
@@ -47,6 +47,7 @@ def test_photos_may_lie_in_the_root_beside_their_masks(tmp_path: Path) -> None:
     dataset = load_folder(root, "xml", None, None, None)
     masks = {item.id: item.mask for item in (*dataset.train, *dataset.val)}
     assert masks == {"a": root / "masks/a.png", "b": None}
+    assert list(index_folder(root)) == ["a", "b"]  # a mask is no photo
 
 
 def test_class_list_comes_from_the_argument_then_the_file_then_the_csv(tmp_path: Path) -> None:

@@ -129,6 +129,11 @@ def test_tag_csv_gives_sorted_indices(tmp_path: Path) -> None:
     assert labels == {"a": (1, 3), "b, 2": (2,), "c": ()}
 
 
+def test_indices_are_sorted_whatever_the_order_of_the_labels(tmp_path: Path) -> None:
+    path = write(tmp_path / "labels.csv", "image,labels\na,pottedplant;aeroplane;chair\n")
+    assert read_label_csv(path, VOC_CLASSES) == {"a": (1, 9, 16)}
+
+
 def test_one_hot_csv_follows_the_class_list_and_not_the_columns(tmp_path: Path) -> None:
     path = write(tmp_path / "labels.csv", "image,person,cat,dog\nx/a.png,1,0,1\nb,0,0,0\n")
     assert read_label_csv(path, CLASSES) == {"x/a": (2, 3), "b": ()}
