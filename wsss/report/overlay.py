@@ -1,0 +1,136 @@
+"""Pictures for people: masks and saliency drawn over the photo. All colours are RGB."""
+
+from __future__ import annotations
+
+import functools
+from typing import TypeVar
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from wsss.data.labels import BACKGROUND, IGNORE
+from wsss.report.palette import voc_palette
+
+Photo = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.uint8]
+Array = TypeVar("Array", bound=npt.NDArray[np.generic])
+
+HATCH_PERIOD = 8
+"""Pixels from one stripe of the uncertain area to the next."""
+
+
+def overlay_mask(image: Photo, mask: Mask, opacity: float = 0.6) -> Photo:
+    """Draw a mask over its photo, in the colours of the VOC palette.
+
+    Background stays as it is, each region has a white outline inside its border, and 255 (uncertain) is
+    lightened and hatched.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        mask: `(H, W)` uint8 mask indices.
+        opacity: of the colour, 0 = photo only, 1 = colour only.
+
+    Returns:
+        `(H, W, 3)` uint8 RGB, a new array.
+
+    Raises:
+        ValueError: the sizes differ or the types are others.
+    """
+    _check(image, mask, np.uint8)
+    drawn = _blend(image, voc_palette()[mask], np.where(mask == BACKGROUND, 0, opacity))
+    ignored = mask == IGNORE
+    if ignored.any():
+        hatched = np.where(_stripes(mask.shape)[..., None], np.uint8(255), np.uint8(150))
+        drawn[ignored] = _blend(image, hatched, np.full(mask.shape, min(opacity, 0.55)))[ignored]
+    drawn[outline(mask)] = 255
+    return drawn
+
+
+def overlay_saliency(image: Photo, saliency: npt.NDArray[np.floating], opacity: float = 0.85) -> Photo:
+    """Draw a saliency map over its photo: the hotter and the more opaque, the more salient.
+
+    The colours are matplotlib's "inferno", whose lightness rises evenly. The photo is shown in grey so that
+    every colour in the picture means saliency.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        saliency: `(H, W)` float; values outside [0, 1] are clipped, NaN counts as 0.
+        opacity: of the colour where the saliency is 1.
+
+    Returns:
+        `(H, W, 3)` uint8 RGB, a new array.
+
+    Raises:
+        ValueError: the sizes differ or the types are others.
+    """
+    _check(image, saliency, np.floating)
+    clipped = np.clip(np.nan_to_num(saliency.astype(np.float32)), 0, 1)
+    colours = heat_palette()[np.rint(clipped * 255).astype(np.uint8)]
+    grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
+    # The square root keeps faint saliency visible; at 0 the photo is untouched.
+    return _blend(np.repeat(grey[..., None], 3, axis=2), colours, opacity * np.sqrt(clipped))
+
+
+def outline(mask: Mask) -> npt.NDArray[np.bool_]:
+    """`(H, W)` bool: pixels of a class (not background, not 255) with a 4-neighbour of another value."""
+    border = np.zeros(mask.shape, dtype=np.bool_)
+    rows, columns = mask[1:] != mask[:-1], mask[:, 1:] != mask[:, :-1]
+    border[1:] |= rows
+    border[:-1] |= rows
+    border[:, 1:] |= columns
+    border[:, :-1] |= columns
+    border &= (mask != BACKGROUND) & (mask != IGNORE)
+    return border
+
+
+def shrink(array: Array, side: int) -> Array:
+    """Reduce a photo, a saliency map or a mask so that neither side is longer than `side`; never enlarges.
+
+    Args:
+        array: `(H, W, 3)` uint8 photo, `(H, W)` float saliency (both averaged) or uint8 mask (sampled).
+        side: the longest side allowed, in pixels.
+
+    Returns:
+        The array itself if it is small enough, else a smaller one of the same type.
+    """
+    height, width = array.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return array
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    is_mask = array.ndim == 2 and array.dtype == np.uint8
+    source = array.astype(np.float32) if array.dtype == np.float16 else np.ascontiguousarray(array)
+    small = cv2.resize(source, size, interpolation=cv2.INTER_NEAREST_EXACT if is_mask else cv2.INTER_AREA)
+    return small.astype(array.dtype)  # type: ignore[return-value]
+
+
+@functools.cache
+def heat_palette() -> npt.NDArray[np.uint8]:
+    """`(256, 3)` uint8 RGB of "inferno", from black over red to pale yellow; read-only."""
+    blue_green_red = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)[:, 0]
+    palette: npt.NDArray[np.uint8] = np.array(blue_green_red[:, ::-1], dtype=np.uint8)
+    palette.flags.writeable = False
+    return palette
+
+
+def _blend(image: Photo, colours: Photo, weight: npt.NDArray[np.floating]) -> Photo:
+    """Mix two pictures; `weight` is `(H, W)`, 0 = image, 1 = colours."""
+    share = weight[..., None].astype(np.float32)
+    mixed = image * (1 - share) + colours * share
+    return np.rint(mixed).astype(np.uint8)
+
+
+def _stripes(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """`(H, W)` bool, True on diagonal stripes of a quarter of the period."""
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    return np.asarray((x + y) % HATCH_PERIOD < HATCH_PERIOD // 4)
+
+
+def _check(image: Photo, layer: npt.NDArray[np.generic], kind: type[np.generic]) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
+    if not np.issubdtype(layer.dtype, kind):
+        raise ValueError(f"the layer over the photo must be {kind.__name__}, not {layer.dtype}")
+    if layer.shape != image.shape[:2]:
+        raise ValueError(f"the layer is {layer.shape} pixels (height, width), the image is {image.shape[:2]}")
