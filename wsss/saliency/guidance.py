@@ -16,7 +16,7 @@ class GlobalGuidanceCAM(LayerMethod):
 
     GM = ReLU(sum_k G_k * A_k) is the global guidance map, G = dz/dA, w_k = mean_uv G_k. GM is one
     non-negative map, so the formula equals GM * ReLU(sum_k w_k A_k), which is what we compute.
-    Below a global-average-pool head it is exactly Grad-CAM squared (times u v): choose an inner layer.
+    Below a global-average-pool head it is exactly Grad-CAM squared: choose an inner layer.
 
     Args:
         layer: see `LayerMethod`.

@@ -26,6 +26,9 @@ from wsss.saliency.base import (
 )
 
 SMOOTHING_KERNEL, SMOOTHING_SIGMA = 11, 5.0  # the authors' code, `SESS.smoother`
+ROUNDING = 1e-6
+"""Min-max normalised values up to here are the minimum, blurred by float32 rounding. They must be exact
+zeros: with theta 0 a pixel of 1e-8 would count in the mean, and the mean would hang on rounding."""
 
 
 class Window(NamedTuple):
@@ -250,7 +253,8 @@ def fuse(
         down, across = covered(top, height, frame[0], size[0]), covered(left, width, frame[1], size[1])
         vertical = resizers[frame][0][down, top : top + height]
         horizontal = resizers[frame][1][across, left : left + width]
-        scaled = normalize(upsample(maps, (height, width))) * weights[rows, index, None, None]
+        local = normalize(upsample(maps, (height, width)))
+        scaled = local.where(local > ROUNDING, 0) * weights[rows, index, None, None]
         pasted = vertical @ scaled @ horizontal.T  # zeros stay exact zeros: only weights >= 0 are summed
         if pool == "max":
             total[rows, down, across] = total[rows, down, across].maximum(pasted)
@@ -267,7 +271,7 @@ def resizer(length: int, target: int, device: torch.device) -> Tensor:
 
 
 def covered(start: int, extent: int, length: int, target: int) -> slice:
-    """The pixels to which start .. start+extent-1 contribute when `length` becomes `target`, or a few more."""
+    """Pixels that start .. start+extent-1 contribute to when `length` becomes `target`, and a few more."""
     ratio = target / length
     first = math.floor((start - 0.5) * ratio - 0.5)
     last = math.ceil((start + extent + 0.5) * ratio - 0.5)

@@ -1,0 +1,136 @@
+"""Grad-CAM against grad-cam's own, its identities, and its cost."""
+
+import numpy as np
+import pytest
+import torch
+from pytorch_grad_cam import GradCAM as PeerGradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import nn
+
+from wsss.errors import UserError
+from wsss.saliency import GlobalGuidanceCAM, GradCAM, normalize, upsample
+
+
+def peer_maps(model, layer, images, targets):
+    with PeerGradCAM(model, [model.get_submodule(layer)]) as cam:
+        wanted = [ClassifierOutputTarget(int(cls)) for cls in targets[:, 1]]
+        return torch.from_numpy(cam(images[targets[:, 0]], targets=wanted))
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("resnet", "layer4"), ("resnet", "layer3"), ("vgg", "features.29"), ("vgg", "features.22")],
+)
+def test_agrees_with_the_grad_cam_package(request, images, targets, name, layer):
+    model = request.getfixturevalue(name)
+    targets = targets[:4]
+    expected = peer_maps(model, layer, images, targets)
+    maps = upsample(GradCAM(layer)(model, images, targets), (96, 80))
+    assert (expected.amax((1, 2)) > 0.99).sum() >= 2  # otherwise the comparison says little
+    assert (normalize(maps) - normalize(expected)).abs().max() < 1e-4
+
+
+def test_raw_values_are_those_of_the_formula(resnet, images, targets, oracle):
+    maps = GradCAM("layer3")(resnet, images, targets)
+    for row, (image, cls) in enumerate(targets.tolist()):
+        activation, gradient = (t.numpy() for t in oracle(resnet, "layer3", images[image], cls))
+        expected = np.maximum((gradient.mean((1, 2))[:, None, None] * activation).sum(0), 0)
+        np.testing.assert_allclose(maps[row].numpy(), expected, atol=1e-5 * expected.max())
+
+
+def test_is_cam_below_a_pooled_head(resnet, images, targets):
+    features = nn.Sequential(*list(resnet.children())[:-2])(images).detach()
+    cam = torch.einsum("nk,nkuv->nuv", resnet.fc.weight[targets[:, 1]], features[targets[:, 0]]).relu()
+    maps = GradCAM("layer4")(resnet, images, targets)
+    torch.testing.assert_close(maps * maps[0].numel(), cam.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_order_and_company_of_targets_do_not_matter(resnet, images, targets):
+    together = GradCAM("layer3")(resnet, images, targets)
+    for row, target in enumerate(targets):
+        torch.testing.assert_close(together[row], GradCAM("layer3")(resnet, images, target[None])[0])
+
+
+def test_a_repeated_target_gets_the_same_map(resnet, images):
+    maps = GradCAM("layer4")(resnet, images, torch.tensor([[1, 4], [1, 4]]))
+    assert torch.equal(maps[0], maps[1])
+
+
+def test_one_forward_and_as_many_backwards_as_classes_on_one_image(resnet, images, targets, monkeypatch):
+    forwards, backwards, differentiate = [], [], torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: backwards.append(1) or differentiate(*a, **k))
+    handle = resnet.register_forward_pre_hook(lambda module, inputs: forwards.append(1))
+    try:
+        GradCAM("layer4")(resnet, images, targets)
+    finally:
+        handle.remove()
+    assert len(forwards) == 1
+    assert len(backwards) == 3  # image 0 has three targets
+
+
+def test_gradients_stop_at_the_layer(resnet, images, targets):
+    evidence = GradCAM("layer4").forward(resnet, images)
+    assert evidence.activation.is_leaf
+    assert not evidence.logits.requires_grad
+    torch.testing.assert_close(evidence.logits, resnet(images).detach())
+
+
+def test_a_layer_before_an_in_place_relu_keeps_its_own_values(vgg, images, oracle):
+    layer = "features.28"  # a convolution whose output torchvision's next module overwrites
+    activation = GradCAM(layer).forward(vgg, images).activation
+    torch.testing.assert_close(
+        activation[0].detach(), oracle(vgg, layer, images[0], 0)[0], rtol=1e-4, atol=1e-5
+    )
+    assert activation.min() < 0
+
+
+def test_the_last_use_of_a_shared_module_counts(resnet, images, targets):
+    shared = GradCAM("layer4.1.relu")(resnet, images, targets)
+    torch.testing.assert_close(shared, GradCAM("layer4")(resnet, images, targets))
+
+
+def test_an_unknown_layer_is_answered_with_close_names(resnet, images, targets):
+    with pytest.raises(UserError, match=r"no layer 'layer5'; close names: .*layer4"):
+        GradCAM("layer5")(resnet, images, targets)
+    with pytest.raises(UserError, match=r"no layer 'zzz'; close names: conv1, bn1"):
+        GradCAM("zzz")(resnet, images, targets)
+
+
+class Branched(nn.Module):
+    def __init__(self, answer="logits"):
+        super().__init__()
+        self.used, self.dangling, self.idle = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        self.answer = answer
+
+    def forward(self, images):
+        self.dangling(images)
+        features = self.used(images)
+        return (
+            features.mean((2, 3)) if self.answer == "logits" else (features if self.answer == "map" else {})
+        )
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "message"),
+    [
+        (Branched(), "dangling", "do not depend on it"),
+        (Branched(), "idle", "does not run"),
+        (Branched("map"), "used", r"must return logits \(images, classes\) for 1 images, got shape"),
+        (Branched("dict"), "used", "got dict"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(12, 3)),
+            "1",
+            r"layer '1' must give feature maps .* shape \(1, 3\)",
+        ),
+    ],
+)
+def test_a_layer_or_classifier_that_does_not_fit_is_refused(model, layer, message):
+    with pytest.raises(UserError, match=message):
+        GradCAM(layer)(model, torch.randn(1, 3, 2, 2), torch.tensor([[0, 1]]))
+
+
+@pytest.mark.parametrize("method", [GradCAM("layer2"), GlobalGuidanceCAM("layer2")])
+def test_maps_are_never_negative(resnet, images, targets, method):
+    maps = method(resnet, images, targets)
+    assert maps.min() >= 0
+    assert maps.dtype == torch.float32
