@@ -154,8 +154,8 @@ def render(report: Report) -> str:
 <nav aria-label="Contents"><ul>{links}</ul></nav>
 <main>
 {_tiles(report.tiles)}{body}</main>
-<footer>mIoU: one confusion matrix over all images at original size, PASCAL VOC protocol; a class without ground
-truth is left out. Made by wsss.</footer>
+<footer>mIoU: one confusion matrix over all images at original size, PASCAL VOC protocol; a class without
+ground truth is left out. Made by wsss.</footer>
 </body>
 </html>
 """
@@ -285,12 +285,11 @@ def _dot(colour: Colour) -> str:
 
 def _run(report: Report) -> str:
     tables = "".join(_facts(facts) for facts in report.facts if facts.pairs)
-    config = (
-        f'<details class="card"><summary>Configuration</summary><pre>{escape(report.config)}</pre></details>'
-        if report.config
-        else ""
-    )
-    return (f'<div class="columns">{tables}</div>' if tables else "") + config
+    content = f'<div class="columns">{tables}</div>' if tables else ""
+    if report.config:
+        content += '<details class="card"><summary>Configuration</summary>'
+        content += f"<pre>{escape(report.config)}</pre></details>"
+    return content
 
 
 def _facts(facts: Facts) -> str:
