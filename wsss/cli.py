@@ -55,7 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        print(f"wsss {name}: error: {error.strerror or error}{where}; mend that and run it again", file=sys.stderr)
+        print(
+            f"wsss {name}: error: {error.strerror or error}{where}; mend that and run it again",
+            file=sys.stderr,
+        )
         return 1
 
 
@@ -102,7 +105,9 @@ def parse_config(command: str, words: Sequence[str]) -> Any:
         description=f"{_STAGES[command][0].upper()}{_STAGES[command][1:]}.",
         exit_on_error=False,
     )
-    parser.add_argument("--config", action="config", help="YAML file of this configuration; options after it override it.")
+    parser.add_argument(
+        "--config", action="config", help="YAML file of this configuration; options after it override it."
+    )
     parser.add_class_arguments(Config, None, as_group=False)
     namespace = _parse(parser, words)
     values = parser.instantiate_classes(namespace).as_dict()
@@ -128,14 +133,25 @@ def _score(name: str, words: list[str]) -> int:
     import argparse
 
     parser = argparse.ArgumentParser(
-        prog="wsss score", description="PASCAL VOC mIoU of a folder of predicted masks against a folder of true masks."
+        prog="wsss score",
+        description="PASCAL VOC mIoU of a folder of predicted masks against a folder of true masks.",
     )
-    parser.add_argument("predictions", type=Path, help="folder of <id>.png: palette or grey, 0..C, 255 = no answer")
-    parser.add_argument("truth", type=Path, help="folder of <id>.png: palette or grey, 0..C, 255 = not counted")
-    parser.add_argument("--ids", type=Path, help="list of the ids to score (default: every PNG of the predictions)")
-    parser.add_argument("--classes", type=Path, help="class names, one a line, without background (default: VOC's 20)")
     parser.add_argument(
-        "--ignored-as-background", action="store_true", help="count a predicted 255 as background (IRN's convention)"
+        "predictions", type=Path, help="folder of <id>.png: palette or grey, 0..C, 255 = no answer"
+    )
+    parser.add_argument(
+        "truth", type=Path, help="folder of <id>.png: palette or grey, 0..C, 255 = not counted"
+    )
+    parser.add_argument(
+        "--ids", type=Path, help="list of the ids to score (default: every PNG of the predictions)"
+    )
+    parser.add_argument(
+        "--classes", type=Path, help="class names, one a line, without background (default: VOC's 20)"
+    )
+    parser.add_argument(
+        "--ignored-as-background",
+        action="store_true",
+        help="count a predicted 255 as background (IRN's convention)",
     )
     parser.add_argument("--workers", type=int, default=0, help="processes (default: this one)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -160,7 +176,10 @@ def _score(name: str, words: list[str]) -> int:
 
 
 def _score_table(result: dict[str, Any]) -> str:
-    rows = [f"  {name:<20}{'absent' if value is None else f'{100 * value:6.2f}'}" for name, value in result["per_class"].items()]
+    rows = [
+        f"  {name:<20}{'absent' if value is None else f'{100 * value:6.2f}'}"
+        for name, value in result["per_class"].items()
+    ]
     miou = "undefined" if result["miou"] is None else f"{100 * result['miou']:.2f} %"
     head = f"mIoU {miou} over {result['images']} images, {len(rows) - len(result['absent'])} of {len(rows)} classes"
     tail = f"pixels with an answer (not 255): {100 * (result['coverage'] or 0):.2f} %"
@@ -173,8 +192,12 @@ def _predict(name: str, words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="wsss predict", description="Masks for new photos.")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="photos, or folders of photos")
     parser.add_argument("--checkpoint", type=Path, required=True, help="runs/<name>/segmenter/last.ckpt")
-    parser.add_argument("--output", type=Path, required=True, help="folder for <name>.png (palette, size of the photo)")
-    parser.add_argument("--ms-flip", action="store_true", help="several scales and mirrored: better, 17 times slower")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for <name>.png (palette, size of the photo)"
+    )
+    parser.add_argument(
+        "--ms-flip", action="store_true", help="several scales and mirrored: better, 17 times slower"
+    )
     parser.add_argument("--overlay", action="store_true", help="also write <name>_overlay.jpg")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where to compute")
     options = parser.parse_args(words)
@@ -198,15 +221,24 @@ def _data(name: str, words: list[str]) -> int:
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     check = commands.add_parser("check", help="the doctor: ids, sizes, palettes, labels, splits, duplicates")
     check.add_argument("root", type=Path, help="data set in VOC or folder layout")
-    check.add_argument("--classes", type=Path, help="class names, one a line (default: classes.txt in ROOT, or VOC's)")
+    check.add_argument(
+        "--classes", type=Path, help="class names, one a line (default: classes.txt in ROOT, or VOC's)"
+    )
     check.add_argument("--labels", help="`xml` or a label CSV (default: what ROOT holds)")
     shapes = commands.add_parser("shapes", help="write the procedural data set")
     shapes.add_argument("root", type=Path, help="folder to write to")
     from wsss.config import ShapesConfig
 
     defaults = ShapesConfig()
-    for key, text in (("train", "training images"), ("val", "validation images"), ("size", "pixels a side"), ("seed", "seed")):
-        shapes.add_argument(f"--{key}", type=int, default=getattr(defaults, key), help=f"{text} (default %(default)s)")
+    for key, text in (
+        ("train", "training images"),
+        ("val", "validation images"),
+        ("size", "pixels a side"),
+        ("seed", "seed"),
+    ):
+        shapes.add_argument(
+            f"--{key}", type=int, default=getattr(defaults, key), help=f"{text} (default %(default)s)"
+        )
     options = parser.parse_args(words)
     if options.action == "check":
         from wsss.data.check import check_dataset

@@ -35,13 +35,13 @@ class DataConfig:
     root: str = "data/shapes"
     """Folder of the data set."""
     labels: str = "xml"
-    """Image-level labels: `xml` (Annotations/*.xml) or a CSV with columns image,labels (labels separated by ;)."""
+    """Image-level labels: `xml` (Annotations/*.xml) or a CSV (path as it is, or below root) with columns image,labels (labels separated by ;)."""
     classes: str | None = None
-    """Text file, one class a line, index 1 first; null: the 20 VOC classes (folder: ROOT/classes.txt)."""
-    train: str | None = "train"
+    """Text file (path as it is, or below root), one class a line, index 1 first; null: the 20 VOC classes (folder: ROOT/classes.txt)."""
+    train: str | None = None
     """Training images: a split name or a list file; null: every labelled image that is not in val."""
-    val: str | None = "val"
-    """Validation images: a split name or a list file; null (folder only): a stable tenth of the labelled images."""
+    val: str | None = None
+    """Validation images: a split name or a list file; null: the split val (folder: a stable tenth of the labelled images)."""
     shapes: ShapesConfig = field(default_factory=ShapesConfig)
 
 
@@ -234,7 +234,11 @@ class EvaluateConfig:
     """Also refine the multi-scale prediction (or the plain one, if that is all) with a CRF."""
     crf_parameters: CRFConfig = field(
         default_factory=lambda: CRFConfig(
-            gaussian_sxy=1.0, gaussian_compat=3.0, bilateral_sxy=67.0, bilateral_srgb=3.0, bilateral_compat=4.0
+            gaussian_sxy=1.0,
+            gaussian_compat=3.0,
+            bilateral_sxy=67.0,
+            bilateral_srgb=3.0,
+            bilateral_compat=4.0,
         )
     )
     oracle_images: int = 50

@@ -66,7 +66,7 @@ def predict_records(
     refine_crf = partial(write_crf, refine.crf_parameters(config.crf_parameters))
     batches = same_size_batches(todo, 1 if config.ms_flip else 4, workers=runtime.loader_workers(hardware))
     with (
-        runtime.progress((), hardware, title, len(records), len(records) - len(todo)) as bar,
+        runtime.bar(hardware, title, len(records), len(records) - len(todo)) as bar,
         pool(workers if config.crf and todo else 0) as executor,
         torch.inference_mode(),
         runtime.autocast(hardware),
@@ -110,9 +110,9 @@ def crf_labels(
     """CRF over the classes that some pixel of the photo gives at least 0.1; -> (H, W) uint8 labels."""
     possible = np.flatnonzero(probabilities.max(axis=(1, 2)) >= CRF_MIN_PROBABILITY)
     if len(possible) < 2:
-        return probabilities.argmax(axis=0).astype(np.uint8)
+        return np.asarray(probabilities.argmax(axis=0), dtype=np.uint8)
     refined = dense_crf(np.ascontiguousarray(probabilities[possible]), image, parameters)
-    return possible[refined.argmax(axis=0)].astype(np.uint8)
+    return np.asarray(possible[refined.argmax(axis=0)], dtype=np.uint8)
 
 
 # -- numbers ---------------------------------------------------------------------------------------
@@ -134,8 +134,10 @@ def mask_metrics(
     if not records:
         return {"seed": None, "mask": None}
     classes, workers = len(class_names), runtime.workers(config.runtime)
-    bar = partial(_bar, config.runtime)
-    matrix, sweep, threshold = refine.score_seeds(records, run, config.refine, classes, workers, partial(bar, "score seeds"))
+    bar = partial(runtime.bar, config.runtime)
+    matrix, sweep, threshold = refine.score_seeds(
+        records, run, config.refine, classes, workers, partial(bar, "score seeds")
+    )
     best_threshold, best = sweep.best()
     seed = {
         **score(matrix, class_names),
@@ -198,10 +200,6 @@ def _confusion(
 ) -> ConfusionMatrix:
     pairs = [(run.mask(folder, record.id), record.mask) for record in records if record.mask is not None]
     return confusion_of_pairs(pairs, classes, workers=runtime.workers(config.runtime))
-
-
-def _bar(hardware: RuntimeConfig, title: str, total: int, done: int) -> Any:
-    return runtime.progress((), hardware, title, total, done)
 
 
 def _number(value: float) -> float | None:

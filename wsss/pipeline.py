@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from wsss import evaluation, runtime
 from wsss.config import Config, EvaluateConfig, to_dict
-from wsss.data.dataset import Dataset, Record, load_dataset
+from wsss.data.dataset import Dataset, Record, load_dataset, resolve_file
 from wsss.data.files import write_json, write_text
 from wsss.data.modules import (
     ClassificationData,
@@ -103,7 +103,7 @@ def write_saliency(context: Context) -> dict[str, Any]:
 def refine(context: Context) -> dict[str, Any]:
     """Pseudo-masks of all training photos."""
     config, records = context.config, context.dataset.train
-    bar = partial(runtime.progress, (), config.runtime, "refine")
+    bar = partial(runtime.bar, config.runtime, "refine")
     refine_stage.write_all(records, context.run, config.refine, runtime.workers(config.runtime), bar)
     return {"images": len(records)}
 
@@ -111,7 +111,9 @@ def refine(context: Context) -> dict[str, Any]:
 def train_segmenter(context: Context) -> dict[str, Any]:
     """Train the segmenter on the pseudo-masks."""
     run = context.run
-    records = [replace(record, mask=run.mask(refine_stage.MASKS, record.id)) for record in context.dataset.train]
+    records = [
+        replace(record, mask=run.mask(refine_stage.MASKS, record.id)) for record in context.dataset.train
+    ]
     return _train_segmenter(context, records, "segmenter")
 
 
@@ -119,7 +121,9 @@ def train_supervised(context: Context) -> dict[str, Any]:
     """Train the same network on the true masks: an oracle, kept apart from everything else."""
     records = evaluation.with_masks(context.dataset.train)
     if not records:
-        raise UserError("segmenter.supervised needs true masks of training images, and this data set has none")
+        raise UserError(
+            "segmenter.supervised needs true masks of training images, and this data set has none"
+        )
     return _train_segmenter(context, records, "segmenter_supervised")
 
 
@@ -128,7 +132,9 @@ def _train_segmenter(context: Context, records: Sequence[Record], folder: str) -
     settings, hardware = config.segmenter, config.runtime
     initial = None
     if settings.weights == "classifier":
-        classifier, _, _ = classification.load_classifier(run.checkpoint("classifier", config.saliency.checkpoint))
+        classifier, _, _ = classification.load_classifier(
+            run.checkpoint("classifier", config.saliency.checkpoint)
+        )
         initial = classifier.state_dict()
     seed_everything(config.seed, verbose=False)
     task = segmentation.new_task(settings, dataset.class_names, initial)
@@ -179,7 +185,9 @@ def evaluate_supervised(context: Context) -> dict[str, Any]:
     return {"images": len(context.dataset.val)}
 
 
-def _predict_and_score(context: Context, folder: str, prefix: str, settings: EvaluateConfig) -> dict[str, Any]:
+def _predict_and_score(
+    context: Context, folder: str, prefix: str, settings: EvaluateConfig
+) -> dict[str, Any]:
     config, dataset, run = context.config, context.dataset, context.run
     model, _ = segmentation.load_segmenter(run.checkpoint(folder))
 
@@ -270,7 +278,12 @@ STAGES: dict[str, Stage] = {
     ),
     "supervise": Stage(
         train_supervised,
-        lambda config, data: [_segmenter_settings(config), data.classes, _train_inputs(data), _train_truth(data)],
+        lambda config, data: [
+            _segmenter_settings(config),
+            data.classes,
+            _train_inputs(data),
+            _train_truth(data),
+        ],
         after=("classify",),
         outputs=("segmenter_supervised",),
         title="train the same segmenter on the true masks (oracle)",
@@ -346,8 +359,9 @@ def prepare_dataset(config: Config) -> Dataset:
             seed=shapes.seed,
             progress=config.runtime.progress,
         )
-    classes = Path(data.classes) if data.classes is not None else None
-    return load_dataset(data.kind, Path(data.root), data.labels, classes, data.train, data.val)
+    root = Path(data.root)
+    classes = None if data.classes is None else resolve_file(data.classes, root) or Path(data.classes)
+    return load_dataset(data.kind, root, data.labels, classes, data.train, data.val)
 
 
 def fingerprints(config: Config, dataset: Dataset) -> dict[str, str]:
@@ -361,8 +375,14 @@ def fingerprints(config: Config, dataset: Dataset) -> dict[str, str]:
 
 def _run_stage(name: str, context: Context, expected: dict[str, str], command: str) -> None:
     stage, run = STAGES[name], context.run
-    if command == "evaluate" and name == "evaluate" and run.stage_state("segment", expected["segment"]) != "done":
-        say("evaluate: no finished segmenter of this configuration, so only seeds and pseudo-masks are scored")
+    if (
+        command == "evaluate"
+        and name == "evaluate"
+        and run.stage_state("segment", expected["segment"]) != "done"
+    ):
+        say(
+            "evaluate: no finished segmenter of this configuration, so only seeds and pseudo-masks are scored"
+        )
         return
     for other in stage.after:
         state = run.stage_state(other, expected[other])
@@ -372,7 +392,11 @@ def _run_stage(name: str, context: Context, expected: dict[str, str], command: s
     if state == "done":
         say(f"{name}: done before")
         return
-    verb = {"missing": "", "stale": " (its input or configuration changed: again)", "partial": " (continued)"}[state]
+    verb = {
+        "missing": "",
+        "stale": " (its input or configuration changed: again)",
+        "partial": " (continued)",
+    }[state]
     say(f"{name}: {stage.title}{verb}")
     with run.running(name, expected[name], stage.outputs) as facts:
         facts.update(stage.work(context))
@@ -407,7 +431,11 @@ def print_summary(context: Context) -> None:
         ("pseudo-mask mIoU, train (CRF)", "mask", "miou"),
         ("val mIoU, single scale, no CRF", "val", "miou"),
         ("val mIoU, multi-scale + flip", "val_ms_flip", "miou"),
-        (f"val mIoU, {'multi-scale + flip' if context.config.evaluate.ms_flip else 'single scale'} + CRF", "val_crf", "miou"),
+        (
+            f"val mIoU, {'multi-scale + flip' if context.config.evaluate.ms_flip else 'single scale'} + CRF",
+            "val_crf",
+            "miou",
+        ),
         ("val mIoU, trained on true masks (oracle)", "supervised", "miou"),
     ]
     lines = [

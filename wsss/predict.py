@@ -38,7 +38,9 @@ def find_photos(paths: Sequence[Path]) -> dict[str, Path]:
             raise UserError(f"{path} does not exist; give photos or folders of photos")
         for name, file in found:
             if photos.get(name, file) != file:
-                raise UserError(f"{photos[name]} and {file} would both be written as {name}.png; run them separately")
+                raise UserError(
+                    f"{photos[name]} and {file} would both be written as {name}.png; run them separately"
+                )
             photos[name] = file
     return photos
 

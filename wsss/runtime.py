@@ -27,7 +27,9 @@ def device(config: RuntimeConfig) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     if config.accelerator == "gpu":
-        raise UserError("runtime.accelerator is gpu, but torch sees no CUDA device; use --runtime.accelerator cpu")
+        raise UserError(
+            "runtime.accelerator is gpu, but torch sees no CUDA device; use --runtime.accelerator cpu"
+        )
     return torch.device("cpu")
 
 
@@ -78,16 +80,21 @@ def loader_workers(config: RuntimeConfig) -> int:
     return max(1, count - 1) if config.workers is None and device(config).type == "cpu" else count
 
 
-def progress(items: Iterable[T], config: RuntimeConfig, title: str, total: int, done: int = 0) -> "tqdm[T]":
-    """A progress bar on stderr; one line a minute where stderr is not a terminal."""
+def progress(items: Iterable[T], config: RuntimeConfig, title: str, total: int) -> "tqdm[T]":
+    """Iterate with a progress bar on stderr; a line every half minute where stderr is no terminal."""
+    return tqdm(items, desc=title, total=total, **_style(config))
+
+
+def bar(config: RuntimeConfig, title: str, total: int, done: int) -> "tqdm[Any]":
+    """The same as a bar to be updated by hand, starting at ``done``."""
+    return tqdm(desc=title, total=total, initial=done, **_style(config))
+
+
+def _style(config: RuntimeConfig) -> dict[str, Any]:
     terminal = os.isatty(2)
-    return tqdm(
-        items,
-        desc=title,
-        total=total,
-        initial=done,
-        unit="img",
-        disable=not config.progress,
-        mininterval=0.1 if terminal else 30.0,
-        dynamic_ncols=terminal,
-    )
+    return {
+        "unit": "img",
+        "disable": not config.progress,
+        "mininterval": 0.1 if terminal else 30.0,
+        "dynamic_ncols": terminal,
+    }

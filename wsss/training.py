@@ -24,7 +24,9 @@ _ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
 class AtomicCheckpoints(TorchCheckpointIO):
     """Lightning's checkpoints, written to a temporary name and renamed."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
         """A kill at any moment leaves the previous checkpoint whole."""
         with atomic_path(Path(path)) as temporary:
             torch.save(checkpoint, temporary)
@@ -115,7 +117,7 @@ def fit(
     with quiet_lightning():
         trainer = _trainer(config, callbacks, bar, max_epochs=epochs, check_val_every_n_epoch=val_every)
         last = folder / "last.ckpt"
-        task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        task.to(memory_format=torch.channels_last)
         trainer.fit(task, train, val, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
 
 
@@ -146,7 +148,7 @@ def _trainer(config: RuntimeConfig, callbacks: list[Callback], bar: bool, **argu
     )
 
 
-class quiet_lightning(warnings.catch_warnings):  # noqa: N801 - a context manager used like a function
+class quiet_lightning(warnings.catch_warnings):
     """Without Lightning's hints about worker counts, loggers and checkpoint folders."""
 
     def __enter__(self) -> None:

@@ -165,14 +165,18 @@ def multi_hot(labels: Sequence[int], classes: int) -> Tensor:
     return target
 
 
-def train_loader(data: _Augmented, batch_size: int, seed: int, workers: int, devices: int = 1) -> DataLoader[Any]:
+def train_loader(
+    data: _Augmented, batch_size: int, seed: int, workers: int, devices: int = 1
+) -> DataLoader[Any]:
     """Loader of augmented batches; ``batch_size`` counts all ``devices`` together.
 
     Raises:
         UserError: the batch cannot be split over the devices.
     """
     if batch_size % devices:
-        raise UserError(f"a batch of {batch_size} images cannot be split over {devices} devices; use a multiple")
+        raise UserError(
+            f"a batch of {batch_size} images cannot be split over {devices} devices; use a multiple"
+        )
     return DataLoader(
         data,
         batch_size=batch_size // devices,
@@ -183,7 +187,9 @@ def train_loader(data: _Augmented, batch_size: int, seed: int, workers: int, dev
     )
 
 
-def same_size_batches(records: Sequence[Record], batch_size: int, *, masks: bool = False, workers: int = 0) -> Iterator[list[Photo]]:
+def same_size_batches(
+    records: Sequence[Record], batch_size: int, *, masks: bool = False, workers: int = 0
+) -> Iterator[list[Photo]]:
     """Photos in batches of equal size, so that they can be stacked without padding.
 
     Reads only the headers to sort; within a size the order of ``records`` is kept.
@@ -192,9 +198,13 @@ def same_size_batches(records: Sequence[Record], batch_size: int, *, masks: bool
     for index, record in enumerate(records):
         groups.setdefault(image_size(record.image), []).append(index)
     batches = [
-        group[start : start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)
+        group[start : start + batch_size]
+        for group in groups.values()
+        for start in range(0, len(group), batch_size)
     ]
-    yield from DataLoader(Photos(records, masks=masks), batch_sampler=batches, collate_fn=list, num_workers=workers)
+    yield from DataLoader(
+        Photos(records, masks=masks), batch_sampler=batches, collate_fn=list, num_workers=workers
+    )
 
 
 class TrueMasks(Dataset[tuple[Tensor, Tensor]]):

@@ -38,7 +38,9 @@ def resize_long_side(image: Tensor, long_side: int) -> Tensor:
     """Resize (3, H, W) so that its longer side is ``long_side`` pixels, aspect ratio kept."""
     height, width = image.shape[-2:]
     factor = long_side / max(height, width)
-    return functional.resize(image, [max(1, round(height * factor)), max(1, round(width * factor))], antialias=True)
+    size = [max(1, round(height * factor)), max(1, round(width * factor))]
+    resized: Tensor = functional.resize(image, size, antialias=True)
+    return resized
 
 
 class RandomLongSide:

@@ -71,7 +71,9 @@ def read_state_dict(path: Path, option: str) -> dict[str, torch.Tensor]:
         UserError: missing file, not a checkpoint, or something else than a flat dictionary of tensors.
     """
     if not path.is_file():
-        raise UserError(f"--{option}: there is no file {path}; give `imagenet`, `none` or the path of a state dict")
+        raise UserError(
+            f"--{option}: there is no file {path}; give `imagenet`, `none` or the path of a state dict"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -80,11 +82,15 @@ def read_state_dict(path: Path, option: str) -> dict[str, torch.Tensor]:
             "save one with torch.save(model.state_dict(), PATH)"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"--{option}: {path} holds no flat state dict (name -> tensor) of a torchvision model")
+        raise UserError(
+            f"--{option}: {path} holds no flat state dict (name -> tensor) of a torchvision model"
+        )
     return state
 
 
-def load_into(model: nn.Module, state: dict[str, torch.Tensor], *, ignore: tuple[str, ...], source: str) -> None:
+def load_into(
+    model: nn.Module, state: dict[str, torch.Tensor], *, ignore: tuple[str, ...], source: str
+) -> None:
     """Load ``state`` into ``model``; only names that start with ``ignore`` may be missing or left over.
 
     Raises:
@@ -92,7 +98,9 @@ def load_into(model: nn.Module, state: dict[str, torch.Tensor], *, ignore: tuple
     """
     state = {name: value for name, value in state.items() if not name.startswith(ignore)}
     expected = model.state_dict()
-    wrong = [name for name, value in state.items() if name in expected and expected[name].shape != value.shape]
+    wrong = [
+        name for name, value in state.items() if name in expected and expected[name].shape != value.shape
+    ]
     missing = [name for name in expected if name not in state and not name.startswith(ignore)]
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     surplus = [name for name in state if name not in expected]

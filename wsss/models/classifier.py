@@ -80,7 +80,10 @@ class VGG16(nn.Module):
 def convolutionalize(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename and reshape torchvision's VGG16 linear layers to fc6 and fc7 convolutions; drops its fc8."""
     renamed = {name: value for name, value in state.items() if not name.startswith("classifier.")}
-    for source, target, shape in (("classifier.0", "fc6", (4096, 512, 7, 7)), ("classifier.3", "fc7", (4096, 4096, 1, 1))):
+    for source, target, shape in (
+        ("classifier.0", "fc6", (4096, 512, 7, 7)),
+        ("classifier.3", "fc7", (4096, 4096, 1, 1)),
+    ):
         if f"{source}.weight" in state:
             renamed[f"{target}.weight"] = state[f"{source}.weight"].reshape(shape)
             renamed[f"{target}.bias"] = state[f"{source}.bias"]

@@ -23,7 +23,11 @@ def backbone_name(architecture: str) -> str:
 
 
 def build_segmenter(
-    config: SegmenterConfig, classes: int, *, initial: dict[str, Tensor] | None = None, pretrained: bool = True
+    config: SegmenterConfig,
+    classes: int,
+    *,
+    initial: dict[str, Tensor] | None = None,
+    pretrained: bool = True,
 ) -> "Segmenter":
     """The network of ``config`` with ``classes`` logits, background included.
 
@@ -49,9 +53,15 @@ def build_segmenter(
         features = models.mobilenet_v3_large(weights=None, dilated=True).features
         backbone, head = MobileTrunk(features), DeepLabHead(960, classes, _ATROUS_RATES[16])
     if pretrained:
-        state = initial if config.weights == "classifier" else load_weights(config.weights, name, "segmenter.weights")
+        state = (
+            initial
+            if config.weights == "classifier"
+            else load_weights(config.weights, name, "segmenter.weights")
+        )
         if config.weights == "classifier" and state is None:
-            raise UserError("segmenter.weights is `classifier`, but there is no classifier; run `wsss classify` first")
+            raise UserError(
+                "segmenter.weights is `classifier`, but there is no classifier; run `wsss classify` first"
+            )
         if state is not None:
             _load_backbone(backbone, state, f"segmenter.weights {config.weights}")
     return Segmenter(backbone, head)
@@ -143,7 +153,9 @@ class LightHead(nn.Module):
         """Maps fine to coarse -> logits at the finest map's resolution."""
         merged: Tensor = self.laterals[-1](maps[-1])
         for lateral, features in zip(reversed(self.laterals[:-1]), reversed(maps[:-1]), strict=True):
-            merged = functional.interpolate(merged, size=features.shape[-2:], mode="bilinear", align_corners=False)
+            merged = functional.interpolate(
+                merged, size=features.shape[-2:], mode="bilinear", align_corners=False
+            )
             merged = merged + lateral(features)
         logits: Tensor = self.classify(self.smooth(merged))
         return logits
@@ -168,7 +180,9 @@ def predict_probabilities(
     for scale in scales:
         scaled = images
         if scale != 1:
-            scaled = functional.interpolate(images, scaled_size(size, scale), mode="bilinear", align_corners=False)
+            scaled = functional.interpolate(
+                images, scaled_size(size, scale), mode="bilinear", align_corners=False
+            )
         logits = model(torch.cat([scaled, scaled.flip(3)]) if flip else scaled).float()
         probabilities = logits.softmax(1)
         if flip:

@@ -49,7 +49,9 @@ def parameters(config: RefineConfig) -> RefineParameters:
         raise UserError(f"refine: {error}") from error
 
 
-def write_all(records: Sequence[Record], run: RunDirectory, config: RefineConfig, workers: int, progress: Any) -> None:
+def write_all(
+    records: Sequence[Record], run: RunDirectory, config: RefineConfig, workers: int, progress: Any
+) -> None:
     """Write ``pseudo_masks/<id>.png`` and ``pseudo_labels/<id>.png`` for every record that lacks them.
 
     Args:
@@ -86,7 +88,12 @@ def load_maps(run: RunDirectory, record: Record) -> tuple[Saliency, Maps]:
 
 
 def score_seeds(
-    records: Sequence[Record], run: RunDirectory, config: RefineConfig, classes: int, workers: int, progress: Any
+    records: Sequence[Record],
+    run: RunDirectory,
+    config: RefineConfig,
+    classes: int,
+    workers: int,
+    progress: Any,
 ) -> tuple[ConfusionMatrix, ThresholdSweep, float]:
     """Score the thresholded saliency before the CRF.
 
@@ -118,7 +125,12 @@ def _score_seed(
 
 
 def score_oracle(
-    records: Sequence[Record], run: RunDirectory, config: RefineConfig, classes: int, workers: int, progress: Any
+    records: Sequence[Record],
+    run: RunDirectory,
+    config: RefineConfig,
+    classes: int,
+    workers: int,
+    progress: Any,
 ) -> dict[float, ConfusionMatrix]:
     """Refine with several constant background thresholds and score each with the true masks; writes nothing."""
     rules = {

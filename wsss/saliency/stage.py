@@ -30,7 +30,8 @@ def build_method(config: SaliencyConfig, architecture: str) -> SaliencyMethod:
         raise UserError(f"saliency.method is {config.method}, but must be one of {', '.join(METHODS)}")
     kind = METHODS[config.method]
     takes_layer = any(field.name == "layer" for field in fields(kind))
-    method: SaliencyMethod = kind(layer=config.layer or default_layer(architecture)) if takes_layer else kind()
+    arguments = {"layer": config.layer or default_layer(architecture)} if takes_layer else {}
+    method: SaliencyMethod = kind(**arguments)
     if config.sess.enabled:
         sess = config.sess
         method = SESS(
@@ -62,7 +63,7 @@ def write_all(
     """Write ``saliency/<id>.npz`` for every record that lacks it."""
     todo = [record for record in records if not run.saliency(record.id).is_file()]
     classifier = runtime.prepare(classifier, hardware)
-    with runtime.progress((), hardware, "saliency", len(records), len(records) - len(todo)) as bar:
+    with runtime.bar(hardware, "saliency", len(records), len(records) - len(todo)) as bar:
         for photos in same_size_batches(todo, config.batch_size, workers=runtime.loader_workers(hardware)):
             for photo, maps in zip(photos, _maps(classifier, method, photos, hardware), strict=True):
                 write_saliency(run.saliency(photo.record.id), to_archive(photo, maps))
@@ -81,7 +82,7 @@ def _maps(
     images = torch.stack([photo.image for photo in photos]).to(runtime.device(hardware), non_blocking=True)
     with runtime.autocast(hardware):
         maps = method(classifier, normalize_image(images), targets.to(images.device))
-    return list(maps.split(counts))
+    return list(torch.split(maps, counts))
 
 
 def to_archive(photo: Photo, maps: Tensor) -> Saliency:

@@ -49,7 +49,13 @@ def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
         raise UserError(
             f"{path} cannot be loaded as a checkpoint ({type(error).__name__}); it is damaged or not one of wsss"
         ) from error
-    found = checkpoint.get("hyper_parameters", {}).get("config", {}).get("kind") if isinstance(checkpoint, dict) else None
+    found = (
+        checkpoint.get("hyper_parameters", {}).get("config", {}).get("kind")
+        if isinstance(checkpoint, dict)
+        else None
+    )
     if found != kind:
-        raise UserError(f"{path} holds {found or 'no wsss model'}, but a {kind} checkpoint of wsss is needed here")
+        raise UserError(
+            f"{path} holds {found or 'no wsss model'}, but a {kind} checkpoint of wsss is needed here"
+        )
     return typing.cast("dict[str, Any]", checkpoint)

@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics.classification import MultilabelAveragePrecision
 
 from wsss.config import ClassifierConfig, to_dict
-from wsss.models.classifier import build_classifier, is_head
 from wsss.models.backbones import freeze_batchnorm, freeze_stages
+from wsss.models.classifier import build_classifier, is_head
 from wsss.tasks.checkpoints import parse_config, read_checkpoint
 from wsss.tasks.optimization import build_optimizer, build_schedule
 
@@ -33,7 +34,9 @@ class ClassificationTask(LightningModule):
         self.average_precision = MultilabelAveragePrecision(len(classes), average=None, thresholds=None)
         self.ap_per_class: list[float | None] | None = None
         fresh = self.config.weights == "none"
-        self.frozen_batchnorm = self.config.freeze_batchnorm if self.config.freeze_batchnorm is not None else not fresh
+        self.frozen_batchnorm = (
+            self.config.freeze_batchnorm if self.config.freeze_batchnorm is not None else not fresh
+        )
         frozen_stages = self.config.frozen_stages
         freeze_stages(self.model, (0 if fresh else 2) if frozen_stages is None else frozen_stages)
 
@@ -71,7 +74,7 @@ class ClassificationTask(LightningModule):
         ]
         self.log("val_mAP", values[present].mean() if present.any() else torch.tensor(0.0), prog_bar=True)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Two learning rates, poly schedule per step."""
         named = list(self.model.named_parameters())
         optimizer = build_optimizer(

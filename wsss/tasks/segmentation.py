@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional
 
@@ -39,8 +40,11 @@ class SegmentationTask(LightningModule):
         self.config = parse_config(SegmenterConfig, config)
         self.model = build_segmenter(self.config, len(classes), initial=initial, pretrained=pretrained)
         frozen = self.config.freeze_batchnorm
-        self.frozen_batchnorm = frozen if frozen is not None else self.config.weights not in ("none", "classifier")
-        self.confusion = ConfusionMatrix(len(classes))
+        self.frozen_batchnorm = (
+            frozen if frozen is not None else self.config.weights not in ("none", "classifier")
+        )
+        self.classes = len(classes)
+        self.confusion = ConfusionMatrix(self.classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised -> logits (B, classes, H, W)."""
@@ -71,14 +75,16 @@ class SegmentationTask(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the mIoU; it is shown, never used to choose anything that is published."""
         self.log("val_mIoU", torch.tensor(self.confusion.miou()), prog_bar=True)
-        self.confusion = ConfusionMatrix(self.confusion.classes)
+        self.confusion = ConfusionMatrix(self.classes)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Two learning rates, poly schedule per step."""
         optimizer = build_optimizer(
             self.model.backbone.parameters(), self.model.head.parameters(), self.config.optimizer
         )
-        schedule = build_schedule(optimizer, int(self.trainer.estimated_stepping_batches), self.config.optimizer)
+        schedule = build_schedule(
+            optimizer, int(self.trainer.estimated_stepping_batches), self.config.optimizer
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -1,0 +1,35 @@
+# make demo   install, then the whole pipeline on the procedural data set
+# make test   install, then ruff, mypy and the default tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint clean
+
+help: ## show this text
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+install: $(INSTALLED) ## make .venv and install wsss into it
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("wsss needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.11 ..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@
+
+demo: install ## run the whole pipeline on shapes (two cores: a few minutes), print mIoU per stage and the report's path
+	$(BIN)/wsss run --config configs/shapes.yaml
+
+test: install lint ## ruff, mypy and the default tests
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove .venv and caches (runs/ and data/ stay)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
