@@ -35,13 +35,13 @@ class DataConfig:
     root: str = "data/shapes"
     """Folder of the data set."""
     labels: str = "xml"
-    """Image-level labels: `xml` (Annotations/*.xml) or a CSV (path as it is, or below root) with columns image,labels (labels separated by ;)."""
+    """Image-level labels: `xml` (Annotations/*.xml) or a CSV image,labels with `;` between labels (path, also below root)."""
     classes: str | None = None
-    """Text file (path as it is, or below root), one class a line, index 1 first; null: the 20 VOC classes (folder: ROOT/classes.txt)."""
+    """Text file, one class a line, index 1 first (path, also below root); null: VOC's 20 (folder: its classes.txt)."""
     train: str | None = None
     """Training images: a split name or a list file; null: every labelled image that is not in val."""
     val: str | None = None
-    """Validation images: a split name or a list file; null: the split val (folder: a stable tenth of the labelled images)."""
+    """Validation images: a split name or a list file; null: the split val (folder: a stable tenth of the images)."""
     shapes: ShapesConfig = field(default_factory=ShapesConfig)
 
 
@@ -70,13 +70,13 @@ class ClassifierConfig:
     """The multi-label classifier."""
 
     architecture: Literal["resnet18", "resnet34", "resnet50", "resnet101", "vgg16"] = "resnet50"
-    """Network. ResNets: global average pooling and a bias-free linear head; vgg16: fully convolutional, global max pooling."""
+    """Network. ResNets: global average pooling, bias-free linear head; vgg16: fully convolutional, global max pooling."""
     weights: str = "imagenet"
     """Initial weights: `imagenet` (torchvision, downloads), `none`, or the path of a torchvision state dict."""
     output_stride: Literal[8, 16, 32] = 16
     """Input pixels per feature of the last stage (ResNets; smaller is finer and slower)."""
     small_images: bool = False
-    """Drop the stem's max pooling (ResNets on images of about 128 pixels); halves every stride, output_stride included."""
+    """Drop the stem's max pooling (ResNets on images of about 128 pixels); halves every stride."""
     freeze_batchnorm: bool | None = None
     """Keep BatchNorm at its pre-trained statistics and weights; null: yes unless weights is `none`."""
     frozen_stages: int | None = None
@@ -129,7 +129,7 @@ class SaliencyConfig:
     flip: bool = True
     """Also use the mirror image at every scale."""
     balance: Literal["none", "area", "max"] = "area"
-    """Weight of a scale's map in the sum: its number of cells (sum of Grad-CAMs = sum of CAMs), its own maximum, or none."""
+    """Weight of a scale's map in the sum. area: its number of cells (sum of CAMs); max: 1 / its maximum; none: 1."""
     subtraction: Literal["none", "sum", "min"] = "none"
     """Class subtraction between the classes of an image: sum of the positive differences, or their minimum."""
     sess: SESSConfig = field(default_factory=SESSConfig)
@@ -159,7 +159,7 @@ class CRFConfig:
 
 @dataclass(frozen=True)
 class BackgroundConfig:
-    """The background's score beside the saliency of the classes (divided by its maximum per class); no rule reads a mask."""
+    """The background's score beside the saliency of the classes (maximum 1 per class); no rule reads a mask."""
 
     rule: Literal["constant", "power", "otsu"] = "constant"
     """constant: `threshold`; power: (1 - max)^alpha; otsu: the threshold that best splits each image's own saliency."""
@@ -175,7 +175,7 @@ class RefineConfig:
 
     background: BackgroundConfig = field(default_factory=BackgroundConfig)
     uncertainty: Literal["agreement", "posterior", "none"] = "agreement"
-    """Which pixels become 255: agreement of a generous and a strict seed after the CRF (IRN), or an unsure posterior."""
+    """Which pixels become 255. agreement: CRFs from a generous and a strict seed disagree (IRN); posterior: unsure."""
     low_factor: float = 0.5
     """Agreement: the generous seed has this times the background threshold."""
     high_factor: float = 2.0
@@ -200,7 +200,7 @@ class SegmenterConfig:
     ] = "deeplabv3_resnet50"
     """Network; `light` is a ResNet-18 encoder with a small decoder for small images."""
     weights: str = "imagenet"
-    """Backbone weights: `imagenet` (classification weights, never masks), `none`, `classifier` (this run's), or a path."""
+    """Backbone weights: `imagenet` (classification, never masks), `none`, `classifier` (this run's), or a path."""
     output_stride: Literal[8, 16] = 16
     """Input pixels per feature of the backbone (DeepLab on ResNets)."""
     freeze_batchnorm: bool | None = None
@@ -256,7 +256,7 @@ class RuntimeConfig:
     num_nodes: int = 1
     """Machines for training."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """auto: bf16 autocast where the hardware has bf16 matrix units (Ampere or newer, AVX512-BF16, AMX), else float32."""
+    """auto: bf16 autocast where the hardware computes bf16 (Ampere or newer, AVX512-BF16, AMX), else float32."""
     workers: int | None = None
     """Processes for loading and for the CRF; null: one per core."""
     progress: bool = True

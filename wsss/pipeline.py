@@ -408,7 +408,7 @@ def _not_ready(name: str, other: str, state: str, run: RunDirectory) -> str:
             f"{name} needs the stage {other}, but {run.root} holds one made with another configuration or data; "
             f"run `wsss {other}` (or `wsss run`) with this configuration, or pass --config {run.config}"
         )
-    return f"{name} needs the stage {other}, which is not finished in {run.root}; run `wsss {other}` or `wsss run` first"
+    return f"{name} needs the stage {other}, which is not finished in {run.root}; run `wsss {other}` first"
 
 
 def _describe(context: Context, arguments: Sequence[str]) -> None:
