@@ -35,7 +35,7 @@ class DataConfig:
     root: str = "data/shapes"
     """Folder of the data set."""
     labels: str = "xml"
-    """Image-level labels: `xml` (Annotations/*.xml) or a CSV image,labels with `;` between labels (path, also below root)."""
+    """Image labels: `xml` (Annotations/*.xml) or a CSV image,labels with `;` between labels (path, also below root)."""
     classes: str | None = None
     """Text file, one class a line, index 1 first (path, also below root); null: VOC's 20 (folder: its classes.txt)."""
     train: str | None = None
@@ -70,7 +70,7 @@ class ClassifierConfig:
     """The multi-label classifier."""
 
     architecture: Literal["resnet18", "resnet34", "resnet50", "resnet101", "vgg16"] = "resnet50"
-    """Network. ResNets: global average pooling, bias-free linear head; vgg16: fully convolutional, global max pooling."""
+    """ResNets: global average pooling and a bias-free linear head; vgg16: fully convolutional, global max pooling."""
     weights: str = "imagenet"
     """Initial weights: `imagenet` (torchvision, downloads), `none`, or the path of a torchvision state dict."""
     output_stride: Literal[8, 16, 32] = 16
