@@ -6,7 +6,11 @@ Three rules, each of which gives the background a score b that competes with the
 - "power": b = (1 - m)^alpha with m the largest saliency of the pixel (AffinityNet, Ahn & Kwak, CVPR 2018).
   Because b falls where m rises, the hard seed is the same as with the constant t* that solves
   t* = (1 - t*)^alpha (alpha 4, 8, 16: t* = 0.28, 0.19, 0.12); only the soft scores differ.
-- "otsu": b = the threshold that best splits this image's own saliency (Otsu, IEEE Trans. SMC 1979).
+- "otsu": b = s^2 with s the threshold that best splits the square roots of this image's own saliency
+  (Otsu, IEEE Trans. SMC 1979). Saliency is skewed, most pixels are near 0, and on the plain values Otsu cuts
+  far above the border of the objects; the square root evens the two sides out. The rule reads no mask, but
+  the root was preferred to other powers by looking at 30 photos with masks (class activation maps of VOC:
+  thresholds of 0.28 without it and 0.13 with it, where the best one with masks was 0.14).
 
 So every rule has a threshold per image (`background_threshold`).
 """
@@ -131,17 +135,17 @@ def strongest_class(
 
 
 def saliency_histogram(maps: Maps) -> npt.NDArray[np.int64]:
-    """How often each saliency occurs, per pixel the largest over the classes.
+    """How often each saliency occurs, per pixel the largest over the classes, on a square-root scale.
 
-    Histograms add up, so the sum over images gives `otsu_threshold` for a whole data set.
+    Histograms add up: `otsu_threshold(sum of histograms) ** 2` is the threshold of a whole data set.
 
     Args:
         maps: `(K, H, W)` float32 in [0, 1], K >= 1.
 
     Returns:
-        `(256,)` int64 counts of equal bins over [0, 1].
+        `(256,)` int64 counts; the bins are equal in the square root of the saliency.
     """
-    bins = (maps.max(axis=0) * np.float32(HISTOGRAM_BINS - 1e-3)).astype(np.int64)
+    bins = (np.sqrt(maps.max(axis=0)) * np.float32(HISTOGRAM_BINS - 1e-3)).astype(np.int64)
     return np.bincount(bins.ravel(), minlength=HISTOGRAM_BINS)
 
 
@@ -149,7 +153,7 @@ def otsu_threshold(histogram: npt.NDArray[np.int64]) -> float:
     """The threshold t that maximises the variance between the two sides, w0(t) w1(t) (mu0(t) - mu1(t))^2.
 
     Args:
-        histogram: `(B,)` counts of equal bins over [0, 1], as from `saliency_histogram`.
+        histogram: `(B,)` counts of equal bins over [0, 1].
 
     Returns:
         The upper edge of the last bin of the lower side, strictly between 0 and 1; where several thresholds
@@ -187,7 +191,7 @@ def _power(maps: Maps, parameters: BackgroundParameters) -> float:
 
 
 def _otsu(maps: Maps, parameters: BackgroundParameters) -> float:
-    return otsu_threshold(saliency_histogram(maps))
+    return otsu_threshold(saliency_histogram(maps)) ** 2
 
 
 _THRESHOLDS: dict[str, Callable[[Maps, BackgroundParameters], float]] = {

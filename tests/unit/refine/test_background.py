@@ -117,9 +117,16 @@ def test_otsu_cuts_an_empty_valley_in_the_middle() -> None:
     assert otsu_threshold(histogram) == pytest.approx(120 / 256, abs=1 / 256)
 
 
+def test_otsu_rule_cuts_skewed_saliency_between_its_square_roots() -> None:
+    saliency = np.full((1, 10, 10), 0.01, np.float32)
+    saliency[0, 0] = 0.81
+    # Roots 0.1 and 0.9: the middle is 0.5, so the threshold 0.25 (and not (0.01 + 0.81) / 2 = 0.41).
+    assert background_threshold(saliency, BackgroundParameters("otsu")) == pytest.approx(0.25, abs=0.01)
+
+
 def test_otsu_of_one_value_is_a_half() -> None:
     assert otsu_threshold(np.bincount([17] * 50, minlength=256)) == 0.5
-    assert background_threshold(np.ones((1, 4, 4), np.float32), BackgroundParameters("otsu")) == 0.5
+    assert background_threshold(np.ones((1, 4, 4), np.float32), BackgroundParameters("otsu")) == 0.25
 
 
 def test_histograms_cover_all_pixels_and_add_up() -> None:
@@ -127,7 +134,7 @@ def test_histograms_cover_all_pixels_and_add_up() -> None:
     total = saliency_histogram(first) + saliency_histogram(second)
     assert len(total) == 256
     assert total.sum() == 2 * 20 * 31
-    expected = np.histogram(first.max(axis=0), bins=256, range=(0, 1))[0]
+    expected = np.histogram(np.sqrt(first.max(axis=0)), bins=256, range=(0, 1))[0]
     assert (
         np.abs(saliency_histogram(first) - expected).sum() <= 4
     )  # values on an edge may fall to either side
