@@ -1,13 +1,15 @@
 """The command line: ``wsss COMMAND ...``. Nothing heavy is imported before a command runs."""
 
 import json
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from wsss import __version__
-from wsss.errors import UserError
+from wsss.errors import UsageError, UserError
 
 _STAGES = {
     "run": "all stages: image labels in, mIoU out",
@@ -33,8 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
-        from difflib import get_close_matches
-
         near = get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean `wsss {near[0]}`?" if near else "`wsss --help` lists the commands"
         print(f"wsss: error: there is no command {name}; {hint}", file=sys.stderr)
@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         print(f"wsss {name}: error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
+    except SystemExit as stop:  # argparse: after --help, --print_config, or a complaint about usage
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except KeyboardInterrupt:
         if debug:
             raise
@@ -93,7 +95,8 @@ def parse_config(command: str, words: Sequence[str]) -> Any:
     """The configuration from ``--config`` and dotted overrides.
 
     Raises:
-        UserError: unknown option, wrong type, unreadable file.
+        UsageError: unknown option, wrong type.
+        UserError: a configuration file that is missing or not one, or a value out of range.
     """
     import jsonargparse
 
@@ -104,6 +107,7 @@ def parse_config(command: str, words: Sequence[str]) -> Any:
         prog=f"wsss {command}",
         description=f"{_STAGES[command][0].upper()}{_STAGES[command][1:]}.",
         exit_on_error=False,
+        allow_abbrev=False,  # a misspelt option must not be taken for the one it begins
     )
     parser.add_argument(
         "--config", action="config", help="YAML file of this configuration; options after it override it."
@@ -119,11 +123,72 @@ def _parse(parser: Any, words: Sequence[str]) -> Any:
     """Parse, turning every complaint into one sentence."""
     from jsonargparse import ArgumentError
 
+    options = [name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--")]
+    files = _config_files(words)
+    for path in files:
+        _check_config_file(path, options)
     try:
         return parser.parse_args(list(words))
     except (ArgumentError, TypeError, ValueError) as error:
-        text = " ".join(str(error).split())
-        raise UserError(f"{text} (see `{parser.prog} --help`)") from error
+        text = _sentence(str(error))
+        if unknown := re.search(r"unrecognized arguments: --([\w.+-]+)", text):
+            text = _no_option(unknown[1], options)
+        elif text.startswith("--") and files and not _is_given(text.split(":")[0], words):
+            text = f"{files[-1]}: {text.removeprefix('--')}"
+        raise UsageError(f"{text} (see `{parser.prog} --help`)") from error
+
+
+def _config_files(words: Sequence[str]) -> list[Path]:
+    """The files given with ``--config``."""
+    files = [Path(after) for word, after in zip(words, words[1:], strict=False) if word == "--config"]
+    return files + [Path(word.removeprefix("--config=")) for word in words if word.startswith("--config=")]
+
+
+def _check_config_file(path: Path, options: Iterable[str]) -> None:
+    """Raises UserError where a configuration file is missing, no YAML, or has a key that does not exist."""
+    import yaml
+
+    from wsss.data.labels import read_text
+
+    try:
+        tree = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        what = getattr(error, "problem", None) or "it cannot be parsed"
+        raise UserError(f"{path}{where} is not valid YAML ({what}); correct it there") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds no configuration; write `key: value` lines (see configs/shapes.yaml)")
+    for key in _keys(tree):
+        if key not in options:
+            raise UserError(f"{path}: {_no_option(key, options)}")
+
+
+def _keys(tree: dict[Any, Any], prefix: str = "") -> Iterable[str]:
+    """Dotted names of the leaves of a nested dictionary."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _no_option(name: str, options: Iterable[str]) -> str:
+    near = get_close_matches(name, list(options), n=1)
+    return f"there is no option {name}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _is_given(option: str, words: Sequence[str]) -> bool:
+    return any(word == option or word.startswith(f"{option}=") for word in words)
+
+
+def _sentence(text: str) -> str:
+    """jsonargparse's complaint on one line, without the names of Python's types."""
+    text = " ".join(text.split())
+    text = re.sub(r'^Parser key "([^"]+)":', r"--\1:", text)
+    text = re.sub(r"<class '(\w+)'>", r"\1", text)
+    text = re.sub(r"a typing\.Literal\[([^]]*)\]", r"one of \1", text)
+    return re.sub(r"Expected a? ?(.*?)\. Got value:", r"expected \1, got", text)
 
 
 # -- tools ------------------------------------------------------------------------------------------
@@ -135,6 +200,7 @@ def _score(name: str, words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="wsss score",
         description="PASCAL VOC mIoU of a folder of predicted masks against a folder of true masks.",
+        allow_abbrev=False,
     )
     parser.add_argument(
         "predictions", type=Path, help="folder of <id>.png: palette or grey, 0..C, 255 = no answer"
@@ -189,7 +255,9 @@ def _score_table(result: dict[str, Any]) -> str:
 def _predict(name: str, words: list[str]) -> int:
     import argparse
 
-    parser = argparse.ArgumentParser(prog="wsss predict", description="Masks for new photos.")
+    parser = argparse.ArgumentParser(
+        prog="wsss predict", description="Masks for new photos.", allow_abbrev=False
+    )
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="photos, or folders of photos")
     parser.add_argument("--checkpoint", type=Path, required=True, help="runs/<name>/segmenter/last.ckpt")
     parser.add_argument(
@@ -217,15 +285,17 @@ def _predict(name: str, words: list[str]) -> int:
 def _data(name: str, words: list[str]) -> int:
     import argparse
 
-    parser = argparse.ArgumentParser(prog="wsss data", description="Make and check data sets.")
+    parser = argparse.ArgumentParser(
+        prog="wsss data", description="Make and check data sets.", allow_abbrev=False
+    )
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    check = commands.add_parser("check", help="the doctor: ids, sizes, palettes, labels, splits, duplicates")
+    check = commands.add_parser("check", help="the doctor: ids, sizes, palettes, labels, splits, duplicates", allow_abbrev=False)
     check.add_argument("root", type=Path, help="data set in VOC or folder layout")
     check.add_argument(
         "--classes", type=Path, help="class names, one a line (default: classes.txt in ROOT, or VOC's)"
     )
     check.add_argument("--labels", help="`xml` or a label CSV (default: what ROOT holds)")
-    shapes = commands.add_parser("shapes", help="write the procedural data set")
+    shapes = commands.add_parser("shapes", help="write the procedural data set", allow_abbrev=False)
     shapes.add_argument("root", type=Path, help="folder to write to")
     from wsss.config import ShapesConfig
 
