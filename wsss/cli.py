@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def _parse(parser: Any, words: Sequence[str]) -> Any:
 
 def _config_files(words: Sequence[str]) -> list[Path]:
     """The files given with ``--config``."""
-    files = [Path(after) for word, after in zip(words, words[1:], strict=False) if word == "--config"]
+    files = [Path(after) for word, after in pairwise(words) if word == "--config"]
     return files + [Path(word.removeprefix("--config=")) for word in words if word.startswith("--config=")]
 
 
@@ -289,7 +290,9 @@ def _data(name: str, words: list[str]) -> int:
         prog="wsss data", description="Make and check data sets.", allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    check = commands.add_parser("check", help="the doctor: ids, sizes, palettes, labels, splits, duplicates", allow_abbrev=False)
+    check = commands.add_parser(
+        "check", help="the doctor: ids, sizes, palettes, labels, splits, duplicates", allow_abbrev=False
+    )
     check.add_argument("root", type=Path, help="data set in VOC or folder layout")
     check.add_argument(
         "--classes", type=Path, help="class names, one a line (default: classes.txt in ROOT, or VOC's)"

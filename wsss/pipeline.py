@@ -14,7 +14,7 @@ skipped, what changed is made again, what was cut off is continued (see ``rundir
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from wsss.data.transforms import RandomLongSide, RandomScale, TrainTransform
 from wsss.errors import UserError
 from wsss.refine import stage as refine_stage
 from wsss.report.build import build_report
-from wsss.rundir import RunDirectory, describe_machine, file_stamp, fingerprint
+from wsss.rundir import RunDirectory, StageState, describe_machine, file_stamp, fingerprint
 from wsss.saliency import stage as saliency_stage
 from wsss.tasks import classification, segmentation
 from wsss.training import fit, validate
@@ -215,6 +215,10 @@ class Stage:
     after: tuple[str, ...]
     outputs: tuple[str, ...]
     title: str
+    files: Callable[[Context], Iterable[Path]] = lambda context: ()
+    """What must be there when it is done."""
+    metrics: tuple[str, ...] = ()
+    """Its entries of metrics.json."""
     oracle: bool = False
     """Only with ``segmenter.supervised``: it looks at true masks."""
 
@@ -254,6 +258,8 @@ STAGES: dict[str, Stage] = {
         after=(),
         outputs=("classifier",),
         title="train the classifier on image labels",
+        files=lambda context: [context.run.checkpoint("classifier")],
+        metrics=("classifier",),
     ),
     "saliency": Stage(
         write_saliency,
@@ -261,6 +267,7 @@ STAGES: dict[str, Stage] = {
         after=("classify",),
         outputs=("saliency",),
         title="saliency of the training photos",
+        files=lambda context: [context.run.saliency(record.id) for record in context.dataset.train],
     ),
     "refine": Stage(
         refine,
@@ -268,6 +275,11 @@ STAGES: dict[str, Stage] = {
         after=("saliency",),
         outputs=(refine_stage.LABELS, refine_stage.MASKS),
         title="pseudo-masks: background and dense CRF",
+        files=lambda context: [
+            context.run.mask(folder, record.id)
+            for record in context.dataset.train
+            for folder in (refine_stage.LABELS, refine_stage.MASKS)
+        ],
     ),
     "segment": Stage(
         train_segmenter,
@@ -275,6 +287,7 @@ STAGES: dict[str, Stage] = {
         after=("refine",),
         outputs=("segmenter",),
         title="train the segmenter on the pseudo-masks",
+        files=lambda context: [context.run.checkpoint("segmenter")],
     ),
     "supervise": Stage(
         train_supervised,
@@ -287,6 +300,7 @@ STAGES: dict[str, Stage] = {
         after=("classify",),
         outputs=("segmenter_supervised",),
         title="train the same segmenter on the true masks (oracle)",
+        files=lambda context: [context.run.checkpoint("segmenter_supervised")],
         oracle=True,
     ),
     "score_masks": Stage(
@@ -295,6 +309,7 @@ STAGES: dict[str, Stage] = {
         after=("refine",),
         outputs=(),
         title="score seeds and pseudo-masks",
+        metrics=("seed", "mask"),
     ),
     "evaluate": Stage(
         evaluate,
@@ -302,6 +317,12 @@ STAGES: dict[str, Stage] = {
         after=("segment",),
         outputs=tuple(evaluation.kinds(EvaluateConfig()).values()),
         title="predict and score the validation photos",
+        files=lambda context: [
+            context.run.mask(folder, record.id)
+            for record in context.dataset.val
+            for folder in evaluation.kinds(context.config.evaluate).values()
+        ],
+        metrics=("val", "val_ms_flip", "val_crf", "retention"),
     ),
     "evaluate_supervised": Stage(
         evaluate_supervised,
@@ -309,6 +330,10 @@ STAGES: dict[str, Stage] = {
         after=("supervise",),
         outputs=("supervised_" + evaluation.PLAIN,),
         title="predict and score with the supervised twin",
+        files=lambda context: [
+            context.run.mask("supervised_" + evaluation.PLAIN, record.id) for record in context.dataset.val
+        ],
+        metrics=("supervised", "retention"),
         oracle=True,
     ),
 }
@@ -334,12 +359,17 @@ def run_command(config: Config, command: str, arguments: Sequence[str] = ()) -> 
     """
     dataset = prepare_dataset(config)
     context = Context(config, dataset, RunDirectory(Path(config.output)))
+    runtime.device(config.runtime)  # complains before anything is written
     with context.run.locked():
-        _describe(context, arguments)
         expected = fingerprints(config, dataset)
-        for name in COMMANDS[command]:
-            if STAGES[name].oracle and not config.segmenter.supervised:
-                continue
+        stages = [
+            name for name in COMMANDS[command] if config.segmenter.supervised or not STAGES[name].oracle
+        ]
+        _check_ready(command, stages, context, expected)
+        if stages:
+            _describe(context, arguments)
+            _retire(context, expected)
+        for name in stages:
             _run_stage(name, context, expected, command)
         if command in ("run", "evaluate", "report"):
             build_report(config, dataset, context.run)
@@ -357,7 +387,7 @@ def prepare_dataset(config: Config) -> Dataset:
             val=shapes.val,
             size=shapes.size,
             seed=shapes.seed,
-            progress=config.runtime.progress,
+            progress=config.runtime.progress and sys.stderr.isatty(),
         )
     root = Path(data.root)
     classes = None if data.classes is None else resolve_file(data.classes, root) or Path(data.classes)
@@ -373,22 +403,41 @@ def fingerprints(config: Config, dataset: Dataset) -> dict[str, str]:
     return result
 
 
+def _state(name: str, context: Context, expected: dict[str, str]) -> StageState:
+    return context.run.stage_state(name, expected[name], STAGES[name].files(context))
+
+
+def _check_ready(command: str, stages: Sequence[str], context: Context, expected: dict[str, str]) -> None:
+    """Refuse before anything is written where a stage that the command builds on is not done."""
+    needed = {other for name in stages for other in STAGES[name].after} - set(stages)
+    if command == "evaluate":
+        needed.discard("segment")  # without a segmenter only the masks are scored
+    if command == "report":
+        needed = {"classify"}
+    for other in [name for name in STAGES if name in needed]:
+        state = _state(other, context, expected)
+        if state != "done":
+            raise UserError(_not_ready(command, other, state, context.run))
+
+
+def _retire(context: Context, expected: dict[str, str]) -> None:
+    """Take out of metrics.json what was measured under another configuration or on other data."""
+    stale = [name for name in STAGES if context.run.stage_state(name, expected[name]) == "stale"]
+    for name in stale:
+        context.run.record(name, state="outdated")
+    gone = {entry for name in stale for entry in STAGES[name].metrics}
+    if gone & context.run.read_metrics().keys():
+        context.run.update_metrics(**dict.fromkeys(gone))
+
+
 def _run_stage(name: str, context: Context, expected: dict[str, str], command: str) -> None:
     stage, run = STAGES[name], context.run
-    if (
-        command == "evaluate"
-        and name == "evaluate"
-        and run.stage_state("segment", expected["segment"]) != "done"
-    ):
+    if command == name == "evaluate" and _state("segment", context, expected) != "done":
         say(
             "evaluate: no finished segmenter of this configuration, so only seeds and pseudo-masks are scored"
         )
         return
-    for other in stage.after:
-        state = run.stage_state(other, expected[other])
-        if state != "done":
-            raise UserError(_not_ready(name, other, state, run))
-    state = run.stage_state(name, expected[name])
+    state = _state(name, context, expected)
     if state == "done":
         say(f"{name}: done before")
         return
@@ -403,12 +452,13 @@ def _run_stage(name: str, context: Context, expected: dict[str, str], command: s
 
 
 def _not_ready(name: str, other: str, state: str, run: RunDirectory) -> str:
+    command = next(f"wsss {command}" for command, stages in list(COMMANDS.items())[1:] if other in stages)
     if state == "stale":
         return (
             f"{name} needs the stage {other}, but {run.root} holds one made with another configuration or data; "
-            f"run `wsss {other}` (or `wsss run`) with this configuration, or pass --config {run.config}"
+            f"run `{command}` (or `wsss run`) with this configuration, or pass --config {run.config}"
         )
-    return f"{name} needs the stage {other}, which is not finished in {run.root}; run `wsss {other}` first"
+    return f"{name} needs the stage {other}, which is not finished in {run.root}; run `{command}` first"
 
 
 def _describe(context: Context, arguments: Sequence[str]) -> None:

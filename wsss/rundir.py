@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,14 +87,17 @@ class RunDirectory:
         manifest: dict[str, Any] = read_json(self.manifest) if self.manifest.exists() else {}
         return manifest
 
-    def stage_state(self, stage: str, expected: str) -> StageState:
-        """Compare the stored fingerprint of ``stage`` with the ``expected`` one."""
+    def stage_state(self, stage: str, expected: str, files: Iterable[Path] = ()) -> StageState:
+        """Compare the stored fingerprint of ``stage`` with the ``expected`` one.
+
+        A stage that is done but lacks one of ``files`` (somebody removed it) is ``partial``.
+        """
         entry = self.read_manifest().get("stages", {}).get(stage)
         if entry is None:
             return "missing"
-        if entry["fingerprint"] != expected:
+        if entry.get("fingerprint") != expected:
             return "stale"
-        return "done" if entry["state"] == "done" else "partial"
+        return "done" if entry.get("state") == "done" and all(path.is_file() for path in files) else "partial"
 
     def clear(self, outputs: Sequence[str]) -> None:
         """Remove files and folders (named relative to the run directory)."""
@@ -107,16 +110,12 @@ class RunDirectory:
 
     def record(self, stage: str, **entry: Any) -> None:
         """Write facts of one stage into the manifest, keeping the rest."""
-        manifest = self.read_manifest()
-        stages = manifest.setdefault("stages", {})
-        stages[stage] = {**stages.get(stage, {}), **entry}
-        write_json(self.manifest, manifest)
+        self.replace(stage, {**self.read_manifest().get("stages", {}).get(stage, {}), **entry})
 
-    def forget(self, stages: Sequence[str]) -> None:
-        """Remove stages from the manifest."""
+    def replace(self, stage: str, entry: dict[str, Any]) -> None:
+        """Replace everything that the manifest holds of one stage, in one write."""
         manifest = self.read_manifest()
-        kept = {name: entry for name, entry in manifest.get("stages", {}).items() if name not in stages}
-        write_json(self.manifest, {**manifest, "stages": kept})
+        write_json(self.manifest, {**manifest, "stages": {**manifest.get("stages", {}), stage: entry}})
 
     @contextmanager
     def running(self, stage: str, expected: str, outputs: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -131,8 +130,7 @@ class RunDirectory:
         before = self.read_manifest().get("stages", {}).get(stage, {}) if state == "partial" else {}
         facts: dict[str, Any] = {}
         started = time.monotonic()
-        self.forget([stage])
-        self.record(stage, **{**before, "fingerprint": expected, "state": "running"})
+        self.replace(stage, {**before, "fingerprint": expected, "state": "running"})
         try:
             yield facts
         finally:

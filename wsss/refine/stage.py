@@ -61,7 +61,8 @@ def write_all(
         workers: processes.
         progress: context manager factory ``progress(total, done)`` of a bar with ``update``.
     """
-    todo = [record for record in records if not run.mask(MASKS, record.id).is_file()]
+    folders = (LABELS, MASKS)
+    todo = [r for r in records if not all(run.mask(folder, r.id).is_file() for folder in folders)]
     refine = partial(_refine_one, run, parameters(config))
     with progress(len(records), len(records) - len(todo)) as bar, pool(min(workers, len(todo))) as executor:
         for _ in unordered(executor, refine, todo, ahead=4 * workers):
