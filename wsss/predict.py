@@ -1,6 +1,6 @@
 """Masks for anybody's photos, with a trained segmenter."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -68,6 +68,7 @@ def predict_files(
         UserError: unreadable checkpoint or photos; the readable photos are predicted all the same.
     """
     photos = find_photos(paths)
+    _check_targets(photos, output, overlay)
     model, _ = load_segmenter(checkpoint)
     hardware = RuntimeConfig(accelerator=accelerator)
     model = runtime.prepare(model, hardware)  # type: ignore[assignment]
@@ -87,6 +88,19 @@ def predict_files(
                 _write_jpeg(output / f"{name}_overlay.jpg", overlay_mask(image, mask))
     if broken:
         raise UserError(f"{len(broken)} of {len(photos)} photos could not be read: {broken[0]}")
+
+
+def _check_targets(photos: Mapping[str, Path], output: Path, overlay: bool) -> None:
+    """Raises UserError where a mask or an overlay would replace one of the photos."""
+    originals = {path.resolve() for path in photos.values()}
+    endings = (".png", "_overlay.jpg") if overlay else (".png",)
+    for name in photos:
+        for ending in endings:
+            target = output / f"{name}{ending}"
+            if target.resolve() in originals:
+                raise UserError(
+                    f"{target} is one of the photos and would be overwritten; choose another --output"
+                )
 
 
 def _write_jpeg(path: Path, image: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> None:
