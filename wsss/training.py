@@ -5,6 +5,8 @@ import io
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader
 
 from wsss import runtime
 from wsss.config import RuntimeConfig
 from wsss.data.files import atomic_path, write_text
+from wsss.errors import UserError
 
 _ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
 
@@ -118,7 +122,21 @@ def fit(
         trainer = _trainer(config, callbacks, bar, max_epochs=epochs, check_val_every_n_epoch=val_every)
         last = folder / "last.ckpt"
         task.to(memory_format=torch.channels_last)
-        trainer.fit(task, train, val, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+        with _plain_errors():
+            trainer.fit(task, train, val, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Undo what Lightning and torch make of Ctrl-C and of errors in DDP's processes."""
+    try:
+        yield
+    except SystemExit as stop:  # Lightning exits with status 1 on Ctrl-C
+        raise KeyboardInterrupt from stop
+    except ProcessRaisedException as error:
+        if f"{UserError.__module__}.{UserError.__name__}: " in str(error):
+            raise UserError(str(error)) from error
+        raise
 
 
 def validate(task: LightningModule, val: DataLoader[Any], config: RuntimeConfig) -> None:
