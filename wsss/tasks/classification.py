@@ -39,6 +39,7 @@ class ClassificationTask(LightningModule):
         )
         frozen_stages = self.config.frozen_stages
         freeze_stages(self.model, (0 if fresh else 2) if frozen_stages is None else frozen_stages)
+        self.train()  # freezes BatchNorm; Lightning itself never calls it (since 2.2 it keeps every mode)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised -> logits (B, classes)."""

@@ -45,6 +45,7 @@ class SegmentationTask(LightningModule):
         )
         self.classes = len(classes)
         self.confusion = ConfusionMatrix(self.classes)
+        self.train()  # freezes BatchNorm; Lightning itself never calls it (since 2.2 it keeps every mode)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised -> logits (B, classes, H, W)."""
