@@ -31,9 +31,18 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """A kill at any moment leaves the previous checkpoint whole."""
+        """A kill at any moment leaves the previous checkpoint whole.
+
+        Raises:
+            UserError: the disk refuses.
+        """
         with atomic_path(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:  # what torch's zip writer raises on a full disk
+                raise UserError(
+                    f"cannot write {path} ({error}); free some disk space and run again"
+                ) from error
 
 
 class SeedEpochs(Callback):
@@ -42,9 +51,14 @@ class SeedEpochs(Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Seed dropout and the like."""
-        torch.manual_seed(self.seed * 1009 + trainer.current_epoch)
+        # Not at the epoch's start: a loader draws from torch's generator when its iterator is made, which is
+        # after that hook, except in a continued training.
+        if batch_idx == 0:
+            torch.manual_seed(self.seed * 1009 + trainer.current_epoch)
 
 
 class EpochLog(Callback):
@@ -53,18 +67,31 @@ class EpochLog(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, str]] = []
+        self.validated = False
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the rows of the epochs that the checkpoint contains."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the rows of the epochs that the checkpoint contains (its epoch is not known before this hook)."""
         if self.path.is_file():
             rows = list(csv.DictReader(io.StringIO(self.path.read_text(encoding="utf-8"))))
             self.rows = [row for row in rows if int(row["epoch"]) <= trainer.current_epoch]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """An epoch begins."""
+        self.validated = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """This epoch has validation numbers of its own."""
+        self.validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print the numbers of the epoch."""
         if not trainer.is_global_zero:
             return
-        values = {name: f"{float(value):.5f}" for name, value in sorted(trainer.callback_metrics.items())}
+        values = {
+            name: f"{float(value):.5f}"
+            for name, value in sorted(trainer.callback_metrics.items())
+            if self.validated or not name.startswith("val_")  # Lightning keeps those of earlier epochs
+        }
         self.rows.append({"epoch": str(trainer.current_epoch + 1), **values})
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         text = io.StringIO()
@@ -103,18 +130,24 @@ def fit(
         seed: of dropout.
         val_every: epochs between validations.
     """
-    metric, mode = monitor if val is not None and val_every <= epochs else ("train_loss", "min")
-    checkpoints = ModelCheckpoint(
-        dirpath=folder,
+    validates = val is not None and val_every <= epochs
+    metric, mode = monitor if validates else ("train_loss", "min")
+    checkpoints: dict[str, Any] = {
+        "dirpath": folder,
+        "enable_version_counter": False,
+        "save_on_train_epoch_end": True,
+    }
+    best = ModelCheckpoint(
         filename="best",
         monitor=metric,
         mode=mode,
-        save_last=True,
-        enable_version_counter=False,
-        every_n_epochs=1,
-        save_on_train_epoch_end=True,
+        every_n_epochs=val_every if validates else 1,
+        **checkpoints,
     )
-    callbacks: list[Callback] = [SeedEpochs(seed), EpochLog(folder / "metrics.csv"), checkpoints]
+    # Not save_last=True: since Lightning 2.6 that writes only where the monitored value is the best so far.
+    # After `best`, so that it holds the state of that one.
+    last = ModelCheckpoint(filename="last", every_n_epochs=1, **checkpoints)
+    callbacks: list[Callback] = [SeedEpochs(seed), EpochLog(folder / "metrics.csv"), best, last]
     bar = config.progress and os.isatty(2)
     if bar:
         callbacks.append(TQDMProgressBar(leave=False))
@@ -181,6 +214,8 @@ class quiet_lightning(warnings.catch_warnings):
             ".*Checkpoint directory.*exists and is not empty.*",
             ".*The number of training batches.*is smaller than the logging interval.*",
             ".*GPU available but not used.*",
+            ".*in eval mode at the start of training.*",  # frozen BatchNorm
+            ".*have no `val_dataloader`.*",
             ".*lr_scheduler.step.*before.*optimizer.step.*",
             ".*compute.* method of metric.*was called before the .*update.*",
             ".*isinstance.treespec, LeafSpec.*",
