@@ -115,7 +115,7 @@ def parse_config(command: str, words: Sequence[str]) -> Any:
     )
     parser.add_class_arguments(Config, None, as_group=False)
     namespace = _parse(parser, words)
-    values = parser.instantiate_classes(namespace).as_dict()
+    values = parser.instantiate(namespace).as_dict()
     values.pop("config", None)
     return Config(**values)
 

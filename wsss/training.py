@@ -21,6 +21,7 @@ from wsss import runtime
 from wsss.config import RuntimeConfig
 from wsss.data.files import atomic_path, write_text
 from wsss.errors import UserError
+from wsss.tasks.checkpoints import read_checkpoint
 
 _ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
 
@@ -154,6 +155,8 @@ def fit(
     with quiet_lightning():
         trainer = _trainer(config, callbacks, bar, max_epochs=epochs, check_val_every_n_epoch=val_every)
         last = folder / "last.ckpt"
+        if last.is_file():
+            read_checkpoint(last, task.hparams["config"]["kind"])  # names a damaged file
         task.to(memory_format=torch.channels_last)
         with _plain_errors():
             trainer.fit(task, train, val, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
