@@ -1,0 +1,196 @@
+"""What is done is skipped, what changed is made again, and single stages equal the whole run."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+Stages = Callable[[Path], dict[str, Any]]
+OUTPUTS = ("classifier", "saliency", "pseudo_labels", "pseudo_masks", "segmenter", "predictions")
+
+
+def times(run: Path, *folders: str) -> dict[str, int]:
+    """Modification time of every output file."""
+    chosen = folders or (*OUTPUTS, "predictions_ms_flip", "predictions_crf")
+    return {
+        str(path.relative_to(run)): path.stat().st_mtime_ns
+        for folder in chosen
+        for path in sorted((run / folder).rglob("*"))
+        if path.is_file()
+    }
+
+
+def metrics(run: Path) -> dict[str, Any]:
+    entries: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    return entries
+
+
+def test_running_again_skips_everything(run: Path, tiny: list[str], command: Any) -> None:
+    before, numbers = times(run), metrics(run)
+    done = command("run", *tiny, "--output", run)
+    assert done.status == 0
+    assert done.err.count("done before") == 6
+    assert times(run) == before
+    assert metrics(run) == numbers
+
+
+def test_the_stored_configuration_continues_the_run(run: Path, command: Any) -> None:
+    before = times(run)
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    done = command("run", "--config", run / "config.yaml", "--output", run)
+    assert done.status == 0
+    assert done.err.count("done before") == 6
+    assert times(run) == before
+    assert yaml.safe_load((run / "config.yaml").read_text()) == {**stored, "output": str(run)}
+
+
+def test_where_it_computes_does_not_make_anything_stale(run: Path, tiny: list[str], command: Any) -> None:
+    done = command("run", *tiny, "--output", run, "--runtime.workers", 1, "--runtime.precision", "bf16")
+    assert done.err.count("done before") == 6
+
+
+def test_another_threshold_redoes_refine_and_what_follows(
+    run: Path, tiny: list[str], command: Any, stages: Stages
+) -> None:
+    before, entries = times(run), stages(run)
+    done = command("run", *tiny, "--output", run, "--refine.background.threshold", 0.45)
+    assert done.status == 0
+    after = times(run)
+    assert {n: t for n, t in after.items() if n.startswith(("classifier", "saliency"))} == {
+        n: t for n, t in before.items() if n.startswith(("classifier", "saliency"))
+    }
+    changed = [n for n in after if n.startswith(("pseudo", "segmenter", "predictions"))]
+    assert all(after[name] > before[name] for name in changed)
+    same = [
+        name for name, entry in stages(run).items() if entry["fingerprint"] == entries[name]["fingerprint"]
+    ]
+    assert same == ["classify", "saliency"]
+    assert metrics(run)["seed"]["threshold"] == pytest.approx(0.45)
+
+
+def test_stage_by_stage_equals_run(finished: Path, tiny: list[str], tmp_path: Path, command: Any) -> None:
+    output = tmp_path / "steps"
+    for stage in ("classify", "saliency", "refine", "segment", "evaluate"):
+        assert command(stage, *tiny, "--output", output).status == 0
+    assert metrics(output) == metrics(finished)
+    (output / "report.html").unlink()
+    assert command("report", *tiny, "--output", output).status == 0
+    assert (output / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("stage", "needed"),
+    [
+        ("saliency", "classify"),
+        ("refine", "saliency"),
+        ("segment", "refine"),
+        ("evaluate", "refine"),
+        ("report", "classify"),
+    ],
+)
+def test_a_stage_without_its_predecessor_says_which_to_run(
+    tiny: list[str], tmp_path: Path, command: Any, stage: str, needed: str
+) -> None:
+    sentence = command(stage, *tiny, "--output", tmp_path / "new").sentence
+    assert f"{stage} needs the stage {needed}" in sentence
+    assert f"run `wsss {needed}` first" in sentence
+
+
+@pytest.mark.parametrize("stage", ["saliency", "refine", "segment", "evaluate", "report"])
+def test_a_stage_after_another_configuration_is_refused_and_changes_nothing(
+    run: Path, tiny: list[str], command: Any, stage: str
+) -> None:
+    stored = {name: (run / name).read_bytes() for name in ("config.yaml", "manifest.json", "metrics.json")}
+    before = times(run)
+    sentence = command(stage, *tiny, "--output", run, "--classifier.epochs", 2).sentence
+    assert "made with another configuration or data" in sentence
+    assert f"--config {run / 'config.yaml'}" in sentence
+    assert {name: (run / name).read_bytes() for name in stored} == stored
+    assert times(run) == before
+
+
+def test_evaluate_without_a_segmenter_scores_the_masks(
+    run: Path, tiny: list[str], command: Any, finished: Path
+) -> None:
+    done = command("evaluate", *tiny, "--output", run, "--segmenter.epochs", 3)
+    assert done.status == 0
+    assert "only seeds and pseudo-masks are scored" in done.err
+    assert set(metrics(run)) == {"classifier", "seed", "mask"}
+
+
+def test_supervised_trains_only_the_twin_and_adds_its_numbers(
+    run: Path, tiny: list[str], command: Any, stages: Stages
+) -> None:
+    before, numbers = times(run), metrics(run)
+    done = command("run", *tiny, "--output", run, "--segmenter.supervised", "true")
+    assert done.status == 0
+    assert done.err.count("done before") == 6
+    assert times(run) == before
+    after = metrics(run)
+    assert {name: after[name] for name in numbers} == numbers
+    assert set(after) - set(numbers) == {"supervised", "retention"}
+    assert after["retention"] == pytest.approx(after["val"]["miou"] / after["supervised"]["miou"])
+    assert (run / "segmenter_supervised" / "last.ckpt").is_file()
+    assert len(list((run / "supervised_predictions").glob("*.png"))) == 6
+    # and a segmenter of other settings is not compared with the twin of the old ones
+    command("segment", *tiny, "--output", run, "--segmenter.epochs", 1)
+    assert not {"val", "supervised", "retention"} & set(metrics(run))
+
+
+def test_numbers_that_are_no_longer_asked_for_leave_metrics(run: Path, tiny: list[str], command: Any) -> None:
+    done = command("run", *tiny, "--output", run, "--evaluate.ms_flip", "false", "--evaluate.crf", "false")
+    assert done.status == 0
+    assert set(metrics(run)) == {"classifier", "seed", "mask", "val"}
+    assert not (run / "predictions_ms_flip").exists()
+
+
+def test_going_back_to_the_old_configuration_gives_the_old_numbers(
+    run: Path, tiny: list[str], command: Any
+) -> None:
+    numbers = metrics(run)
+    assert command("refine", *tiny, "--output", run, "--refine.background.threshold", 0.5).status == 0
+    assert set(metrics(run)) == {"classifier"}
+    assert command("run", *tiny, "--output", run).status == 0
+    assert metrics(run) == numbers
+
+
+@pytest.mark.parametrize(
+    ("lost", "stage"),
+    [
+        ("saliency/train_000003.npz", "saliency"),
+        ("pseudo_masks/train_000003.png", "refine"),
+        ("pseudo_labels/train_000003.png", "refine"),
+        ("predictions/val_000003.png", "evaluate"),
+    ],
+)
+def test_a_lost_output_is_made_again(
+    run: Path, finished: Path, tiny: list[str], command: Any, lost: str, stage: str
+) -> None:
+    before = times(run)
+    (run / lost).unlink()
+    done = command("run", *tiny, "--output", run)
+    assert done.status == 0
+    assert f"{stage}: " in done.err
+    assert (run / lost).read_bytes() == (finished / lost).read_bytes() or lost.endswith("npz")
+    touched = {name for name, stamp in times(run).items() if before[name] != stamp}
+    assert {name for name in touched if name.startswith(lost.split("/")[0] + "/")} == {lost}
+    assert metrics(run) == metrics(finished)
+
+
+def test_a_new_photo_makes_the_run_stale(run: Path, shapes_copy: Path, tiny: list[str], command: Any) -> None:
+    shutil.copy(
+        shapes_copy / "JPEGImages" / "train_000001.jpg", shapes_copy / "JPEGImages" / "train_000000.jpg"
+    )
+    done = command("saliency", *tiny, "--output", run, "--data.root", shapes_copy)
+    assert "made with another configuration or data" in done.sentence
+
+
+def test_a_run_directory_may_move(run: Path, tiny: list[str], command: Any, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    os.rename(run, moved)
+    assert command("run", *tiny, "--output", moved).err.count("done before") == 6
