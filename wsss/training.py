@@ -147,8 +147,8 @@ def fit(
     )
     # Not save_last=True: since Lightning 2.6 that writes only where the monitored value is the best so far.
     # After `best`, so that it holds the state of that one.
-    last = ModelCheckpoint(filename="last", every_n_epochs=1, **checkpoints)
-    callbacks: list[Callback] = [SeedEpochs(seed), EpochLog(folder / "metrics.csv"), best, last]
+    newest = ModelCheckpoint(filename="last", every_n_epochs=1, **checkpoints)
+    callbacks: list[Callback] = [SeedEpochs(seed), EpochLog(folder / "metrics.csv"), best, newest]
     bar = config.progress and os.isatty(2)
     if bar:
         callbacks.append(TQDMProgressBar(leave=False))
