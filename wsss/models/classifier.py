@@ -1,5 +1,7 @@
 """Multi-label classifiers: photo in, one logit per class out."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torchvision import models
@@ -85,6 +87,11 @@ def convolutionalize(state: dict[str, Tensor]) -> dict[str, Tensor]:
         ("classifier.3", "fc7", (4096, 4096, 1, 1)),
     ):
         if f"{source}.weight" in state:
-            renamed[f"{target}.weight"] = state[f"{source}.weight"].reshape(shape)
-            renamed[f"{target}.bias"] = state[f"{source}.bias"]
+            weight = state[f"{source}.weight"]
+            # Another network's layer of this name keeps its shape, which `load_into` then refuses.
+            renamed[f"{target}.weight"] = (
+                weight.reshape(shape) if weight.numel() == math.prod(shape) else weight
+            )
+            if f"{source}.bias" in state:
+                renamed[f"{target}.bias"] = state[f"{source}.bias"]
     return renamed

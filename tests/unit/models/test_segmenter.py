@@ -1,0 +1,186 @@
+"""Segmenters: shapes, weights of the backbone, and multi-scale prediction against plain loops."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision import models
+
+from wsss.config import ClassifierConfig, SegmenterConfig
+from wsss.errors import UserError
+from wsss.models.classifier import build_classifier
+from wsss.models.segmenter import Pyramid, Trunk, backbone_name, build_segmenter, predict_probabilities
+
+IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+Architecture = Literal[
+    "deeplabv3_resnet18", "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large", "light", "deeplabv3_resnet101"
+]
+
+
+def config(architecture: Architecture, weights: str = "none", stride: Literal[8, 16] = 16) -> SegmenterConfig:
+    return SegmenterConfig(architecture=architecture, weights=weights, output_stride=stride)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["deeplabv3_resnet18", "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large", "light"],
+)
+def test_backbone_takes_torchvisions_classification_weights_and_logits_have_the_inputs_size(
+    tmp_path: Path, architecture: Architecture
+) -> None:
+    state = getattr(models, backbone_name(architecture))(weights=None).state_dict()
+    for name, value in state.items():
+        if value.is_floating_point():
+            state[name] = value + 0.01  # no value that a fresh network has too
+    torch.save(state, tmp_path / "w.pth")
+    model = build_segmenter(config(architecture, str(tmp_path / "w.pth")), 4).eval()
+    own = model.state_dict()
+    loaded = {name for name in state if not name.startswith(("fc.", "classifier."))}
+    assert len(loaded) > 100
+    for name in loaded:
+        assert torch.equal(own[f"backbone.network.{name}"], state[name]), name
+    with torch.no_grad():
+        assert model(IMAGES[:1, :, :61, :50]).shape == (1, 4, 61, 50)
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_deeplab_has_the_configured_stride_and_atrous_rates(stride: Literal[8, 16]) -> None:
+    model = build_segmenter(config("deeplabv3_resnet18", stride=stride), 3).eval()
+    with torch.no_grad():
+        assert model.backbone(IMAGES).shape == (2, 512, 64 // stride, 96 // stride)
+    rates = {m.dilation[0] for m in model.head.modules() if isinstance(m, nn.Conv2d)} - {1}
+    assert rates == ({6, 12, 18} if stride == 16 else {12, 24, 36})
+
+
+def test_mobilenet_has_stride_16() -> None:
+    model = build_segmenter(config("deeplabv3_mobilenet_v3_large"), 3).eval()
+    with torch.no_grad():
+        assert model.backbone(IMAGES).shape == (2, 960, 4, 6)
+
+
+def test_trunk_and_pyramid_are_the_stages_of_the_network() -> None:
+    torch.manual_seed(0)
+    network = models.resnet18(weights=None).eval()
+    kept: list[Tensor] = []
+    for stage in ("layer1", "layer2", "layer3", "layer4"):
+        network.get_submodule(stage).register_forward_hook(lambda _m, _i, output: kept.append(output))
+    with torch.no_grad():
+        network(IMAGES)
+        expected = kept[:4]
+        maps, last = Pyramid(network)(IMAGES), Trunk(network)(IMAGES)
+    assert all(torch.equal(own, peer) for own, peer in zip(maps, expected, strict=True))
+    assert torch.equal(last, expected[-1])
+    assert tuple(single.shape[1] for single in maps) == Pyramid.CHANNELS
+
+
+def test_light_head_uses_every_map_of_the_pyramid() -> None:
+    torch.manual_seed(0)
+    model = build_segmenter(config("light"), 3).eval()
+    with torch.no_grad():
+        maps = model.backbone(IMAGES)
+        logits = model.head(maps)
+        assert logits.shape == (2, 3, *maps[0].shape[-2:])
+        for index in range(4):
+            other = [value + (position == index) for position, value in enumerate(maps)]
+            assert not torch.allclose(model.head(other), logits)
+
+
+def test_backbone_takes_this_runs_classifier() -> None:
+    classifier = build_classifier(ClassifierConfig(architecture="resnet18", weights="none"), 2)
+    state = classifier.state_dict()
+    model = build_segmenter(config("light", "classifier"), 3, initial=state)
+    own = model.state_dict()
+    assert all(
+        torch.equal(own[f"backbone.network.{name}"], value)
+        for name, value in state.items()
+        if not name.startswith("fc.")
+    )
+
+
+def test_classifier_weights_without_a_classifier_say_what_to_run() -> None:
+    with pytest.raises(UserError, match=r"segmenter\.weights is `classifier`.*run `wsss classify` first"):
+        build_segmenter(config("light", "classifier"), 3)
+
+
+def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
+    torch.save(models.resnet18(weights=None).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"segmenter\.weights .*w\.pth belongs to another architecture"):
+        build_segmenter(config("deeplabv3_mobilenet_v3_large", str(tmp_path / "w.pth")), 3)
+
+
+def test_bare_network_reads_no_weights(tmp_path: Path) -> None:
+    settings = config("light", str(tmp_path / "missing.pth"))
+    assert build_segmenter(settings, 3, pretrained=False) is not None
+    with pytest.raises(UserError, match=r"segmenter\.weights: there is no file"):
+        build_segmenter(settings, 3)
+
+
+# -- prediction ------------------------------------------------------------------------------------
+
+
+class Toy(nn.Module):
+    """A network that sees neighbours, left and right differently."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv2d(3, 4, 5, padding=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = 3 * self.convolution(images)
+        return logits
+
+
+def plain_loops(model: nn.Module, image: Tensor, scales: Sequence[float], flip: bool) -> Tensor:
+    """(3, H, W) -> (C, H, W): one forward per image, scale and mirror image."""
+    height, width = image.shape[1:]
+    found = []
+    for scale in scales:
+        size = (int(height * scale + 0.5), int(width * scale + 0.5))
+        resized = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)
+        for mirrored in (False, True) if flip else (False,):
+            seen = resized.flip(-1) if mirrored else resized
+            probabilities = torch.softmax(model(seen), dim=1)
+            probabilities = probabilities.flip(-1) if mirrored else probabilities
+            found.append(
+                F.interpolate(probabilities, size=(height, width), mode="bilinear", align_corners=False)
+            )
+    return torch.cat(found).mean(0)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("scales", [(1.0,), (0.5,), (0.5, 0.75, 1.0, 1.5)])
+@torch.no_grad()
+def test_prediction_equals_plain_loops_and_sums_to_one(scales: tuple[float, ...], flip: bool) -> None:
+    model, images = Toy().eval(), IMAGES[:, :, :31, :45]
+    found = predict_probabilities(model, images, scales, flip)
+    expected = torch.stack([plain_loops(model, image, scales, flip) for image in images])
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found.sum(1), torch.ones(2, 31, 45))
+
+
+@torch.no_grad()
+def test_prediction_with_flip_mirrors_with_the_photo() -> None:
+    model = Toy().eval()
+    found = predict_probabilities(model, IMAGES, (0.5, 1.0), flip=True)
+    mirrored = predict_probabilities(model, IMAGES.flip(3), (0.5, 1.0), flip=True)
+    torch.testing.assert_close(mirrored, found.flip(3))
+    plain = predict_probabilities(model, IMAGES)
+    assert not torch.allclose(predict_probabilities(model, IMAGES.flip(3)), plain.flip(3), atol=1e-3)
+
+
+@torch.no_grad()
+def test_prediction_is_float32_under_autocast() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = predict_probabilities(Toy().eval(), IMAGES, (1.0, 0.5), flip=True)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.sum(1), torch.ones(2, 64, 96))
+
+
+def test_prediction_without_scales_is_refused() -> None:
+    with pytest.raises(ValueError, match="scales is empty"):
+        predict_probabilities(Toy(), IMAGES, ())
