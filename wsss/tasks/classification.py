@@ -7,6 +7,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.nn import functional
 from torchmetrics.classification import MultilabelAveragePrecision
 
 from wsss.config import ClassifierConfig, to_dict
@@ -31,7 +32,11 @@ class ClassificationTask(LightningModule):
         self.config = parse_config(ClassifierConfig, config)
         self.model = build_classifier(self.config, len(classes), pretrained=pretrained)
         self.loss = nn.MultiLabelSoftMarginLoss()
-        self.average_precision = MultilabelAveragePrecision(len(classes), average=None, thresholds=None)
+        self.classes = len(classes)
+        # torchmetrics takes two labels or more: a single class gets an empty second column.
+        self.average_precision = MultilabelAveragePrecision(
+            max(2, self.classes), average=None, thresholds=None
+        )
         self.ap_per_class: list[float | None] | None = None
         fresh = self.config.weights == "none"
         self.frozen_batchnorm = (
@@ -63,12 +68,14 @@ class ClassificationTask(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         """Collect scores for the average precision."""
         images, labels = batch
-        self.average_precision.update(self(images).float(), labels.long())
+        scores, spare = self(images).float(), (0, self.average_precision.num_labels - self.classes)
+        self.average_precision.update(functional.pad(scores, spare), functional.pad(labels.long(), spare))
 
     def on_validation_epoch_end(self) -> None:
         """Log AP per class and their mean over the classes that occur."""
-        values = self.average_precision.compute()
-        present = torch.stack([target.amax(0) for target in self.average_precision.target]).amax(0) > 0
+        values = self.average_precision.compute()[: self.classes]
+        occurs = torch.stack([target.amax(0) for target in self.average_precision.target]).amax(0) > 0
+        present = occurs[: self.classes]
         self.average_precision.reset()
         self.ap_per_class = [
             float(value) if seen else None for value, seen in zip(values, present, strict=True)
