@@ -69,7 +69,9 @@ def _resize(image: Tensor, mask: Tensor | None, factor: float) -> tuple[Tensor, 
     size = [max(1, round(height * factor)), max(1, round(width * factor))]
     image = functional.resize(image, size, antialias=True)
     if mask is not None:
-        mask = functional.resize(tv_tensors.Mask(mask), size)
+        # torchvision's own resizing of a Mask takes the upper left of the nearest pixels (NEAREST), which shifts it
+        # against the photo by up to half a pixel.
+        mask = functional.resize(mask[None], size, v2.InterpolationMode.NEAREST_EXACT)[0]
     return image, mask
 
 
