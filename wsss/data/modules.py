@@ -7,6 +7,7 @@ uninterrupted one would have seen.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from wsss.data.dataset import Record
-from wsss.data.files import image_size, read_image, read_mask
+from wsss.data.files import image_size, read_image, read_truth
 from wsss.data.transforms import TrainTransform, normalize_image, resize_long_side, to_tensor
 from wsss.errors import UserError
 
@@ -95,24 +96,41 @@ class ClassificationData(_Augmented):
 
 
 class SegmentationData(_Augmented):
-    """Augmented photos (3, crop, crop) and masks (crop, crop) int64 with 255 = ignore."""
+    """Augmented photos (3, crop, crop) and masks (crop, crop) int64 with 255 = ignore.
+
+    ``classes`` counts the background; None leaves the masks' values unchecked.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], transform: TrainTransform, seed: int, classes: int | None = None
+    ) -> None:
+        super().__init__(records, transform, seed)
+        self.classes = classes
 
     def target(self, record: Record) -> tuple[Tensor | None, Tensor | None]:
         """The mask."""
         if record.mask is None:
             raise UserError(f"{record.id} has no mask to train on")
-        mask = torch.from_numpy(read_mask(record.mask))
-        height, width = image_size(record.image)
-        if mask.shape != (height, width):
-            raise UserError(
-                f"{record.mask} has {mask.shape[1]}x{mask.shape[0]} pixels but {record.image} {width}x{height}; "
-                "masks must have the photo's size"
-            )
-        return mask, None
+        return fitting_mask(record.mask, record.image, image_size(record.image)), None
 
     def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
         photo, mask = super().__getitem__(key)
         return photo, mask.long()
+
+
+def fitting_mask(path: Path, photo: Path, size: tuple[int, int]) -> Tensor:
+    """The mask (H, W) uint8 of a photo of ``size`` (H, W).
+
+    Raises:
+        UserError: it has another size, or cannot be read.
+    """
+    mask = torch.from_numpy(read_mask(path))
+    if mask.shape != size:
+        raise UserError(
+            f"{path} has {mask.shape[1]}x{mask.shape[0]} pixels but {photo} {size[1]}x{size[0]}; "
+            "masks must have the photo's size"
+        )
+    return mask
 
 
 class LabelledPhotos(Dataset[tuple[Tensor, Tensor]]):
@@ -143,10 +161,10 @@ class Photo:
 
 
 class Photos(Dataset[Photo]):
-    """Photos at their own size."""
+    """Photos at their own size; ``classes`` (with background) is what their masks are checked against."""
 
-    def __init__(self, records: Sequence[Record], *, masks: bool = False) -> None:
-        self.records, self.masks = records, masks
+    def __init__(self, records: Sequence[Record], *, masks: bool = False, classes: int | None = None) -> None:
+        self.records, self.masks, self.classes = records, masks, classes
 
     def __len__(self) -> int:
         return len(self.records)
@@ -154,8 +172,9 @@ class Photos(Dataset[Photo]):
     def __getitem__(self, index: int) -> Photo:
         record = self.records[index]
         image = to_tensor(read_image(record.image))
-        mask = torch.from_numpy(read_mask(record.mask)) if self.masks and record.mask is not None else None
-        return Photo(record, image, mask)
+        if not self.masks or record.mask is None:
+            return Photo(record, image)
+        return Photo(record, image, torch.from_numpy(read_truth(record.mask, record.image, self.classes)))
 
 
 def multi_hot(labels: Sequence[int], classes: int) -> Tensor:
@@ -211,12 +230,14 @@ class TrueMasks(Dataset[tuple[Tensor, Tensor]]):
     """Whole photos (3, H, W) normalised and their masks (H, W) uint8: the segmenter's validation set."""
 
     def __init__(self, records: Sequence[Record]) -> None:
-        self.photos = Photos(records, masks=True)
+        self.records = records
 
     def __len__(self) -> int:
-        return len(self.photos)
+        return len(self.records)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        photo = self.photos[index]
-        assert photo.mask is not None  # its records all have one
-        return normalize_image(photo.image), photo.mask
+        record = self.records[index]
+        assert record.mask is not None  # its records all have one
+        image = to_tensor(read_image(record.image))
+        height, width = image.shape[-2:]
+        return normalize_image(image), fitting_mask(record.mask, record.image, (height, width))
