@@ -294,8 +294,22 @@ class Config:
                 raise UserError(f"{name} is {value}, but must be at least {low}")
         if not self.output:
             raise UserError("output is empty; give the run directory, for example --output runs/first")
-        if not self.saliency.scales:
-            raise UserError("saliency.scales is empty; give at least one scale, for example [1.0]")
+        for name, scales in (
+            ("saliency.scales", self.saliency.scales),
+            ("evaluate.scales", self.evaluate.scales),
+        ):
+            if not scales:
+                raise UserError(f"{name} is empty; give at least one scale, for example [1.0]")
+            if min(scales) <= 0:
+                raise UserError(f"{name} is {list(scales)}, but every scale must be above 0")
+        for name, (least, most) in (
+            ("classifier.long_side", (float(self.classifier.long_side[0]), self.classifier.long_side[1])),
+            ("segmenter.scale", self.segmenter.scale),
+        ):
+            if not 0 < least <= most:
+                raise UserError(
+                    f"{name} is [{least:g}, {most:g}], but must be [low, high] with 0 < low <= high"
+                )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -119,12 +119,7 @@ def train_segmenter(context: Context) -> dict[str, Any]:
 
 def train_supervised(context: Context) -> dict[str, Any]:
     """Train the same network on the true masks: an oracle, kept apart from everything else."""
-    records = evaluation.with_masks(context.dataset.train)
-    if not records:
-        raise UserError(
-            "segmenter.supervised needs true masks of training images, and this data set has none"
-        )
-    return _train_segmenter(context, records, "segmenter_supervised")
+    return _train_segmenter(context, evaluation.with_masks(context.dataset.train), "segmenter_supervised")
 
 
 def _train_segmenter(context: Context, records: Sequence[Record], folder: str) -> dict[str, Any]:
@@ -140,11 +135,11 @@ def _train_segmenter(context: Context, records: Sequence[Record], folder: str) -
     task = segmentation.new_task(settings, dataset.class_names, initial)
     transform = TrainTransform(RandomScale(*settings.scale), settings.crop, settings.color_jitter)
     workers = runtime.loader_workers(hardware)
-    truth = TrueMasks(evaluation.with_masks(dataset.val))
+    truth = TrueMasks(evaluation.with_masks(dataset.val), len(dataset.class_names))
     fit(
         task,
         train_loader(
-            SegmentationData(records, transform, config.seed),
+            SegmentationData(records, transform, config.seed, len(dataset.class_names)),
             settings.batch_size,
             config.seed,
             workers,
@@ -408,7 +403,11 @@ def _state(name: str, context: Context, expected: dict[str, str]) -> StageState:
 
 
 def _check_ready(command: str, stages: Sequence[str], context: Context, expected: dict[str, str]) -> None:
-    """Refuse before anything is written where a stage that the command builds on is not done."""
+    """Refuse before anything is written where something that the command builds on is not there."""
+    if "supervise" in stages and not evaluation.with_masks(context.dataset.train):
+        raise UserError(
+            "segmenter.supervised needs true masks of training images, and this data set has none; set it to false"
+        )
     needed = {other for name in stages for other in STAGES[name].after} - set(stages)
     if command == "evaluate":
         needed.discard("segment")  # without a segmenter only the masks are scored

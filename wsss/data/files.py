@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from wsss.data.labels import IGNORE
 from wsss.errors import UserError
 from wsss.report.palette import voc_palette
 
@@ -227,6 +228,34 @@ def read_mask(path: Path) -> npt.NDArray[np.uint8]:
                 'grey PNG with values 0..C and 255 (data/README.md, "RGB masks", has a script)'
             )
         return np.array(image, dtype=np.uint8, order="C")
+
+
+def read_truth(path: Path, photo: Path, classes: int | None = None) -> npt.NDArray[np.uint8]:
+    """Reads the mask of a photo and checks that it belongs to it.
+
+    Args:
+        path: the mask.
+        photo: the photo, of which only the header is read.
+        classes: number of classes, background included; None = values are not checked.
+
+    Returns:
+        (H, W) uint8, as `read_mask`.
+
+    Raises:
+        UserError: naming the file: as `read_mask`; another size than the photo's; an index beyond the classes.
+    """
+    mask, (height, width) = read_mask(path), image_size(photo)
+    if mask.shape != (height, width):
+        raise UserError(
+            f"{path} has {mask.shape[1]}x{mask.shape[0]} pixels but {photo} {width}x{height}; "
+            "masks must have the photo's size"
+        )
+    if classes is not None and (wrong := mask[(mask >= classes) & (mask != IGNORE)]).size:
+        raise UserError(
+            f"{path} holds the class index {wrong.max()}, but the class list has {classes - 1} names: "
+            "correct the mask or data.classes"
+        )
+    return mask
 
 
 def write_mask(path: Path, mask: npt.NDArray[np.uint8]) -> None:

@@ -7,7 +7,6 @@ uninterrupted one would have seen.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,26 +110,11 @@ class SegmentationData(_Augmented):
         """The mask."""
         if record.mask is None:
             raise UserError(f"{record.id} has no mask to train on")
-        return fitting_mask(record.mask, record.image, image_size(record.image)), None
+        return torch.from_numpy(read_truth(record.mask, record.image, self.classes)), None
 
     def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
         photo, mask = super().__getitem__(key)
         return photo, mask.long()
-
-
-def fitting_mask(path: Path, photo: Path, size: tuple[int, int]) -> Tensor:
-    """The mask (H, W) uint8 of a photo of ``size`` (H, W).
-
-    Raises:
-        UserError: it has another size, or cannot be read.
-    """
-    mask = torch.from_numpy(read_mask(path))
-    if mask.shape != size:
-        raise UserError(
-            f"{path} has {mask.shape[1]}x{mask.shape[0]} pixels but {photo} {size[1]}x{size[0]}; "
-            "masks must have the photo's size"
-        )
-    return mask
 
 
 class LabelledPhotos(Dataset[tuple[Tensor, Tensor]]):
@@ -161,10 +145,10 @@ class Photo:
 
 
 class Photos(Dataset[Photo]):
-    """Photos at their own size; ``classes`` (with background) is what their masks are checked against."""
+    """Photos at their own size."""
 
-    def __init__(self, records: Sequence[Record], *, masks: bool = False, classes: int | None = None) -> None:
-        self.records, self.masks, self.classes = records, masks, classes
+    def __init__(self, records: Sequence[Record], *, masks: bool = False) -> None:
+        self.records, self.masks = records, masks
 
     def __len__(self) -> int:
         return len(self.records)
@@ -174,7 +158,7 @@ class Photos(Dataset[Photo]):
         image = to_tensor(read_image(record.image))
         if not self.masks or record.mask is None:
             return Photo(record, image)
-        return Photo(record, image, torch.from_numpy(read_truth(record.mask, record.image, self.classes)))
+        return Photo(record, image, torch.from_numpy(read_truth(record.mask, record.image)))
 
 
 def multi_hot(labels: Sequence[int], classes: int) -> Tensor:
@@ -227,10 +211,13 @@ def same_size_batches(
 
 
 class TrueMasks(Dataset[tuple[Tensor, Tensor]]):
-    """Whole photos (3, H, W) normalised and their masks (H, W) uint8: the segmenter's validation set."""
+    """Whole photos (3, H, W) normalised and their masks (H, W) uint8: the segmenter's validation set.
 
-    def __init__(self, records: Sequence[Record]) -> None:
-        self.records = records
+    ``classes`` counts the background; None leaves the masks' values unchecked.
+    """
+
+    def __init__(self, records: Sequence[Record], classes: int | None = None) -> None:
+        self.records, self.classes = records, classes
 
     def __len__(self) -> int:
         return len(self.records)
@@ -238,6 +225,5 @@ class TrueMasks(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         record = self.records[index]
         assert record.mask is not None  # its records all have one
-        image = to_tensor(read_image(record.image))
-        height, width = image.shape[-2:]
-        return normalize_image(image), fitting_mask(record.mask, record.image, (height, width))
+        mask = read_truth(record.mask, record.image, self.classes)
+        return normalize_image(to_tensor(read_image(record.image))), torch.from_numpy(mask)

@@ -7,7 +7,7 @@ from typing import Any
 
 from wsss.config import CRFConfig, RefineConfig
 from wsss.data.dataset import Record
-from wsss.data.files import Saliency, read_image, read_mask, read_saliency, write_mask
+from wsss.data.files import Saliency, read_image, read_saliency, read_truth, write_mask
 from wsss.errors import UserError
 from wsss.metrics.segmentation import ConfusionMatrix
 from wsss.metrics.sweep import ThresholdSweep
@@ -117,7 +117,7 @@ def _score_seed(
     matrix, sweep, total = ConfusionMatrix(classes), ThresholdSweep(classes), 0.0
     for record in records:
         saliency, maps = load_maps(run, record)
-        truth = read_truth(record)
+        truth = _truth(record, classes)
         threshold = background_threshold(maps, rule) if len(maps) else rule.threshold
         matrix.update(seed_mask(maps, saliency.classes, threshold), truth)
         sweep.update(maps, saliency.classes, truth)
@@ -153,7 +153,7 @@ def _score_refined(
     run: RunDirectory, rules: dict[float, RefineParameters], classes: int, record: Record
 ) -> dict[float, ConfusionMatrix]:
     saliency, maps = load_maps(run, record)
-    image, truth = read_image(record.image), read_truth(record)
+    image, truth = read_image(record.image), _truth(record, classes)
     matrices = {}
     for threshold, settings in rules.items():
         matrices[threshold] = ConfusionMatrix(classes)
@@ -161,8 +161,8 @@ def _score_refined(
     return matrices
 
 
-def read_truth(record: Record) -> Any:
+def _truth(record: Record, classes: int) -> Any:
     """The true mask of a record that has one."""
     if record.mask is None:
         raise UserError(f"image {record.id} has no true mask to score against")
-    return read_mask(record.mask)
+    return read_truth(record.mask, record.image, classes)
