@@ -43,7 +43,7 @@ def build_segmenter(
     name = backbone_name(config.architecture)
     backbone: nn.Module
     if config.architecture == "light":
-        backbone = Pyramid(resnet(name, 32, small_images=True))
+        backbone = Pyramid(resnet(name, 16))
         head: nn.Module = LightHead(Pyramid.CHANNELS, classes)
     elif name.startswith("resnet"):
         trunk = resnet(name, config.output_stride)
@@ -117,7 +117,7 @@ class Pyramid(_ResNet):
     CHANNELS = (64, 128, 256, 512)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> four maps (B, CHANNELS[i], H / 2^(i+1), W / 2^(i+1)) without the stem's pooling."""
+        """(B, 3, H, W) -> four maps (B, CHANNELS[i], H / s, W / s) at strides s = 4, 8, 16, 16."""
         hidden, maps = self.stem(images), []
         for stage in ("layer1", "layer2", "layer3", "layer4"):
             hidden = self.network.get_submodule(stage)(hidden)
@@ -141,9 +141,12 @@ class MobileTrunk(nn.Module):
 class LightHead(nn.Module):
     """Feature pyramid decoder: 1x1 laterals, summed top down, one 3x3 convolution (after Lin et al., FPN)."""
 
-    def __init__(self, channels: Sequence[int], classes: int, width: int = 96) -> None:
+    def __init__(self, channels: Sequence[int], classes: int, width: int = 64) -> None:
         super().__init__()
-        self.laterals = nn.ModuleList(nn.Conv2d(channel, width, kernel_size=1) for channel in channels)
+        self.laterals = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channel, width, kernel_size=1, bias=False), nn.BatchNorm2d(width))
+            for channel in channels
+        )
         self.smooth = nn.Sequential(
             nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
         )

@@ -95,8 +95,15 @@ class ClassificationTask(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def load_classifier(path: Path) -> tuple[nn.Module, tuple[str, ...], ClassifierConfig]:
+def load_classifier(
+    path: Path, output_stride: int | None = None
+) -> tuple[nn.Module, tuple[str, ...], ClassifierConfig]:
     """A trained classifier from its checkpoint, in eval mode on the CPU.
+
+    Args:
+        path: the checkpoint.
+        output_stride: another output stride than the trained one (ResNets; the weights stay valid, as a
+            dilated kernel samples the same positions relative to each other); None keeps it.
 
     Returns:
         (network, class names without background, its configuration).
@@ -106,7 +113,8 @@ def load_classifier(path: Path) -> tuple[nn.Module, tuple[str, ...], ClassifierC
     """
     checkpoint = read_checkpoint(path, kind="classifier")
     hyper = checkpoint["hyper_parameters"]
-    task = ClassificationTask(hyper["config"], list(hyper["classes"]), pretrained=False)
+    config = hyper["config"] if output_stride is None else {**hyper["config"], "output_stride": output_stride}
+    task = ClassificationTask(config, list(hyper["classes"]), pretrained=False)
     task.load_state_dict(checkpoint["state_dict"])
     return task.model.eval(), tuple(hyper["classes"]), task.config
 
