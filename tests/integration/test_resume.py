@@ -185,8 +185,10 @@ def test_a_run_directory_in_use_is_refused(run: Path, tiny: list[str], command: 
 
 
 def test_the_lock_goes_with_a_killed_process(run: Path, tiny: list[str], command: Any) -> None:
-    code = "import fcntl, sys, time; h = open(sys.argv[1], 'w'); fcntl.flock(h, 2); print(1, flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", code, str(run / ".lock")], stdout=subprocess.PIPE)
+    code = "import fcntl, sys; h = open(sys.argv[1], 'w'); fcntl.flock(h, 2); print(1, flush=True); input()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(run / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert process.stdout is not None
     process.stdout.readline()
     assert "in use" in command("run", *tiny, "--output", run).sentence

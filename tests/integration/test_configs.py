@@ -1,0 +1,44 @@
+"""Every shipped configuration parses, and every key in it exists."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from wsss.cli import parse_config
+from wsss.config import Config, to_dict
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def leaves(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
+    """Dotted key -> value."""
+    result: dict[str, object] = {}
+    for key, value in tree.items():
+        result |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return result
+
+
+def test_there_are_configurations() -> None:
+    assert len(CONFIGS) >= 4
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configuration_parses_to_what_it_says(path: Path) -> None:
+    written = leaves(yaml.safe_load(path.read_text()))
+    config = parse_config("run", ["--config", str(path)])
+    assert isinstance(config, Config)
+    parsed = leaves(to_dict(config))
+    assert written.keys() <= parsed.keys()
+    assert {key: parsed[key] for key in written} == written
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configurations_write_to_directories_of_their_own(path: Path) -> None:
+    outputs = [parse_config("run", ["--config", str(other)]).output for other in CONFIGS]
+    assert outputs.count(parse_config("run", ["--config", str(path)]).output) == 1
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configuration_says_in_a_comment_what_it_is_for(path: Path) -> None:
+    assert path.read_text().startswith("# ")
