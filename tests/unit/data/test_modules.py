@@ -237,3 +237,14 @@ def test_stream_gives_masks_where_asked_for_and_there(records: list[Record]) -> 
 def test_stream_of_nothing_is_empty() -> None:
     nothing: list[Any] = list(same_size_batches([], 4))
     assert nothing == []
+
+
+def test_masks_with_indices_beyond_the_class_list_are_refused(records: list[Record]) -> None:
+    write_mask(records[0].mask or Path(), np.full(SIZES[0], 7, np.uint8))
+    for data in (
+        SegmentationData(records, TrainTransform(RandomScale(1, 1), 32), 0, classes=4),
+        TrueMasks(records, classes=4),
+    ):
+        with pytest.raises(UserError, match=r"masks/0\.png holds the class index 7.*3 names"):
+            data[0]
+        assert data[1][1].max() <= 255

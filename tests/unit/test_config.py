@@ -1,0 +1,71 @@
+"""The configuration tree: defaults, checks, plain dictionaries."""
+
+import json
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import pytest
+
+from wsss.config import ClassifierConfig, Config, RuntimeConfig, SaliencyConfig, SegmenterConfig, to_dict
+from wsss.errors import UserError
+from wsss.refine import stage as refine_stage
+from wsss.saliency import METHODS
+from wsss.saliency.stage import build_method
+from wsss.tasks.checkpoints import parse_config
+
+
+def test_plain_dictionary_survives_json_and_becomes_the_same_configuration() -> None:
+    config = Config(saliency=SaliencyConfig(scales=(1.0, 1.5)), output="runs/x", seed=3)
+    plain = to_dict(config)
+    assert json.loads(json.dumps(plain)) == plain
+    assert parse_config(Config, plain) == config
+
+
+def leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [leaf for item in value.values() for leaf in leaves(item)]
+    return [value]
+
+
+def test_plain_dictionary_has_no_tuples() -> None:
+    assert not [leaf for leaf in leaves(to_dict(Config())) if isinstance(leaf, tuple)]
+    assert to_dict(Config())["classifier"]["long_side"] == [320, 640]
+
+
+def test_every_default_is_accepted_by_the_stage_that_reads_it() -> None:
+    config = Config()
+    assert config.saliency.method in METHODS
+    build_method(config.saliency, config.classifier.architecture)
+    refine_stage.parameters(config.refine)
+    assert refine_stage.crf_parameters(config.evaluate.crf_parameters).iterations == 10
+
+
+def test_every_part_is_frozen() -> None:
+    def check(part: Any) -> None:
+        with pytest.raises(AttributeError):
+            setattr(part, fields(part)[0].name, None)
+        for field in fields(part):
+            if is_dataclass(value := getattr(part, field.name)):
+                check(value)
+
+    check(Config())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classifier": ClassifierConfig(epochs=0)}, "classifier.epochs is 0, but must be at least 1"),
+        ({"classifier": ClassifierConfig(batch_size=0)}, "classifier.batch_size is 0"),
+        ({"classifier": ClassifierConfig(crop=16)}, "classifier.crop is 16, but must be at least 32"),
+        ({"segmenter": SegmenterConfig(epochs=-1)}, "segmenter.epochs is -1"),
+        ({"segmenter": SegmenterConfig(batch_size=0)}, "segmenter.batch_size is 0"),
+        ({"segmenter": SegmenterConfig(crop=1)}, "segmenter.crop is 1"),
+        ({"saliency": SaliencyConfig(batch_size=0)}, "saliency.batch_size is 0"),
+        ({"saliency": SaliencyConfig(scales=())}, "saliency.scales is empty; give at least one scale"),
+        ({"runtime": RuntimeConfig(devices=0)}, "runtime.devices is 0"),
+        ({"output": ""}, "output is empty; give the run directory"),
+    ],
+)
+def test_impossible_values_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+        replace(Config(), **changes)

@@ -1,0 +1,84 @@
+"""Worker processes: every item once, errors come through, little in memory."""
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+from wsss.errors import UserError
+from wsss.parallel import pool, unordered
+
+
+@pytest.fixture(scope="module")
+def executor() -> Iterator[ProcessPoolExecutor]:
+    with pool(2) as made:
+        assert made is not None
+        yield made
+
+
+@pytest.mark.parametrize("workers", [-1, 0, 1])
+def test_one_worker_or_none_is_this_process(workers: int) -> None:
+    with pool(workers) as made:
+        assert made is None
+        assert list(unordered(made, abs, [-3, 1, -2], ahead=0)) == [3, 1, 2]
+
+
+@pytest.mark.parametrize(("count", "ahead"), [(0, 4), (1, 4), (7, 2), (7, 1), (7, 100)])
+def test_every_item_is_done_once(executor: ProcessPoolExecutor, count: int, ahead: int) -> None:
+    assert sorted(unordered(executor, abs, [-item for item in range(count)], ahead)) == list(range(count))
+
+
+def test_work_is_done_in_other_processes_with_one_thread_each(executor: ProcessPoolExecutor) -> None:
+    assert os.getpid() not in set(unordered(executor, _process, range(4), ahead=4))
+    assert set(unordered(executor, _threads, range(4), ahead=4)) == {(os.environ["OMP_NUM_THREADS"], 1)}
+
+
+def _process(_: int) -> int:
+    return os.getpid()
+
+
+def _threads(_: int) -> tuple[str | None, int]:
+    import cv2
+
+    return os.environ.get("OMP_NUM_THREADS"), cv2.getNumThreads()
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_items_are_taken_only_a_few_ahead_of_the_results(executor: ProcessPoolExecutor, ahead: int) -> None:
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        for item in range(20):
+            taken += 1
+            yield item
+
+    for done, _ in enumerate(unordered(executor, abs, items(), ahead)):
+        assert taken <= done + ahead + 1
+
+
+def _fail(item: int) -> int:
+    if item == 2:
+        raise UserError("photo 2 is damaged")
+    return item
+
+
+def test_error_of_a_worker_comes_through(executor: ProcessPoolExecutor) -> None:
+    with pytest.raises(UserError, match="photo 2 is damaged"):
+        list(unordered(executor, _fail, range(5), ahead=2))
+    with pytest.raises(UserError, match="photo 2 is damaged"):
+        list(unordered(None, _fail, range(5), ahead=2))
+
+
+def _kill(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_killed_worker_is_explained() -> None:
+    with (
+        pytest.raises(UserError, match=r"worker process was killed.*fewer --runtime\.workers"),
+        pool(2) as made,
+    ):
+        list(unordered(made, _kill, range(2), ahead=2))

@@ -1,0 +1,106 @@
+"""Where a run computes: device, precision, number of processes."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from wsss import runtime
+from wsss.config import RuntimeConfig
+from wsss.errors import UserError
+
+
+def cuda(monkeypatch: pytest.MonkeyPatch, there: bool, capability: tuple[int, int] = (9, 0)) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "there", "expected"),
+    [("cpu", True, "cpu"), ("auto", True, "cuda"), ("gpu", True, "cuda"), ("auto", False, "cpu")],
+)
+def test_device_is_the_gpu_unless_there_is_none_or_the_cpu_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, accelerator: Any, there: bool, expected: str
+) -> None:
+    cuda(monkeypatch, there)
+    assert runtime.device(RuntimeConfig(accelerator=accelerator)).type == expected
+
+
+def test_missing_gpu_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda(monkeypatch, False)
+    with pytest.raises(UserError, match=r"no CUDA device; use --runtime\.accelerator cpu"):
+        runtime.device(RuntimeConfig(accelerator="gpu"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "expected"),
+    [("auto", (8, 0), True), ("auto", (7, 5), False), ("bf16", (7, 5), True), ("float32", (9, 0), False)],
+)
+def test_gpus_use_bf16_from_ampere_on(
+    monkeypatch: pytest.MonkeyPatch, precision: Any, capability: tuple[int, int], expected: bool
+) -> None:
+    cuda(monkeypatch, True, capability)
+    assert runtime.uses_bf16(RuntimeConfig(precision=precision)) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("avx2 avx512_bf16", True), ("amx_bf16", True), ("avx2 avx512f", False), (None, False)],
+)
+def test_cpus_use_bf16_where_they_compute_it(
+    monkeypatch: pytest.MonkeyPatch, flags: str | None, expected: bool
+) -> None:
+    def read(path: Path, *args: Any, **kwargs: Any) -> str:
+        if flags is None:
+            raise FileNotFoundError
+        return f"flags : {flags}\n"
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert runtime.uses_bf16(RuntimeConfig(accelerator="cpu")) == expected
+
+
+def test_autocast_computes_as_configured() -> None:
+    layer, value = nn.Linear(4, 4), torch.ones(1, 4)
+    for precision, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
+        with runtime.autocast(RuntimeConfig(accelerator="cpu", precision=precision)):  # type: ignore[arg-type]
+            assert layer(value).dtype == dtype
+
+
+def test_prepared_network_is_in_eval_mode_and_channels_last() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).train()
+    prepared = runtime.prepare(network, RuntimeConfig(accelerator="cpu"))
+    assert not any(module.training for module in prepared.modules())
+    assert prepared[0].weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[index]
+
+
+def test_workers_are_the_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 5}, raising=False)
+    config = RuntimeConfig(accelerator="cpu")
+    assert runtime.workers(config) == 3
+    assert runtime.loader_workers(config) == 2
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    assert runtime.loader_workers(config) == 1
+    for count in (0, 5):
+        given = RuntimeConfig(accelerator="cpu", workers=count)
+        assert runtime.workers(given) == runtime.loader_workers(given) == count
+
+
+def test_negative_workers_are_refused() -> None:
+    with pytest.raises(UserError, match=r"runtime\.workers is -1, but must be 0 or more"):
+        runtime.workers(RuntimeConfig(workers=-1))
+
+
+def test_progress_counts_and_can_be_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    silent = RuntimeConfig(progress=False)
+    assert list(runtime.progress(iter("abc"), silent, "title", 3)) == ["a", "b", "c"]
+    with runtime.bar(silent, "title", 5, 2) as bar:
+        bar.update(1)
+    assert capsys.readouterr().err == ""
+    with runtime.bar(RuntimeConfig(), "title", 5, 2) as bar:
+        bar.update(3)
+        bar.refresh()
+    assert "title" in (shown := capsys.readouterr().err)
+    assert "5/5" in shown
