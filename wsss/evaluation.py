@@ -142,15 +142,14 @@ def mask_metrics(
     seed = {
         **score(matrix, class_names),
         "threshold": round(threshold, 4),
-        "oracle_miou": best.miou(),
-        "oracle_threshold": round(best_threshold, 4),
+        **_oracle(best.miou(), round(best_threshold, 4), matrix.miou()),
     }
     labels = _confusion(records, run, refine.LABELS, config, classes)
     masks = _confusion(records, run, refine.MASKS, config, classes)
     mask = {
         **score(labels, class_names),
         "threshold": round(threshold, 4),
-        "coverage": masks.coverage(),
+        "coverage": _number(masks.coverage()),
         "kept_miou": _number(masks.kept().miou()),
         **_mask_oracle(config, class_names, records, run, bar),
     }
@@ -167,10 +166,17 @@ def _mask_oracle(
     threshold, best = max(matrices.items(), key=lambda item: item[1].miou())
     own = _confusion(sample, run, refine.LABELS, config, classes)
     return {
-        "oracle_miou": max(best.miou(), own.miou()),
-        "oracle_threshold": threshold if best.miou() >= own.miou() else None,
+        **_oracle(best.miou(), threshold, own.miou()),
         "oracle_images": len(sample),
-        "miou_on_oracle_images": own.miou(),
+        "miou_on_oracle_images": _number(own.miou()),
+    }
+
+
+def _oracle(best: float, threshold: float, own: float) -> dict[str, Any]:
+    """The best constant threshold, or None where the run's own rule (a threshold per photo) beats them all."""
+    return {
+        "oracle_miou": _number(max(best, own)),
+        "oracle_threshold": threshold if best >= own else None,
     }
 
 
