@@ -11,7 +11,17 @@ from wsss.config import Config
 from wsss.data.dataset import Dataset, Record
 from wsss.data.files import read_image, read_mask, read_saliency
 from wsss.refine.background import prepare_maps
-from wsss.report.html import ClassTable, Facts, Gallery, GalleryRow, Report, SummaryRow, Tile, write_report
+from wsss.report.html import (
+    ClassTable,
+    Facts,
+    Gallery,
+    GalleryRow,
+    Report,
+    SummaryRow,
+    Tile,
+    percent,
+    write_report,
+)
 from wsss.report.overlay import overlay_mask, overlay_saliency
 from wsss.report.palette import voc_palette
 from wsss.rundir import RunDirectory
@@ -72,11 +82,11 @@ def _mask_note(name: str, entry: dict[str, Any]) -> str:
         return f"; mean threshold {entry['threshold']:.3f}; oracle: best threshold"
     if name != "mask":
         return ""
-    kept = "" if entry.get("kept_miou") is None else f" with mIoU {100 * entry['kept_miou']:.1f}"
+    kept = "" if entry.get("kept_miou") is None else f" with mIoU {percent(entry['kept_miou'])}"
     return (
-        f"; training keeps {100 * entry['coverage']:.1f} % of the pixels{kept}; "
+        f"; training keeps {percent(entry['coverage'])} % of the pixels{kept}; "
         f"oracle: best threshold on {entry['oracle_images']} photos "
-        f"(this run there: {100 * entry['miou_on_oracle_images']:.1f})"
+        f"(this run there: {percent(entry['miou_on_oracle_images'])})"
     )
 
 
