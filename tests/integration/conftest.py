@@ -17,7 +17,7 @@ from PIL import Image
 
 from wsss.cli import main
 
-TRAIN, VAL, SIZE = 24, 6, 64
+TRAIN, VAL, SIZE = 16, 6, 64
 
 SETTINGS = {
     "classifier": {

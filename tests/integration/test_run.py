@@ -109,7 +109,7 @@ def test_metrics_have_the_keys_of_the_contract(finished: Path) -> None:
         assert numbers[entry]["miou"] == pytest.approx(sum(known) / len(known))
     for entry in ("seed", "mask"):
         assert {"threshold", "oracle_miou", "oracle_threshold"} <= set(numbers[entry])
-        assert numbers[entry]["images"] == 24
+        assert numbers[entry]["images"] == 16
         assert numbers[entry]["coverage"] == 1.0 or entry == "mask"
     assert numbers["seed"]["oracle_miou"] >= numbers["seed"]["miou"]
     assert numbers["mask"]["oracle_images"] == 4
@@ -185,7 +185,7 @@ def test_manifest_tells_what_was_done_where(finished: Path, stages: Stages) -> N
         assert re.fullmatch("[0-9a-f]{64}", entry["fingerprint"])
         assert entry["seconds"] >= 0
         assert entry["peak_memory_mib"]["process"] > 0
-        assert entry["images"] == (6 if name == "evaluate" else 24)
+        assert entry["images"] == (6 if name == "evaluate" else 16)
     assert "GradCAM" in entries["saliency"]["method"]
 
 
