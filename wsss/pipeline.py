@@ -94,7 +94,7 @@ def write_saliency(context: Context) -> dict[str, Any]:
     """Saliency archives of all training photos."""
     config, run = context.config, context.run
     path = run.checkpoint("classifier", config.saliency.checkpoint)
-    classifier, _, settings = classification.load_classifier(path)
+    classifier, _, settings = classification.load_classifier(path, config.saliency.output_stride)
     method = saliency_stage.build_method(config.saliency, settings.architecture)
     saliency_stage.write_all(classifier, method, context.dataset.train, run, config.saliency, config.runtime)
     return {"images": len(context.dataset.train), "method": repr(method)}
@@ -408,6 +408,8 @@ def _check_ready(command: str, stages: Sequence[str], context: Context, expected
         raise UserError(
             "segmenter.supervised needs true masks of training images, and this data set has none; set it to false"
         )
+    if {"segment", "supervise"} & set(stages):
+        _check_batch(context)
     needed = {other for name in stages for other in STAGES[name].after} - set(stages)
     if command == "evaluate":
         needed.discard("segment")  # without a segmenter only the masks are scored
@@ -417,6 +419,17 @@ def _check_ready(command: str, stages: Sequence[str], context: Context, expected
         state = _state(other, context, expected)
         if state != "done":
             raise UserError(_not_ready(command, other, state, context.run))
+
+
+def _check_batch(context: Context) -> None:
+    """DeepLab's image pooling has one value a channel, which BatchNorm cannot normalise over one image."""
+    settings, hardware = context.config.segmenter, context.config.runtime
+    images = min(settings.batch_size, len(context.dataset.train)) // (hardware.devices * hardware.num_nodes)
+    if settings.architecture != "light" and images < 2:
+        raise UserError(
+            f"{settings.architecture} cannot be trained on batches of one image a device; use more photos or a larger "
+            "--segmenter.batch_size, or --segmenter.architecture light"
+        )
 
 
 def _retire(context: Context, expected: dict[str, str]) -> None:

@@ -87,7 +87,7 @@ def predict_files(
             if overlay:
                 _write_jpeg(output / f"{name}_overlay.jpg", overlay_mask(image, mask))
     if broken:
-        raise UserError(f"{len(broken)} of {len(photos)} photos could not be read: {broken[0]}")
+        raise UserError(f"{len(broken)} of {len(photos)} photos could not be read: {'; '.join(broken)}")
 
 
 def _check_targets(photos: Mapping[str, Path], output: Path, overlay: bool) -> None:
