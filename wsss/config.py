@@ -20,7 +20,7 @@ class ShapesConfig:
     """Number of training images."""
     val: int = 200
     """Number of validation images."""
-    size: int = 128
+    size: int = 96
     """Height and width of an image in pixels."""
     seed: int = 0
     """Seed of the generator (not the seed of the training)."""
@@ -124,6 +124,8 @@ class SaliencyConfig:
     """Saliency method: gradcam, global_guidance."""
     layer: str | None = None
     """Layer of the CAM methods (a get_submodule path such as layer3); null: the last convolutional layer."""
+    output_stride: Literal[8, 16, 32] | None = None
+    """Output stride of the classifier for the maps (ResNets); finer than it was trained with costs time only."""
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     """Input scales whose maps are summed."""
     flip: bool = True
@@ -204,7 +206,7 @@ class SegmenterConfig:
     output_stride: Literal[8, 16] = 16
     """Input pixels per feature of the backbone (DeepLab on ResNets)."""
     freeze_batchnorm: bool | None = None
-    """Keep the backbone's BatchNorm at its pre-trained statistics; null: yes unless weights is `none`."""
+    """Keep the backbone's BatchNorm at its pre-trained statistics; null: yes for `imagenet` and a path."""
     epochs: int = 20
     """Passes over the training images."""
     batch_size: int = 8
@@ -286,6 +288,7 @@ class Config:
             ("classifier.crop", self.classifier.crop, 32),
             ("saliency.batch_size", self.saliency.batch_size, 1),
             ("segmenter.epochs", self.segmenter.epochs, 1),
+            ("segmenter.val_every", self.segmenter.val_every, 1),
             ("segmenter.batch_size", self.segmenter.batch_size, 1),
             ("segmenter.crop", self.segmenter.crop, 32),
             ("runtime.devices", self.runtime.devices, 1),

@@ -30,7 +30,8 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
     if workers <= 1:
         yield None
         return
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they start
     executor = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet_threads
     )
@@ -43,6 +44,10 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
 
 
 def unordered(

@@ -74,7 +74,8 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
         image = to_tensor(read_image(record.image))
         mask, fixed = self.target(record)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed((self.seed * _AUGMENT + epoch) * 1_000_033 + index)
+            # The CPU generator alone: torch.manual_seed would also reseed CUDA, which fork_rng leaves out here.
+            torch.default_generator.manual_seed((self.seed * _AUGMENT + epoch) * 1_000_033 + index)
             photo, moved = self.transform(image, mask)
         if fixed is not None:
             return photo, fixed
