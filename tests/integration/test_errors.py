@@ -47,7 +47,8 @@ def test_corrupt_validation_photo_is_named(
     assert f"{photo} is an empty file" in sentence
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+# slow: after an error torch waits 5 s for each of its loader's processes
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_photo_that_breaks_after_training_is_named_by_the_later_stages(
     run: Path, shapes_copy: Path, tiny: list[str], command: Any, workers: int
 ) -> None:
