@@ -86,7 +86,7 @@ def _overview() -> str:
 
 def _stage(name: str, words: list[str]) -> int:
     config = parse_config(name, words)
-    from wsss.pipeline import run_command
+    from wsss.runner import run_command
 
     run_command(config, name, ["wsss", name, *words])
     return 0

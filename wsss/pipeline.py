@@ -10,24 +10,21 @@
     report      one page with everything
 
 A stage reads its part of the configuration and what the stages before it wrote. What is done is
-skipped, what changed is made again, what was cut off is continued (see ``rundir``).
+skipped, what changed is made again, what was cut off is continued (see ``runner`` and ``rundir``).
 """
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning import seed_everything
 from torch.utils.data import DataLoader
 
 from wsss import evaluation, runtime
 from wsss.config import Config, EvaluateConfig, to_dict
-from wsss.data.dataset import Dataset, Record, load_dataset, resolve_file
-from wsss.data.files import write_json, write_text
+from wsss.data.dataset import Dataset, Record
 from wsss.data.modules import (
     ClassificationData,
     LabelledPhotos,
@@ -35,12 +32,9 @@ from wsss.data.modules import (
     TrueMasks,
     train_loader,
 )
-from wsss.data.shapes import write_shapes
 from wsss.data.transforms import RandomLongSide, RandomScale, TrainTransform
-from wsss.errors import UserError
 from wsss.refine import stage as refine_stage
-from wsss.report.build import build_report
-from wsss.rundir import RunDirectory, StageState, describe_machine, file_stamp, fingerprint
+from wsss.rundir import RunDirectory, file_stamp
 from wsss.saliency import stage as saliency_stage
 from wsss.tasks import classification, segmentation
 from wsss.training import fit, validate
@@ -333,184 +327,3 @@ STAGES: dict[str, Stage] = {
     ),
 }
 """All stages except the report, in order."""
-
-COMMANDS: dict[str, tuple[str, ...]] = {
-    "run": tuple(STAGES),
-    "classify": ("classify",),
-    "saliency": ("saliency",),
-    "refine": ("refine",),
-    "segment": ("segment", "supervise"),
-    "evaluate": ("score_masks", "evaluate", "evaluate_supervised"),
-    "report": (),
-}
-"""Command -> the stages that it runs; `run`, `evaluate` and `report` also write the report."""
-
-
-def run_command(config: Config, command: str, arguments: Sequence[str] = ()) -> None:
-    """Run the stages of ``command`` (see ``COMMANDS``) in ``config.output``.
-
-    Raises:
-        UserError: bad input, a stage before the asked one is missing, or the directory is in use.
-    """
-    dataset = prepare_dataset(config)
-    context = Context(config, dataset, RunDirectory(Path(config.output)))
-    runtime.device(config.runtime)  # complains before anything is written
-    with context.run.locked():
-        expected = fingerprints(config, dataset)
-        stages = [
-            name for name in COMMANDS[command] if config.segmenter.supervised or not STAGES[name].oracle
-        ]
-        _check_ready(command, stages, context, expected)
-        if stages:
-            _describe(context, arguments)
-            _retire(context, expected)
-        for name in stages:
-            _run_stage(name, context, expected, command)
-        if command in ("run", "evaluate", "report"):
-            build_report(config, dataset, context.run)
-            print_summary(context)
-
-
-def prepare_dataset(config: Config) -> Dataset:
-    """Load the data set; the shapes are made on first use."""
-    data = config.data
-    if data.kind == "shapes":
-        shapes = data.shapes
-        write_shapes(
-            Path(data.root),
-            train=shapes.train,
-            val=shapes.val,
-            size=shapes.size,
-            seed=shapes.seed,
-            progress=config.runtime.progress and sys.stderr.isatty(),
-        )
-    root = Path(data.root)
-    classes = None if data.classes is None else resolve_file(data.classes, root) or Path(data.classes)
-    return load_dataset(data.kind, root, data.labels, classes, data.train, data.val)
-
-
-def fingerprints(config: Config, dataset: Dataset) -> dict[str, str]:
-    """The fingerprint that each stage should have under this configuration."""
-    result: dict[str, str] = {}
-    for name, stage in STAGES.items():
-        before = [result[other] for other in stage.after]
-        result[name] = fingerprint(name, stage.reads(config, dataset), before)
-    return result
-
-
-def _state(name: str, context: Context, expected: dict[str, str]) -> StageState:
-    return context.run.stage_state(name, expected[name], STAGES[name].files(context))
-
-
-def _check_ready(command: str, stages: Sequence[str], context: Context, expected: dict[str, str]) -> None:
-    """Refuse before anything is written where something that the command builds on is not there."""
-    if "supervise" in stages and not evaluation.with_masks(context.dataset.train):
-        raise UserError(
-            "segmenter.supervised needs true masks of training images, and this data set has none; set it to false"
-        )
-    if {"segment", "supervise"} & set(stages):
-        _check_batch(context)
-    needed = {other for name in stages for other in STAGES[name].after} - set(stages)
-    if command == "evaluate":
-        needed.discard("segment")  # without a segmenter only the masks are scored
-    if command == "report":
-        needed = {"classify"}
-    for other in [name for name in STAGES if name in needed]:
-        state = _state(other, context, expected)
-        if state != "done":
-            raise UserError(_not_ready(command, other, state, context.run))
-
-
-def _check_batch(context: Context) -> None:
-    """DeepLab's image pooling has one value a channel, which BatchNorm cannot normalise over one image."""
-    settings, hardware = context.config.segmenter, context.config.runtime
-    images = min(settings.batch_size, len(context.dataset.train)) // (hardware.devices * hardware.num_nodes)
-    if settings.architecture != "light" and images < 2:
-        raise UserError(
-            f"{settings.architecture} cannot be trained on batches of one image a device; use more photos or a larger "
-            "--segmenter.batch_size, or --segmenter.architecture light"
-        )
-
-
-def _retire(context: Context, expected: dict[str, str]) -> None:
-    """Take out of metrics.json what was measured under another configuration or on other data."""
-    stale = [name for name in STAGES if context.run.stage_state(name, expected[name]) == "stale"]
-    for name in stale:
-        context.run.record(name, state="outdated")
-    gone = {entry for name in stale for entry in STAGES[name].metrics}
-    if gone & context.run.read_metrics().keys():
-        context.run.update_metrics(**dict.fromkeys(gone))
-
-
-def _run_stage(name: str, context: Context, expected: dict[str, str], command: str) -> None:
-    stage, run = STAGES[name], context.run
-    if command == name == "evaluate" and _state("segment", context, expected) != "done":
-        say(
-            "evaluate: no finished segmenter of this configuration, so only seeds and pseudo-masks are scored"
-        )
-        return
-    state = _state(name, context, expected)
-    if state == "done":
-        say(f"{name}: done before")
-        return
-    verb = {
-        "missing": "",
-        "stale": " (its input or configuration changed: again)",
-        "partial": " (continued)",
-    }[state]
-    say(f"{name}: {stage.title}{verb}")
-    with run.running(name, expected[name], stage.outputs) as facts:
-        facts.update(stage.work(context))
-
-
-def _not_ready(name: str, other: str, state: str, run: RunDirectory) -> str:
-    command = next(f"wsss {command}" for command, stages in list(COMMANDS.items())[1:] if other in stages)
-    if state == "stale":
-        return (
-            f"{name} needs the stage {other}, but {run.root} holds one made with another configuration or data; "
-            f"run `{command}` (or `wsss run`) with this configuration, or pass --config {run.config}"
-        )
-    return f"{name} needs the stage {other}, which is not finished in {run.root}; run `{command}` first"
-
-
-def _describe(context: Context, arguments: Sequence[str]) -> None:
-    """Write the resolved configuration and what is known of this machine."""
-    run, config = context.run, context.config
-    write_text(run.config, yaml.safe_dump(to_dict(config), sort_keys=False))
-    manifest = {**run.read_manifest(), **describe_machine(), "seed": config.seed, "command": list(arguments)}
-    manifest["precision"] = "bf16" if runtime.uses_bf16(config.runtime) else "float32"
-    manifest["device"] = str(runtime.device(config.runtime))
-    write_json(run.manifest, manifest)
-
-
-def print_summary(context: Context) -> None:
-    """The table of mIoU per stage, and where the report is."""
-    metrics = context.run.read_metrics()
-    rows = [
-        ("classifier mAP, val", "classifier", "mAP"),
-        ("seed mIoU, train (saliency, no CRF)", "seed", "miou"),
-        ("   oracle threshold (uses masks)", "seed", "oracle_miou"),
-        ("pseudo-mask mIoU, train (CRF)", "mask", "miou"),
-        ("val mIoU, single scale, no CRF", "val", "miou"),
-        ("val mIoU, multi-scale + flip", "val_ms_flip", "miou"),
-        (
-            f"val mIoU, {'multi-scale + flip' if context.config.evaluate.ms_flip else 'single scale'} + CRF",
-            "val_crf",
-            "miou",
-        ),
-        ("val mIoU, trained on true masks (oracle)", "supervised", "miou"),
-    ]
-    lines = [
-        f"  {title:<44}{metrics[entry][key]:.4f}"
-        for title, entry, key in rows
-        if isinstance(metrics.get(entry), dict) and metrics[entry].get(key) is not None
-    ]
-    if metrics.get("retention") is not None:
-        lines.append(f"  {'retention (val / oracle)':<44}{metrics['retention']:.4f}")
-    print("\n".join(lines))
-    print(f"  metrics  {context.run.metrics}\n  report   {context.run.report}")
-
-
-def say(text: str) -> None:
-    """One line for the person who watches."""
-    print(text, file=sys.stderr, flush=True)

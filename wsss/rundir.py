@@ -127,6 +127,8 @@ class RunDirectory:
         state = self.stage_state(stage, expected)
         if state in ("stale", "missing"):
             self.clear(outputs)
+        for leftover in [path for name in outputs for path in (self.root / name).rglob(".*.tmp")]:
+            leftover.unlink(missing_ok=True)  # of a killed process
         before = self.read_manifest().get("stages", {}).get(stage, {}) if state == "partial" else {}
         facts: dict[str, Any] = {}
         started = time.monotonic()
