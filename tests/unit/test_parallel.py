@@ -65,6 +65,18 @@ def _fail(item: int) -> int:
     return item
 
 
+def test_the_callers_thread_setting_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    for before in ("3", None):
+        if before is None:
+            monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        else:
+            monkeypatch.setenv("OMP_NUM_THREADS", before)
+        with pool(2) as made:
+            assert made is not None
+            assert os.environ["OMP_NUM_THREADS"] == "1"
+        assert os.environ.get("OMP_NUM_THREADS") == before
+
+
 def test_error_of_a_worker_comes_through(executor: ProcessPoolExecutor) -> None:
     with pytest.raises(UserError, match="photo 2 is damaged"):
         list(unordered(executor, _fail, range(5), ahead=2))
