@@ -178,9 +178,9 @@ class RefineConfig:
     background: BackgroundConfig = field(default_factory=BackgroundConfig)
     uncertainty: Literal["agreement", "posterior", "none"] = "agreement"
     """Which pixels become 255. agreement: CRFs from a generous and a strict seed disagree (IRN); posterior: unsure."""
-    low_factor: float = 0.5
+    low_factor: float = 0.7
     """Agreement: the generous seed has this times the background threshold."""
-    high_factor: float = 2.0
+    high_factor: float = 1.5
     """Agreement: the strict seed has this times the background threshold."""
     posterior_limit: float = 0.95
     """Posterior: pixels whose most probable class is less probable than this become 255."""

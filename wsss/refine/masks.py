@@ -34,9 +34,9 @@ class RefineParameters:
     uncertainty: str = "agreement"
     """"agreement" (a CRF from few and one from many foreground pixels must agree: IRN), "posterior" (one CRF
     must be sure) or "none" (one CRF, no pixel is left out)."""
-    low_factor: float = 0.5
+    low_factor: float = 0.7
     """Agreement: the generous seed has this times the background threshold."""
-    high_factor: float = 2.0
+    high_factor: float = 1.5
     """Agreement: the strict seed has this times the background threshold."""
     posterior_limit: float = 0.95
     """Posterior: pixels whose most probable class is less probable than this become 255 (CLIP-ES: 0.95)."""
