@@ -24,7 +24,7 @@ VERSION = 1
 
 
 def write_shapes(
-    root: Path, *, train: int = 2000, val: int = 200, size: int = 128, seed: int = 0, progress: bool = False
+    root: Path, *, train: int = 2000, val: int = 200, size: int = 96, seed: int = 0, progress: bool = False
 ) -> None:
     """Writes the data set in VOC layout; a finished one of the same parameters is left as it is.
 
