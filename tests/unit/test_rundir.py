@@ -103,15 +103,11 @@ def test_partial_outputs_are_kept_and_stale_ones_removed(run: RunDirectory) -> N
 
 
 def test_leftovers_of_a_killed_process_are_removed_and_its_results_kept(run: RunDirectory) -> None:
-    with pytest.raises(Interrupted), run.running("saliency", "f", ["saliency"]):
-        (run.root / "saliency" / "a").mkdir(parents=True)
-        (run.root / "saliency" / "a" / "1.npz").write_bytes(b"whole")
-        (run.root / "saliency" / "a" / ".2.npz.77.tmp").write_bytes(b"half")
-        raise Interrupted
-    with run.running("saliency", "f", ["saliency"]):
-        assert [path.name for path in run.root.rglob("*") if path.is_file() and path != run.manifest] == [
-            "1.npz"
-        ]
+    interrupt(run, "f", ["masks"], "1.png")
+    (run.root / "masks" / "a").mkdir()
+    (run.root / "masks" / "a" / ".2.png.77.tmp").write_bytes(b"half")
+    with run.running("refine", "f", ["masks"]):
+        assert [path.name for path in (run.root / "masks").rglob("*") if path.is_file()] == ["1.png"]
 
 
 def test_outputs_of_an_unknown_run_are_removed(run: RunDirectory) -> None:
