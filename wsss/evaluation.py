@@ -13,22 +13,18 @@ import torch
 from wsss import runtime
 from wsss.config import Config, EvaluateConfig, RuntimeConfig
 from wsss.data.dataset import Record
-from wsss.data.files import read_image, write_mask
+from wsss.data.files import write_mask
 from wsss.data.modules import same_size_batches
 from wsss.data.transforms import normalize_image
 from wsss.metrics.segmentation import ConfusionMatrix, confusion_of_pairs, score
 from wsss.models.segmenter import Segmenter, predict_probabilities
 from wsss.parallel import pool, unordered
 from wsss.refine import stage as refine
-from wsss.refine.crf import CRFParameters, dense_crf
+from wsss.refine.stage import write_crf
 from wsss.rundir import RunDirectory
 
 PLAIN, MS_FLIP, CRF = "predictions", "predictions_ms_flip", "predictions_crf"
 """Folders of the three kinds of prediction; the CRF refines the best of the other two that is made."""
-
-# A class enters the test-time CRF where some pixel gives it this probability: with all the labels
-# the CRF takes several times longer and the result is the same to a fraction of a per cent.
-CRF_MIN_PROBABILITY = 0.1
 
 
 def kinds(config: EvaluateConfig) -> dict[str, str]:
@@ -96,23 +92,6 @@ def label_map(probabilities: torch.Tensor) -> npt.NDArray[np.uint8]:
     """(C, H, W) -> (H, W) uint8 index of the most probable class."""
     labels: npt.NDArray[np.uint8] = probabilities.argmax(0).to(torch.uint8).cpu().numpy()
     return labels
-
-
-def write_crf(parameters: CRFParameters, job: tuple[Path, npt.NDArray[np.float32], Path]) -> None:
-    """Refine one prediction with the CRF: ``job`` is (photo, probabilities (C, H, W), target file)."""
-    photo, probabilities, path = job
-    write_mask(path, crf_labels(probabilities, read_image(photo), parameters))
-
-
-def crf_labels(
-    probabilities: npt.NDArray[np.float32], image: npt.NDArray[np.uint8], parameters: CRFParameters
-) -> npt.NDArray[np.uint8]:
-    """CRF over the classes that some pixel of the photo gives at least 0.1; -> (H, W) uint8 labels."""
-    possible = np.flatnonzero(probabilities.max(axis=(1, 2)) >= CRF_MIN_PROBABILITY)
-    if len(possible) < 2:
-        return np.asarray(probabilities.argmax(axis=0), dtype=np.uint8)
-    refined = dense_crf(np.ascontiguousarray(probabilities[possible]), image, parameters)
-    return np.asarray(possible[refined.argmax(axis=0)], dtype=np.uint8)
 
 
 # -- numbers ---------------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from wsss.config import BackgroundConfig, Config, CRFConfig, EvaluateConfig, Ref
 from wsss.data.dataset import Record
 from wsss.data.files import Saliency, read_image, read_mask, write_mask, write_saliency
 from wsss.data.transforms import normalize_image
-from wsss.evaluation import crf_labels, evenly, kinds, mask_metrics, predict_records, prediction_metrics
+from wsss.evaluation import evenly, kinds, mask_metrics, predict_records, prediction_metrics
 from wsss.models.segmenter import predict_probabilities
-from wsss.refine.crf import CRFParameters, dense_crf
+from wsss.refine.crf import CRFParameters, crf_labels, dense_crf
 from wsss.rundir import RunDirectory
 
 Mask = npt.NDArray[np.uint8]
@@ -108,7 +108,7 @@ def noise(*shape: int) -> npt.NDArray[Any]:
 
 
 def test_crf_of_a_photo_with_one_possible_class_is_the_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "dense_crf", lambda *_: pytest.fail("no CRF is needed"))
+    monkeypatch.setattr("wsss.refine.crf.dense_crf", lambda *_: pytest.fail("no CRF is needed"))
     probabilities = np.full((5, 6, 7), 0.02, np.float32)
     probabilities[3] = 0.92
     image = (255 * noise(6, 7, 3)).astype(np.uint8)

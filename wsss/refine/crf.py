@@ -23,6 +23,10 @@ from wsss.errors import UserError
 # Probabilities below this one are raised to it, so that -log stays finite.
 SMALLEST_PROBABILITY = 1e-8
 
+# A class enters the CRF of a prediction where some pixel gives it this probability; with all labels it takes
+# several times longer.
+CRF_MIN_PROBABILITY = 0.1
+
 
 @dataclass(frozen=True)
 class CRFParameters:
@@ -88,6 +92,26 @@ def dense_crf(
         raise ValueError(f"unknown CRF backend {backend!r}: choose one of {known}") from None
     clipped = np.clip(probabilities, SMALLEST_PROBABILITY, 1.0)
     return infer(clipped, np.ascontiguousarray(image), parameters or CRFParameters())
+
+
+def crf_labels(
+    probabilities: npt.NDArray[np.float32], image: npt.NDArray[np.uint8], parameters: CRFParameters
+) -> npt.NDArray[np.uint8]:
+    """Labels of a prediction after the CRF, over the classes that some pixel gives at least 0.1.
+
+    Args:
+        probabilities: `(C, H, W)` float32, sums to one over C.
+        image: `(H, W, 3)` uint8 RGB.
+        parameters: the constants of the CRF.
+
+    Returns:
+        `(H, W)` uint8 in 0..C - 1.
+    """
+    possible = np.flatnonzero(probabilities.max(axis=(1, 2)) >= CRF_MIN_PROBABILITY)
+    if len(possible) < 2:
+        return np.asarray(probabilities.argmax(axis=0), dtype=np.uint8)
+    refined = dense_crf(np.ascontiguousarray(probabilities[possible]), image, parameters)
+    return np.asarray(possible[refined.argmax(axis=0)], dtype=np.uint8)
 
 
 def _pydensecrf(

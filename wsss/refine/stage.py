@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from wsss.config import CRFConfig, RefineConfig
 from wsss.data.dataset import Record
@@ -13,7 +17,7 @@ from wsss.metrics.segmentation import ConfusionMatrix
 from wsss.metrics.sweep import ThresholdSweep
 from wsss.parallel import pool, unordered
 from wsss.refine.background import BackgroundParameters, Maps, background_threshold, prepare_maps, seed_mask
-from wsss.refine.crf import CRFParameters
+from wsss.refine.crf import CRFParameters, crf_labels
 from wsss.refine.masks import RefineParameters, refine_mask
 from wsss.rundir import RunDirectory
 
@@ -83,6 +87,12 @@ def load_maps(run: RunDirectory, record: Record) -> tuple[Saliency, Maps]:
     """The stored saliency of a photo, and its maps (K, H, W) at the photo's size with maximum 1."""
     saliency = read_saliency(run.saliency(record.id))
     return saliency, prepare_maps(saliency.maps, saliency.size)
+
+
+def write_crf(parameters: CRFParameters, job: tuple[Path, npt.NDArray[np.float32], Path]) -> None:
+    """Refine one prediction with the CRF: ``job`` is (photo, probabilities (C, H, W), target file)."""
+    photo, probabilities, path = job
+    write_mask(path, crf_labels(probabilities, read_image(photo), parameters))
 
 
 # -- scoring of the training photos that have ground truth ---------------------------------------
