@@ -28,19 +28,23 @@ _IMAGENET = {
     "resnet50": models.ResNet50_Weights.IMAGENET1K_V1,
     "resnet101": models.ResNet101_Weights.IMAGENET1K_V1,
     "vgg16": models.VGG16_Weights.IMAGENET1K_V1,
+    "vgg16_bn": models.VGG16_BN_Weights.IMAGENET1K_V1,
     "mobilenet_v3_large": models.MobileNet_V3_Large_Weights.IMAGENET1K_V1,
 }
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
-def load_weights(weights: str, architecture: str, option: str) -> dict[str, torch.Tensor] | None:
+def load_weights(
+    weights: str, architecture: str, option: str, *, optional: bool = True
+) -> dict[str, torch.Tensor] | None:
     """State dict for ``weights`` = ``imagenet`` | ``none`` | PATH; None for ``none``.
 
     Args:
         weights: the configured value.
         architecture: torchvision's name of the backbone.
         option: name of the configuration key, for messages.
+        optional: whether messages may propose `none`.
 
     Raises:
         UserError: the download failed, or the file is missing or is not a plain state dict.
@@ -48,32 +52,32 @@ def load_weights(weights: str, architecture: str, option: str) -> dict[str, torc
     if weights == "none":
         return None
     if weights == "imagenet":
-        return _download(architecture, option)
-    return read_state_dict(Path(weights), option)
+        return _download(architecture, option, optional)
+    return read_state_dict(Path(weights), option, optional)
 
 
-def _download(architecture: str, option: str) -> dict[str, torch.Tensor]:
+def _download(architecture: str, option: str, optional: bool) -> dict[str, torch.Tensor]:
     entry = _IMAGENET[architecture]
     try:
         state: dict[str, torch.Tensor] = entry.get_state_dict(progress=True, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
+        scratch = f", or train from scratch with --{option} none" if optional else ""
         raise UserError(
             f"cannot get the ImageNet weights of {architecture} ({error}); download {entry.url} elsewhere and give "
-            f"its path as --{option} PATH, or train from scratch with --{option} none"
+            f"its path as --{option} PATH{scratch}"
         ) from error
     return state
 
 
-def read_state_dict(path: Path, option: str) -> dict[str, torch.Tensor]:
+def read_state_dict(path: Path, option: str, optional: bool = True) -> dict[str, torch.Tensor]:
     """Read a torchvision state dict with ``weights_only=True``.
 
     Raises:
         UserError: missing file, not a checkpoint, or something else than a flat dictionary of tensors.
     """
     if not path.is_file():
-        raise UserError(
-            f"--{option}: there is no file {path}; give `imagenet`, `none` or the path of a state dict"
-        )
+        choices = "`imagenet`, `none`" if optional else "`imagenet`"
+        raise UserError(f"--{option}: there is no file {path}; give {choices} or the path of a state dict")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

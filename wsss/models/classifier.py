@@ -31,7 +31,7 @@ def build_classifier(config: ClassifierConfig, classes: int, *, pretrained: bool
 
 def default_layer(architecture: str) -> str:
     """Path of the last convolutional layer (after its ReLU)."""
-    return "features.29" if architecture == "vgg16" else "layer4"
+    return {"vgg16": "features.29", "vgg16_bn": "features.42"}.get(architecture, "layer4")
 
 
 def is_head(parameter: str) -> bool:
