@@ -84,7 +84,7 @@ def affinities(image: Tensor, dilations: Sequence[int]) -> list[Tensor]:
         ],
         dim=1,
     )
-    return list(kernels.softmax(dim=1).split(1, dim=1))
+    return list(torch.split(kernels.softmax(dim=1), 1, dim=1))
 
 
 def local_deviation(image: Tensor, dilations: Sequence[int]) -> Tensor:
