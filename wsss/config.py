@@ -121,13 +121,13 @@ class SaliencyConfig:
     """Class-discriminative saliency of the training photos, for the classes on their labels."""
 
     method: str = "gradcam"
-    """Saliency method: gradcam, global_guidance."""
+    """Method of docs/zoo.md, with parameters as in Python: gradcam, global_guidance@layer3, groupcam(groups=16)."""
     layer: str | None = None
     """Layer of the CAM methods (a get_submodule path such as layer3); null: the last convolutional layer."""
     output_stride: Literal[8, 16, 32] | None = None
     """Output stride of the classifier for the maps (ResNets); finer than it was trained with costs time only."""
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
-    """Input scales whose maps are summed."""
+    """Input scales whose maps are summed; methods that bring their own (dcsm, cameras) leave this out."""
     flip: bool = True
     """Also use the mirror image at every scale."""
     balance: Literal["none", "area", "max"] = "area"

@@ -15,6 +15,7 @@ from wsss.errors import UserError
 from wsss.pipeline import STAGES, Context
 from wsss.report.build import build_report
 from wsss.rundir import RunDirectory, StageState, describe_machine, fingerprint
+from wsss.saliency.stage import build_method
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "run": tuple(STAGES),
@@ -92,6 +93,8 @@ def _check_ready(command: str, stages: Sequence[str], context: Context, expected
         )
     if {"segment", "supervise"} & set(stages):
         _check_batch(context)
+    if "saliency" in stages:  # a misspelt method must not show only after hours of training
+        build_method(context.config.saliency, context.config.classifier.architecture)
     needed = {other for name in stages for other in STAGES[name].after} - set(stages)
     if command == "evaluate":
         needed.discard("segment")  # without a segmenter only the masks are scored

@@ -214,7 +214,7 @@ def test_missing_configuration_file_is_named(tmp_path: Path, command: Any) -> No
 
 def test_unknown_saliency_method_lists_the_known(tiny: list[str], run: Path, command: Any) -> None:
     sentence = command("saliency", *tiny, "--output", run, "--saliency.method", "magic").sentence
-    assert "saliency.method is magic, but must be one of gradcam" in sentence
+    assert "saliency.method: there is no saliency method 'magic'; the methods are" in sentence
 
 
 def test_unknown_layer_is_named(tiny: list[str], run: Path, command: Any) -> None:

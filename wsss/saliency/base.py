@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +61,9 @@ class DeferredEvidence:
 @dataclass(frozen=True)
 class SaliencyMethod(ABC):
     """A callable `method(classifier, images, targets) -> maps`; its `repr` describes it fully."""
+
+    own_scales: ClassVar[bool] = False
+    """Whether the method itself looks at several input scales; then the pipeline adds none around it."""
 
     @abstractmethod
     def forward(self, classifier: nn.Module, images: Tensor) -> Evidence:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ class MultiScale(SaliencyMethod):
             scales dominate the plain sum. "area": each map times its number of cells, which makes the
             sum of Grad-CAMs the sum of CAMs. "max": each map divided by its own maximum, for any base.
     """
+
+    own_scales: ClassVar[bool] = True
 
     base: SaliencyMethod
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, product
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +87,8 @@ class SESS(SaliencyMethod):
 
     The result has the size of the images, (N, H, W), values in [0, 1].
     """
+
+    own_scales: ClassVar[bool] = True
 
     base: SaliencyMethod
     window: int = 224

@@ -1,7 +1,6 @@
 """The saliency stage: maps of the training photos for the classes on their labels."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 
 import numpy as np
 import torch
@@ -16,22 +15,24 @@ from wsss.data.transforms import normalize_image
 from wsss.errors import UserError
 from wsss.models.classifier import default_layer
 from wsss.rundir import RunDirectory
-from wsss.saliency import METHODS, SESS, ClassSubtraction, MultiScale, normalize
-from wsss.saliency.base import SaliencyMethod
+from wsss.saliency import SESS, ClassSubtraction, MultiScale, SaliencyMethod, normalize
+from wsss.saliency.parse import parse_method
 
 
 def build_method(config: SaliencyConfig, architecture: str) -> SaliencyMethod:
     """The composed method: base, inside SESS or scales and flip, inside class subtraction.
 
+    A method that brings its own scales (`own_scales`: dcsm, cameras, an expression such as "sess(gradcam)")
+    is only mirrored where `flip` asks for it.
+
     Raises:
         UserError: there is no such method.
     """
-    if config.method not in METHODS:
-        raise UserError(f"saliency.method is {config.method}, but must be one of {', '.join(METHODS)}")
-    kind = METHODS[config.method]
-    takes_layer = any(field.name == "layer" for field in fields(kind))
-    arguments = {"layer": config.layer or default_layer(architecture)} if takes_layer else {}
-    method: SaliencyMethod = kind(**arguments)
+    try:
+        method = parse_method(config.method, config.layer or default_layer(architecture), "sigmoid")
+    except UserError as error:
+        raise UserError(f"saliency.method: {error}") from error
+    scales = (1.0,) if method.own_scales else tuple(config.scales)
     if config.sess.enabled:
         sess = config.sess
         method = SESS(
@@ -45,8 +46,8 @@ def build_method(config: SaliencyConfig, architecture: str) -> SaliencyMethod:
             smooth=sess.smooth,
             score="sigmoid",
         )
-    elif tuple(config.scales) != (1.0,) or config.flip:
-        method = MultiScale(method, scales=config.scales, flip=config.flip, balance=config.balance)
+    elif scales != (1.0,) or config.flip:
+        method = MultiScale(method, scales=scales, flip=config.flip, balance=config.balance)
     if config.subtraction != "none":
         method = ClassSubtraction(method, reduce=config.subtraction)
     return method

@@ -63,6 +63,18 @@ def run(tmp_path: Path) -> RunDirectory:
             MultiScale(GlobalGuidanceCAM(layer="layer4"), scales=(0.5, 2.0), flip=False, balance="area"),
         ),
         (
+            SaliencyConfig(method="global_guidance@layer3(smooth=2)", scales=(1.0,), flip=False),
+            "resnet50",
+            GlobalGuidanceCAM(layer="layer3", smooth=2),
+        ),
+        (  # it brings its own scales: only mirrored
+            SaliencyConfig(method="sess(gradcam, scales=(64, 96))", scales=(0.5, 2.0), flip=True),
+            "resnet50",
+            MultiScale(
+                SESS(GradCAM(layer="layer4"), scales=(64, 96)), scales=(1.0,), flip=True, balance="area"
+            ),
+        ),
+        (
             SaliencyConfig(subtraction="min"),
             "resnet50",
             ClassSubtraction(
@@ -110,7 +122,7 @@ def test_configuration_becomes_the_composed_method(
 
 def test_unknown_method_names_the_known_ones() -> None:
     with pytest.raises(
-        UserError, match=r"saliency\.method is gradcan, but must be one of gradcam, global_gui"
+        UserError, match=r"saliency\.method: there is no saliency method 'gradcan'; did you mean gradcam"
     ):
         build_method(SaliencyConfig(method="gradcan"), "resnet50")
 
