@@ -1,0 +1,210 @@
+"""From seeds to object extent without training: a random walk on the classifier's own mid-level features.
+
+Saliency marks the parts that tell a class from the others. AffinityNet and IRN (Ahn & Kwak, CVPR 2018; Ahn
+et al., CVPR 2019) spread such seeds over whole objects by a random walk,
+
+    M* = T^t M,    T_ij = a_ij^beta / sum over j' in N(i) of a_ij'^beta
+
+with M the maps on a grid of stride 8, N(i) the cells within a radius of i (i itself included), beta a power
+that ignores weak affinities and t the number of steps. They train a second network for the affinities a.
+Here nothing is trained: a_ij is the cosine similarity of what intermediate layers of the classifier say
+about the two cells, max(cos, 0), averaged over the layers.
+
+Further deviations: the radius is a Euclidean distance in cells that may be reached exactly (IRN's paths end
+before it), and t steps are taken one by one instead of by squaring a dense T.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsss.errors import UserError
+from wsss.saliency.base import evaluating, exact, normalize, upsample
+from wsss.saliency.cam import find_layer
+
+
+@dataclass(frozen=True)
+class WalkParameters:
+    """The constants of the random walk."""
+
+    layers: tuple[str, ...] = ()
+    """Paths of the layers that are compared; empty means `default_layers` of the classifier."""
+    radius: int = 12
+    """Distance in cells of the grid (8 pixels each) over which affinity counts."""
+    power: float = 15.0
+    """Exponent beta of the affinity: the larger, the fewer cells take part."""
+    steps: int = 16
+    """Steps t of the walk; 0 leaves the maps as they are."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if self.radius < 1:
+            raise UserError(f"affinity.radius must be 1 or more cells, not {self.radius}")
+        if not self.power > 0:
+            raise UserError(f"affinity.power must be positive, not {self.power}")
+        if self.steps < 0:
+            raise UserError(f"affinity.steps must be 0 or more, not {self.steps}")
+
+
+def walk(maps: Tensor, classifier: nn.Module, image: Tensor, parameters: WalkParameters) -> Tensor:
+    """Spread the saliency of one photo over whole objects: `features`, `affinity`, `random_walk`.
+
+    Args:
+        maps: `(K, h, w)` float, non-negative, of any resolution; K may be 0.
+        classifier: maps images to logits; left as it was.
+        image: `(3, H, W)` float, the photo as the classifier expects it, on the classifier's device.
+        parameters: the constants.
+
+    Returns:
+        `(K, u, v)` float32 on the features' grid (H / 8, W / 8), each map divided by its maximum.
+    """
+    if len(maps) == 0 or parameters.steps == 0:
+        return normalize(maps.float(), "max")
+    layers = parameters.layers or default_layers(classifier)
+    cells = features(classifier, image[None], layers)[0]
+    with torch.no_grad(), exact(maps.device):
+        transition = affinity(cells, parameters.radius, parameters.power)
+        seeds = upsample(maps.float(), (cells.shape[-2], cells.shape[-1]))
+        return normalize(random_walk(seeds, transition, parameters.steps), "max")
+
+
+def default_layers(classifier: nn.Module) -> tuple[str, ...]:
+    """The layers at strides 8 and 16 of a ResNet, 4 and 8 of VGG16 (conv3_3 and conv4_3).
+
+    Raises:
+        UserError: another architecture.
+    """
+    names = {name for name, _ in classifier.named_modules()}
+    for layers in (("layer2", "layer3"), ("features.15", "features.22")):
+        if names.issuperset(layers):
+            return layers
+    raise UserError(
+        "this classifier is neither a ResNet nor a VGG16: set affinity.layers to the layers to compare"
+    )
+
+
+def features(classifier: nn.Module, images: Tensor, layers: Sequence[str]) -> Tensor:
+    """What the layers say about each cell, as one unit vector; a layer more makes no other one count less
+    than it.
+
+    Each layer's activation is divided by its length in every cell, brought bilinearly to the grid of stride 8,
+    divided by its length again, and the layers are concatenated, so that the scalar product of two cells is
+    the mean of the layers' cosine similarities.
+
+    Args:
+        classifier: maps images (B, 3, H, W) to logits; run once in eval mode without gradients, left as it was.
+        images: `(B, 3, H, W)` float, normalised as the classifier expects.
+        layers: `get_submodule` paths of layers whose output is `(B, k, u, v)`.
+
+    Returns:
+        `(B, D, ceil(H / 8), ceil(W / 8))` float32, of length 1 over D (less where a layer is silent).
+
+    Raises:
+        UserError: a layer is unknown, does not run, or gives no feature maps.
+    """
+    with evaluating(classifier), torch.no_grad(), _outputs(classifier, layers) as outputs:
+        classifier(images)
+    size = (-(-images.shape[-2] // 8), -(-images.shape[-1] // 8))
+    with torch.no_grad(), exact(images.device):
+        parts = [_unit(_resized(_unit(_taken(outputs, layer)), size)) for layer in layers]
+        return torch.cat(parts, dim=1) / math.sqrt(len(parts))
+
+
+def affinity(features: Tensor, radius: int, power: float) -> Tensor:
+    """Transition probabilities between the cells of a grid.
+
+    Row by row of the grid, so that the largest intermediate is the result itself; against a dense matrix it
+    saves the rows further than the radius.
+
+    Args:
+        features: `(D, u, v)` float32, unit vectors over D; a cell of zeros only reaches itself.
+        radius: in cells; offsets (dy, dx) with dy^2 + dx^2 <= radius^2 count.
+        power: the exponent of the cosine similarity; negative ones count as 0.
+
+    Returns:
+        `(u, v, 2 radius + 1, v)` float32: from cell (y, x) to cell (y + i - radius, x'), 0 outside the radius
+        or the grid; each `[y, x]` sums to one.
+    """
+    depth, rows, columns = features.shape
+    offsets = torch.arange(-radius, radius + 1, device=features.device)
+    across = torch.arange(columns, device=features.device)
+    distance = (across[:, None] - across).square()[:, None, :] + offsets.square()[:, None]
+    far = distance > radius**2
+    padded = F.pad(features, (0, 0, radius, radius)).permute(1, 2, 0).contiguous()
+    result = features.new_empty((rows, columns, 2 * radius + 1, columns))
+    for row in range(rows):
+        window = padded[row : row + 2 * radius + 1].reshape(-1, depth)
+        cosine = (padded[row + radius] @ window.T).view_as(far)
+        result[row] = cosine.clamp_(min=0).pow_(power).masked_fill_(far, 0)
+    # Its own affinity is 1 by definition: a cell of zeros, which resembles none, keeps what it has.
+    result[:, across, radius, across] = 1
+    return result.div_(result.sum((2, 3), keepdim=True))
+
+
+def random_walk(maps: Tensor, transition: Tensor, steps: int) -> Tensor:
+    """T^steps applied to each map. Every step is a weighted mean over neighbours, so values stay in range.
+
+    Args:
+        maps: `(K, u, v)` float32.
+        transition: of `affinity`, `(u, v, 2 radius + 1, v)`.
+        steps: 0 or more.
+
+    Returns:
+        `(K, u, v)` float32.
+    """
+    rows, columns, height, _ = transition.shape
+    if tuple(maps.shape[-2:]) != (rows, columns):
+        raise ValueError(f"maps {tuple(maps.shape)} do not fit a grid of {rows} x {columns} cells")
+    matrices = transition.view(rows, columns, height * columns)
+    for _ in range(steps):
+        padded = F.pad(maps, (0, 0, height // 2, height // 2))
+        # (u, 2 radius + 1, v, K): the rows that each row of the grid can reach.
+        windows = padded.unfold(1, height, 1).permute(1, 3, 2, 0)
+        maps = (matrices @ windows.reshape(rows, height * columns, -1)).permute(2, 0, 1)
+    return maps.contiguous()
+
+
+@contextmanager
+def _outputs(classifier: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Collects the (last) output of each layer; the hooks go when the block ends."""
+    outputs: dict[str, Tensor] = {}
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def keep(layer: str, output: object) -> None:
+        if not isinstance(output, Tensor) or output.ndim != 4:
+            raise UserError(f"layer '{layer}' must give feature maps (B, channels, h, w) to compare")
+        outputs[layer] = output.clone()  # the next module may work in place
+
+    try:
+        for layer in layers:
+            module = find_layer(classifier, layer)
+            handles.append(module.register_forward_hook(lambda _, __, out, name=layer: keep(name, out)))
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _taken(outputs: dict[str, Tensor], layer: str) -> Tensor:
+    if layer not in outputs:
+        raise UserError(f"layer '{layer}' does not run in the classifier's forward pass; choose another one")
+    return outputs[layer].float()
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Each cell's vector divided by its length; zeros stay zeros."""
+    return F.normalize(vectors, dim=1)
+
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear to `(B, k, *size)`, antialiased where the grid is coarser."""
+    if tuple(maps.shape[-2:]) == size:
+        return maps
+    finer = maps.shape[-2] > size[0] or maps.shape[-1] > size[1]
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=finer)
