@@ -17,6 +17,7 @@ from wsss.saliency.base import (
     Evidence,
     SaliencyMethod,
     check_range,
+    check_targets,
     exact,
     finite,
     gaussian_blur,
@@ -51,6 +52,26 @@ class Patch(NamedTuple):
     """(n,) the targets they belong to."""
     maps: Tensor
     """(n, h, w), raw."""
+
+
+class Crops(NamedTuple):
+    """What SESS makes of an image's crops, before they are fused: T targets, W windows."""
+
+    windows: list[Window]
+    weights: Tensor
+    """(T, W) p_i / max_j p_j, also of the dropped crops."""
+    kept: Tensor
+    """(T, W) bool: what the pre-filter keeps."""
+    patches: list[Patch]
+    """The maps of the kept crops."""
+
+    def maps(self, target: int) -> dict[int, Tensor]:
+        """Window index -> normalised map (h, w) of its size, in [0, 1], for the crops that a target keeps."""
+        return {
+            index: normalized_crops(part[rows == target], self.windows[index].size)[0]
+            for index, rows, part in self.patches
+            if bool((rows == target).any())
+        }
 
 
 @dataclass(frozen=True)
@@ -123,6 +144,13 @@ class SESS(SaliencyMethod):
             found += [Window(frame, top, left, size) for top, left in product(*starts)]
         return found
 
+    def crops(self, classifier: nn.Module, images: Tensor, targets: Tensor) -> Crops:
+        """Steps 1 to 3, to look at: weights and maps of all crops; arguments and errors as those of a call."""
+        targets = check_targets(images, targets)
+        with torch.inference_mode(False):
+            windows = self.windows(images.shape[-2], images.shape[-1])
+            return self._crops(classifier, images.clone().detach(), targets, windows)
+
     def forward(self, classifier: nn.Module, images: Tensor) -> DeferredEvidence:
         return DeferredEvidence(classifier, images, partial(self._maps, classifier, images))
 
@@ -133,13 +161,11 @@ class SESS(SaliencyMethod):
         for some in torch.unique(targets[:, 0]).split(max(1, self.batch_size // len(windows))):
             rows = torch.isin(targets[:, 0], some).nonzero()[:, 0]
             local = torch.stack((torch.searchsorted(some, targets[rows, 0]), targets[rows, 1]), dim=1)
-            maps[rows] = self._group_maps(classifier, images[some], local, windows)
+            maps[rows] = self._fused(self._crops(classifier, images[some], local, windows), images.shape[-2:])
         return maps
 
-    def _group_maps(
-        self, classifier: nn.Module, images: Tensor, targets: Tensor, windows: Sequence[Window]
-    ) -> Tensor:
-        """Maps (T, H, W) of a group of images that are processed together."""
+    def _crops(self, classifier: nn.Module, images: Tensor, targets: Tensor, windows: list[Window]) -> Crops:
+        """Steps 1 to 3 for a group of images that are processed together."""
         keeps_all = int(len(windows) * self.prefilter) == 0
         kept = torch.ones((len(targets), len(windows)), dtype=torch.bool, device=images.device)
         logits: list[Tensor] = []
@@ -162,9 +188,13 @@ class SESS(SaliencyMethod):
             run, evidence = waiting.pop()
             patches += kept_maps(evidence, run, targets, kept)
         weights = (log_probabilities - log_probabilities.amax(1, keepdim=True)).exp()
-        with exact(images.device):
+        return Crops(windows, weights, kept, patches)
+
+    def _fused(self, crops: Crops, size: Sequence[int]) -> Tensor:
+        """Steps 4 to 6: maps (T, H, W) of `size`."""
+        with exact(crops.weights.device):
             maps = fuse(
-                patches, weights, windows, (images.shape[-2], images.shape[-1]), self.pool, self.theta
+                crops.patches, crops.weights, crops.windows, (size[0], size[1]), self.pool, self.theta
             )
             return finite(gaussian_blur(maps, SMOOTHING_KERNEL, SMOOTHING_SIGMA) if self.smooth else maps)
 
@@ -255,8 +285,7 @@ def fuse(
         down, across = covered(top, height, frame[0], size[0]), covered(left, width, frame[1], size[1])
         vertical = resizers[frame][0][down, top : top + height]
         horizontal = resizers[frame][1][across, left : left + width]
-        local = normalize(upsample(maps, (height, width)))
-        scaled = local.where(local > ROUNDING, 0) * weights[rows, index, None, None]
+        scaled = normalized_crops(maps, (height, width)) * weights[rows, index, None, None]
         pasted = vertical @ scaled @ horizontal.T  # zeros stay exact zeros: only weights >= 0 are summed
         if pool == "max":
             total[rows, down, across] = total[rows, down, across].maximum(pasted)
@@ -264,6 +293,12 @@ def fuse(
             total[rows, down, across] += pasted.where(pasted > theta, 0)
             count[rows, down, across] += pasted > theta
     return total / count.clamp(min=1)
+
+
+def normalized_crops(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Raw maps (n, u, v) of a window -> its `size`, in [0, 1]; a constant one becomes 0."""
+    local = normalize(upsample(maps, size))
+    return local.where(local > ROUNDING, 0)
 
 
 def resizer(length: int, target: int, device: torch.device) -> Tensor:

@@ -216,6 +216,30 @@ def test_bf16_autocast_gives_float32_close_to_float32(resnet, images, targets):
     assert (maps - expected).abs().mean() < 0.02
 
 
+@pytest.mark.parametrize("prefilter", [0.0, 0.4])
+def test_crops_are_the_normalised_base_maps_of_the_kept_windows_and_weigh_by_score(
+    resnet, images, targets, prefilter
+):
+    method = SESS(GradCAM("layer3"), **OPTIONS, prefilter=prefilter)
+    crops = method.crops(resnet, images, targets)
+    assert crops.windows == method.windows(96, 80)
+    assert (~crops.kept).sum(1).tolist() == [int(len(crops.windows) * prefilter)] * len(targets)
+    for row, (image, cls) in enumerate(targets.tolist()):
+        maps = crops.maps(row)
+        assert sorted(maps) == crops.kept[row].nonzero()[:, 0].tolist()
+        scores = []
+        for index, (frame, top, left, (height, width)) in enumerate(crops.windows):
+            scaled = resize(images[image], frame, antialias=True)
+            crop = scaled[None, :, top : top + height, left : left + width]
+            scores.append(resnet(crop)[0, cls].sigmoid().item())
+            if index in maps:
+                raw = GradCAM("layer3")(resnet, crop, torch.tensor([[0, cls]]))[0].numpy()
+                large = cv2.resize(raw, (width, height), interpolation=cv2.INTER_LINEAR)
+                expected = (large - large.min()) / max(large.max() - large.min(), 1e-30)
+                np.testing.assert_allclose(maps[index], expected, atol=1e-4)
+        np.testing.assert_allclose(crops.weights[row], np.divide(scores, max(scores)), rtol=1e-4)
+
+
 def test_nests_with_the_other_wrappers(resnet, images, targets):
     method = ClassSubtraction(MultiScale(SESS(GlobalGuidanceCAM("layer3"), **OPTIONS), scales=(0.5, 1.0)))
     maps = method(resnet, images, targets)
