@@ -30,12 +30,14 @@ class ShapesConfig:
 class DataConfig:
     """Which photos, which labels."""
 
-    kind: Literal["shapes", "voc", "folder"] = "shapes"
-    """shapes: procedural, made on first use; voc: PASCAL VOC devkit layout; folder: photos and a CSV of tags."""
+    kind: Literal["shapes", "voc", "folder", "coco", "imagenet"] = "shapes"
+    """shapes: procedural, made on first use; voc: PASCAL VOC devkit layout; folder: photos and a CSV of tags;
+    coco: COCO 2014 instances; imagenet: val images in class folders, to evaluate saliency only."""
     root: str = "data/shapes"
     """Folder of the data set."""
     labels: str = "xml"
-    """Image labels: `xml` (Annotations/*.xml) or a CSV image,labels with `;` between labels (path, also below root)."""
+    """Image labels: `xml` (the data set's own annotations) or a CSV image,labels with `;` between labels (path, also
+    below root; imagenet: a list of lines `name index`)."""
     classes: str | None = None
     """Text file, one class a line, index 1 first (path, also below root); null: VOC's 20 (folder: its classes.txt)."""
     train: str | None = None

@@ -8,7 +8,7 @@ import yaml
 
 from wsss import evaluation, runtime
 from wsss.config import Config, to_dict
-from wsss.data.dataset import Dataset, load_dataset, resolve_file
+from wsss.data.dataset import Dataset, check_trainable, load_dataset, resolve_file
 from wsss.data.files import write_json, write_text
 from wsss.data.shapes import write_shapes
 from wsss.errors import UserError
@@ -36,6 +36,7 @@ def run_command(config: Config, command: str, arguments: Sequence[str] = ()) -> 
         UserError: bad input, a stage before the asked one is missing, or the directory is in use.
     """
     dataset = prepare_dataset(config)
+    check_trainable(dataset)
     context = Context(config, dataset, RunDirectory(Path(config.output)))
     runtime.device(config.runtime)  # complains before anything is written
     with context.run.locked():

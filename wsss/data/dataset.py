@@ -32,6 +32,9 @@ class Record:
 class Dataset:
     """Class names (index 1 first, without background) and the records of both splits; val may be empty.
 
+    An `evaluation_only` data set (ImageNet's val) has its images in val, nothing to train on, no masks, and
+    any number of classes; commands that train refuse it (`check_trainable`).
+
     Raises:
         UserError: no training image, an invalid class list, or an image that is in both splits.
     """
@@ -39,10 +42,11 @@ class Dataset:
     classes: tuple[str, ...]
     train: tuple[Record, ...]
     val: tuple[Record, ...]
+    evaluation_only: bool = False
 
     def __post_init__(self) -> None:
-        check_classes(self.classes, "the class list (data.classes)")
-        if not self.train:
+        check_classes(self.classes, "the class list (data.classes)", masks=not self.evaluation_only)
+        if not self.train and not self.evaluation_only:
             raise UserError("the data set has no training image: check data.train and data.labels")
         val = {record.id for record in self.val}
         both = [record.id for record in self.train if record.id in val]
@@ -58,23 +62,35 @@ class Dataset:
         return ("background", *self.classes)
 
 
+def check_trainable(dataset: Dataset) -> None:
+    """Raises UserError where the data set is for the evaluation of saliency only."""
+    if dataset.evaluation_only:
+        raise UserError(
+            "this data set has no training images and no masks (data.kind imagenet): use it with wsss compare, "
+            "and voc, coco, folder or shapes for training"
+        )
+
+
 def load_dataset(
     kind: str, root: Path, labels: str, classes: Path | None, train: str | None, val: str | None
 ) -> Dataset:
     """Loads the data set that the configuration keys `data.*` name.
 
     Args:
-        kind: "voc", "folder", or "shapes" (VOC layout with its own classes.txt and labels.csv in `root`).
+        kind: "voc", "folder", "coco", "imagenet", or "shapes" (VOC layout with its own classes.txt and
+            labels.csv in `root`).
         root: folder of the data set.
-        labels: "xml" or the path of a CSV.
+        labels: "xml" or the path of a CSV (imagenet: of a list `name index`).
         classes: the class list; None = the 20 VOC classes, or root/classes.txt for "folder" and "shapes".
         train: a split name, a list file, or None.
         val: likewise.
 
     Raises:
-        UserError: an unknown kind, or anything that `load_voc` and `load_folder` find wrong.
+        UserError: an unknown kind, or anything that the loader of that kind finds wrong.
     """
-    from wsss.data.folder import load_folder  # here: both modules need Record
+    from wsss.data.coco import load_coco  # here: these modules need Record
+    from wsss.data.folder import load_folder
+    from wsss.data.imagenet import load_imagenet
     from wsss.data.voc import load_voc
 
     match kind:
@@ -86,7 +102,11 @@ def load_dataset(
             return load_voc(root, own if labels == "xml" else labels, classes or listed, train, val)
         case "folder":
             return load_folder(root, labels, classes, train, val)
-    raise UserError(f'data.kind is "{kind}": expected shapes, voc or folder')
+        case "coco":
+            return load_coco(root, labels, classes, train, val)
+        case "imagenet":
+            return load_imagenet(root, labels, classes, train, val)
+    raise UserError(f'data.kind is "{kind}": expected shapes, voc, folder, coco or imagenet')
 
 
 def first(items: Sequence[str], number: int = 3) -> str:
@@ -193,11 +213,12 @@ def make_records(
     return tuple(Record(name, images[name], labels.get(name), masks.get(name)) for name in ids)
 
 
-def check_labelled(ids: Sequence[str], labels: Labels, source: str) -> None:
-    """Raises UserError where training images have no labels, naming the first."""
+def check_labelled(ids: Sequence[str], labels: Labels, source: str, option: str = "data.train") -> None:
+    """Raises UserError where images of the split that `option` names have no labels, naming the first."""
     missing = [identifier for identifier in ids if identifier not in labels]
     if missing:
+        noun = "training images" if option == "data.train" else "images"
         raise UserError(
-            f"{source} has no labels for {len(missing)} of {len(ids)} training images ({first(missing)}): "
-            "add them, or take these ids out of data.train"
+            f"{source} has no labels for {len(missing)} of {len(ids)} {noun} ({first(missing)}): "
+            f"add them, or take these ids out of {option}"
         )

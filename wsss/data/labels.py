@@ -68,12 +68,13 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} cannot be read ({error}): check the path and its permissions") from error
 
 
-def check_classes(names: Iterable[str], source: str) -> tuple[str, ...]:
+def check_classes(names: Iterable[str], source: str, *, masks: bool = True) -> tuple[str, ...]:
     """Returns `names` as a tuple if they are a valid class list, without background.
 
     Args:
         names: class names, index 1 first.
         source: where they come from, for the message.
+        masks: whether the classes must fit into 8-bit masks, at most 254 of them.
 
     Raises:
         UserError: no name, a duplicate, "background" among them, a name with ";", more than 254 names.
@@ -81,7 +82,7 @@ def check_classes(names: Iterable[str], source: str) -> tuple[str, ...]:
     classes = tuple(names)
     if not classes:
         raise UserError(f"{source} names no class: write one class name a line")
-    if len(classes) > MAX_CLASSES:
+    if masks and len(classes) > MAX_CLASSES:
         raise UserError(f"{source} names {len(classes)} classes: an 8-bit mask holds at most {MAX_CLASSES}")
     for name in classes:
         if not name.strip() or ";" in name:
@@ -310,6 +311,16 @@ def read_label_xml(
 
 
 def _xml_names(path: Path) -> list[str]:
+    objects = read_annotation(path).findall("object")
+    return [name.strip() for item in objects if (name := item.findtext("name"))]
+
+
+def read_annotation(path: Path) -> ElementTree.Element:
+    """The root <annotation> of a VOC annotation file.
+
+    Raises:
+        UserError: the file is not readable, not a VOC annotation, or contains a DTD or entities.
+    """
     text = read_text(path)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise UserError(f"{path} contains a DTD or entities, which VOC files never do: remove them")
@@ -319,4 +330,4 @@ def _xml_names(path: Path) -> list[str]:
         raise UserError(f"{path} is not valid XML ({error}): copy it anew from the devkit") from error
     if root.tag != "annotation":
         raise UserError(f"{path} has the root <{root.tag}>, expected a VOC <annotation>")
-    return [name.strip() for item in root.findall("object") if (name := item.findtext("name"))]
+    return root

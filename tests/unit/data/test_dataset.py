@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from wsss.data.dataset import Dataset, Record, load_dataset, walk_images
+from wsss.data.dataset import Dataset, Record, check_trainable, load_dataset, walk_images
 from wsss.errors import UserError
 
 
@@ -64,8 +64,22 @@ def test_every_kind_reaches_its_loader_and_others_are_refused(tmp_path: Path) ->
     (root / "tags.csv").write_text("image,labels\nJPEGImages/a,star\n")
     with pytest.raises(UserError, match='"train" is no list file'):
         load_dataset("folder", root, "tags.csv", None, "train", None)
-    with pytest.raises(UserError, match=r'data.kind is "coco": expected shapes, voc or folder'):
+    with pytest.raises(UserError, match=r"no annotations/instances_train2014.json"):
         load_dataset("coco", root, "xml", None, None, None)
+    with pytest.raises(UserError, match="imagenet is for evaluation only"):
+        load_dataset("imagenet", root, "xml", None, "train", None)
+    with pytest.raises(
+        UserError, match=r'data.kind is "ade20k": expected shapes, voc, folder, coco or imagenet'
+    ):
+        load_dataset("ade20k", root, "xml", None, None, None)
+
+
+def test_evaluation_only_sets_need_no_training_images_and_have_any_number_of_classes() -> None:
+    classes = tuple(f"c{n}" for n in range(1000))
+    dataset = Dataset(classes, (), (record("a"),), evaluation_only=True)
+    with pytest.raises(UserError, match="no training images and no masks"):
+        check_trainable(dataset)
+    check_trainable(Dataset(("cat",), (record("a"),), ()))
 
 
 def test_image_walk_skips_hidden_files_other_files_and_excluded_folders(tmp_path: Path) -> None:
