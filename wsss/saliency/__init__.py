@@ -2,12 +2,15 @@
 
 from wsss.saliency.base import Evidence, SaliencyMethod, normalize, upsample
 from wsss.saliency.cam import GradCAM
+from wsss.saliency.gradient import Gradient, GuidedBackprop
 from wsss.saliency.guidance import GlobalGuidanceCAM
 from wsss.saliency.multiscale import MultiScale
 from wsss.saliency.sess import SESS
 from wsss.saliency.subtraction import ClassSubtraction
 
 METHODS: dict[str, type[SaliencyMethod]] = {
+    "gradient": Gradient,
+    "guided_backprop": GuidedBackprop,
     "gradcam": GradCAM,
     "global_guidance": GlobalGuidanceCAM,
 }
@@ -20,6 +23,8 @@ __all__ = [
     "Evidence",
     "GlobalGuidanceCAM",
     "GradCAM",
+    "Gradient",
+    "GuidedBackprop",
     "MultiScale",
     "SaliencyMethod",
     "normalize",

@@ -1,0 +1,176 @@
+"""Saliency of input pixels: the gradient of a logit, plain and guided."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import Node
+
+from wsss.errors import UserError
+from wsss.saliency.base import (
+    SaliencyMethod,
+    backward_rounds,
+    check_logits,
+    check_range,
+    check_targets,
+    evaluating,
+    exact,
+    finite,
+)
+
+RELU = "ReluBackward0"
+"""The graph node of every ReLU: nn.ReLU, torch.relu, F.relu, in place or not."""
+VIEW_CHANGED = "torch::autograd::CopySlices"
+"""The graph node of an in-place operation on a view; it hides which operation that was."""
+
+
+@dataclass(frozen=True)
+class Gradient(SaliencyMethod):
+    """Gradient of the logit (Simonyan et al. 2014, section 3): max over channels of |dz_c/dx|.
+
+    x is the image as the classifier gets it, z_c the logit of class c. Nothing is smoothed.
+
+    Cost: one forward; as many backward passes as the image with most targets has. Gradients of
+    parameters are never computed.
+
+    The result has the size of the images, (N, H, W). `gradients` has the signs and the channels.
+    """
+
+    guided: ClassVar[bool] = False
+
+    def forward(self, classifier: nn.Module, images: Tensor) -> "InputEvidence":
+        leaf = images.detach().requires_grad_()
+        with evaluating(classifier), torch.enable_grad():
+            output = classifier(leaf.clone())  # its first module may work in place, which a leaf forbids
+        logits = check_logits(output, images)
+        if not output.requires_grad:
+            raise UserError(
+                f"{type(self).__name__} needs logits that can be differentiated with respect to the images: "
+                "remove no_grad, detach or inference mode from the classifier's forward"
+            )
+        if self.guided and guide(output) == 0:
+            raise UserError(
+                "GuidedBackprop found no ReLU between the images and the logits: use Gradient for this classifier"
+            )
+        return InputEvidence(logits, output, leaf)
+
+    def gradients(self, classifier: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """Signed gradients per channel, before the maximum: what the maps are made of.
+
+        Args:
+            classifier: as for a call of the method.
+            images: (B, 3, H, W), as for a call of the method.
+            targets: (N, 2) integers, rows (image index, class index).
+
+        Returns:
+            (N, 3, H, W) float32, row n for target n.
+
+        Raises:
+            ValueError, UserError: as a call of the method.
+        """
+        targets = check_targets(images, targets)
+        if len(targets) == 0:
+            return torch.zeros((0, *images.shape[1:]), device=images.device)
+        with torch.inference_mode(False):
+            used, position = torch.unique(targets[:, 0], return_inverse=True)
+            evidence = self.forward(classifier, images[used])
+            return evidence.gradients(torch.stack((position, targets[:, 1]), dim=1))
+
+
+@dataclass(frozen=True)
+class GuidedBackprop(Gradient):
+    """Guided backpropagation (Springenberg et al. 2015, section 3.4): max over channels of |guided dz_c/dx|.
+
+    Backward through each ReLU passes g * [out > 0] * [g > 0] instead of g * [out > 0], g the gradient
+    at its output `out`. Other rectifiers (leaky, clipped at 6, GELU, clamp) keep their derivative.
+
+    The rule is put on the ReLUs of the autograd graph of this one forward, so the classifier is not
+    touched, and functional and in-place ReLUs are guided as modules are. A graph with parts that
+    cannot be looked into (torch.compile, custom functions, in-place operations on views) is
+    refused, because ReLUs might be missed in there.
+
+    Deviation from the SESS authors' code, which removes its hooks after the first call, so that all
+    later crops get plain gradients: here each call is guided.
+
+    Cost, result and `gradients`: as `Gradient`.
+    """
+
+    guided: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class InputEvidence:
+    """The graph from the images up to the logits."""
+
+    logits: Tensor
+    output: Tensor
+    images: Tensor
+
+    def maps(self, targets: Tensor) -> Tensor:
+        check_range(targets[:, 1], self.logits.shape[1], "class")
+        maps = self.logits.new_empty((len(targets), *self.images.shape[-2:]))
+        for rows, gradient in self._rounds(targets):
+            maps[rows] = gradient.abs().amax(1)
+        return finite(maps)
+
+    def gradients(self, targets: Tensor) -> Tensor:
+        """(N, 3, H, W) float32 of the `targets` (N, 2)."""
+        check_range(targets[:, 1], self.logits.shape[1], "class")
+        gradients = self.logits.new_empty((len(targets), *self.images.shape[1:]))
+        for rows, gradient in self._rounds(targets):
+            gradients[rows] = gradient
+        return finite(gradients)
+
+    def _rounds(self, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows of `targets` and their gradients (n, 3, H, W) float32, one backward pass each."""
+        with exact(self.images.device):
+            for rows, (gradient,) in backward_rounds(self.output, [self.images], targets):
+                yield rows, gradient[targets[rows, 0]].float()
+
+
+def guide(output: Tensor) -> int:
+    """Makes every later backward pass from `output` a guided one, down to the leaves of its graph.
+
+    The graph remembers it and takes it along when it is freed: there is nothing to undo.
+
+    Args:
+        output: a tensor with its graph. Guiding it twice changes nothing.
+
+    Returns:
+        How many ReLUs were found.
+
+    Raises:
+        UserError: the graph has parts that may hide a ReLU.
+    """
+    count = 0
+    for node in graph_nodes(output):
+        if isinstance(node, BackwardCFunction) or node.name() == VIEW_CHANGED:
+            raise UserError(
+                f"guided gradients cannot see into the classifier's operation {node.name()}, which may hide a "
+                "ReLU: pass the model without torch.compile, custom autograd functions and in-place ReLUs on views"
+            )
+        if node.name() == RELU:
+            node.register_prehook(drop_negative)
+            count += 1
+    return count
+
+
+def drop_negative(gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """g * [g > 0]; the ReLU's own derivative then multiplies by [out > 0]."""
+    return tuple(gradient.clamp(min=0) for gradient in gradients)
+
+
+def graph_nodes(output: Tensor) -> Iterator[Node]:
+    """All nodes of the autograd graph below `output`, each once."""
+    waiting, seen = [output.grad_fn], {output.grad_fn}
+    while waiting:
+        node = waiting.pop()
+        if node is None:
+            continue
+        yield node
+        below = {following for following, _ in node.next_functions} - seen
+        seen |= below
+        waiting += below
