@@ -283,6 +283,97 @@ def _predict(name: str, words: list[str]) -> int:
     return 0
 
 
+_EXPLAIN_EXAMPLES = """\
+examples:
+  wsss explain dog.jpg --architecture resnet50 --class "golden retriever" --output why.png
+  wsss explain street.jpg --checkpoint runs/voc/classifier/last.ckpt --class person --class car \\
+      --method gradcam --method global_guidance@layer3 --method "sess(gradcam, prefilter=0.5)" --output why.png
+
+A METHOD is a name with parameters as in Python, in quotes: gradcam, gradcam@layer3 (the layer),
+"groupcam(groups=16)"; around it "sess(...)", "subtraction(...)", "multiscale(...)". An unknown name lists all.
+
+Beside FILE.png comes FILE.npy: the raw maps (neither normalised nor clipped), upsampled to the size at which
+the photo was explained, float32 (methods, classes, height, width) in the order of the figure.
+"""
+
+
+def _explain(name: str, words: list[str]) -> int:
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="wsss explain",
+        description="Draws where a classifier sees a class: saliency of one photo, a row for each class and a "
+        "column for each method.",
+        epilog=_EXPLAIN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="a photo")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.png", help="the figure")
+    parser.add_argument(
+        "--class",
+        dest="classes",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="class, repeatable; for ImageNet also its index (default: the most probable)",
+    )
+    parser.add_argument(
+        "--method",
+        dest="methods",
+        action="append",
+        metavar="METHOD",
+        help="saliency method, repeatable (default: gradcam)",
+    )
+    parser.add_argument("--layer", help="of methods that name none (default: the last convolutional one)")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument(
+        "--checkpoint", type=Path, metavar="CKPT", help="runs/<name>/classifier/last.ckpt: its classes"
+    )
+    model.add_argument(
+        "--architecture",
+        metavar="NAME",
+        help="an ImageNet classifier of torchvision: resnet18, resnet34, resnet50, resnet101, vgg16, vgg16_bn",
+    )
+    parser.add_argument(
+        "--weights", metavar="PATH", help="state dict of --architecture (default: torchvision's, downloaded)"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help="shorter side (default: the photo's, its longer at most 1024)",
+    )
+    parser.add_argument(
+        "--patches",
+        action="store_true",
+        help="also draw the map of every crop of sess(...), with the weight it has: FILE.patches-1.png ...",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where to compute")
+    options = parser.parse_args(words)
+    if options.weights and not options.architecture:
+        parser.error("--weights belongs to --architecture; a checkpoint has its own")
+    if options.size is not None and options.size < 1:
+        parser.error(f"--size is {options.size}, but must be at least 1 pixel")
+    from wsss.explain import explain, imagenet_subject, trained_subject
+
+    if options.checkpoint:
+        subject = trained_subject(options.checkpoint, options.layer)
+    else:
+        subject = imagenet_subject(options.architecture, options.weights or "imagenet", options.layer)
+    explain(
+        options.image,
+        options.output,
+        subject,
+        options.methods or ["gradcam"],
+        options.classes,
+        size=options.size,
+        patches=options.patches,
+        accelerator=options.device,
+    )
+    return 0
+
+
 def _data(name: str, words: list[str]) -> int:
     import argparse
 
@@ -338,6 +429,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     **{name: (_stage, text) for name, text in _STAGES.items()},
     "score": (_score, "VOC mIoU of any two folders of masks"),
     "predict": (_predict, "masks for new photos"),
+    "explain": (_explain, "where a classifier sees a class in a photo"),
     "data": (_data, "make or check a data set"),
 }
 """Command -> (function of the command's name and the words after it, one line of help)."""

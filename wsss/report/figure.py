@@ -1,0 +1,190 @@
+"""Figures of saliency as one picture: photo and overlays in a table, the crops of SESS. All colours are RGB."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from wsss.report.overlay import heat_palette
+
+Photo = npt.NDArray[np.uint8]
+
+INK, FAINT, PAPER, MARK = (25, 25, 25), (110, 110, 110), (255, 255, 255), (190, 30, 45)
+GAP = 10
+"""Pixels between pictures and around them."""
+TEXT = 16
+"""Height of the letters in pixels."""
+TABLE_WIDTH, SMALLEST_CELL, LARGEST_CELL = 3200, 224, 480
+"""A table becomes no wider unless its pictures would be too small; bounds of their longer side."""
+PANELS_WIDTH, SMALLEST_TILE, LARGEST_TILE = 1600, 48, 128
+"""The same for the panels of crops."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Pictures of one size (H, W, 3) uint8 under a title; one for each column of the table."""
+
+    title: str
+    pictures: Sequence[Photo]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A crop with its map drawn over it."""
+
+    picture: Photo
+    caption: str
+    dropped: bool = False
+    """Crossed out and faint."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Crops of one scale in the order of their windows: rows from top to bottom, left to right."""
+
+    title: str
+    tiles: Sequence[Sequence[Tile]]
+
+
+def draw_table(columns: Sequence[str], rows: Sequence[Row]) -> Photo:
+    """The pictures of all rows below the columns' headings, a bar of the heat colours at the bottom.
+
+    Pictures are scaled to a longer side between `SMALLEST_CELL` and `LARGEST_CELL`.
+    """
+    side = _between(SMALLEST_CELL, TABLE_WIDTH // len(columns), LARGEST_CELL)
+    table = [[_scaled(picture, side) for picture in row.pictures] for row in rows]
+    width = max(picture.width for pictures in table for picture in pictures)
+    heads = [_text(name, width) for name in columns]
+    lines = [_beside(heads)]
+    for row, pictures in zip(rows, table, strict=True):
+        strip = _beside(pictures)
+        lines += [_text(row.title, strip.width), strip]
+    return np.asarray(_framed(_below([*lines, _heat_bar()])))
+
+
+def draw_panels(title: str, panels: Sequence[Panel]) -> Photo:
+    """Panels of tiles, side by side as long as there is room."""
+    most = max(len(tiles) for panel in panels for tiles in panel.tiles)
+    side = _between(SMALLEST_TILE, PANELS_WIDTH // most - GAP, LARGEST_TILE)
+    shelves: list[list[Image.Image]] = [[]]
+    for panel in panels:
+        drawn = _panel(panel, side)
+        used = sum(other.width + 3 * GAP for other in shelves[-1])
+        if shelves[-1] and used + drawn.width > PANELS_WIDTH:
+            shelves.append([])
+        shelves[-1].append(drawn)
+    lines = [_beside(shelf, 3 * GAP) for shelf in shelves]
+    width = max(line.width for line in lines)
+    return np.asarray(_framed(_below([_text(title, max(width, 40 * TEXT)), *lines, _heat_bar()], 2 * GAP)))
+
+
+def _panel(panel: Panel, side: int) -> Image.Image:
+    rows = [_beside([_tile(tile, side) for tile in tiles]) for tiles in panel.tiles]
+    # A title may be wider than a single column of crops: two tiles' width is always there.
+    return _below([_text(panel.title, max(rows[0].width, 2 * side + GAP), size=TEXT - 2), *rows])
+
+
+def _tile(tile: Tile, side: int) -> Image.Image:
+    picture = _scaled(tile.picture, side)
+    colour = MARK if tile.dropped else INK
+    if tile.dropped:
+        picture = Image.blend(picture, Image.new("RGB", picture.size, PAPER), 0.5)
+        pen, (right, bottom) = ImageDraw.Draw(picture), (picture.width - 1, picture.height - 1)
+        pen.line((0, 0, right, bottom), MARK, 2)
+        pen.line((0, bottom, right, 0), MARK, 2)
+    caption = _text(tile.caption, picture.width, colour, TEXT - 4)
+    return _below([picture, caption], 1)
+
+
+def _scaled(picture: Photo, side: int) -> Image.Image:
+    """The picture with a longer side of `side` where it is longer, or of half of it where it is shorter."""
+    longer = max(picture.shape[:2])
+    factor = _between(side // 2, longer, side) / longer
+    image = Image.fromarray(picture)
+    if factor == 1:
+        return image
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image.resize(size, Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.BICUBIC)
+
+
+def _text(text: str, width: int, colour: tuple[int, int, int] = INK, size: int = TEXT) -> Image.Image:
+    """Text in lines of at most `width` pixels."""
+    font = ImageFont.load_default(size)
+    lines = wrap(text, font, width)
+    height = round(size * 1.3)
+    image = Image.new("RGB", (width, height * len(lines)), PAPER)
+    pen = ImageDraw.Draw(image)
+    for number, line in enumerate(lines):
+        pen.text((0, number * height), line, colour, font)
+    return image
+
+
+def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Breaks text into lines of at most `width` pixels: after spaces, commas and brackets, or anywhere."""
+    lines = [""]
+    for word in _pieces(text):
+        if font.getlength((lines[-1] + word).rstrip()) <= width:
+            lines[-1] += word
+            continue
+        lines += [""] if lines[-1] else []
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return [line.rstrip() for line in lines]
+
+
+def _pieces(text: str) -> list[str]:
+    """Splits text after each character at which a line may end."""
+    pieces = [""]
+    for letter in text:
+        pieces[-1] += letter
+        if letter in " ,(/":
+            pieces.append("")
+    return [piece for piece in pieces if piece]
+
+
+def _heat_bar(width: int = 160, height: int = 10) -> Image.Image:
+    """The heat colours from 0 to a map's maximum, with their meaning."""
+    colours = heat_palette()[np.linspace(0, 255, width).round().astype(np.uint8)]
+    bar = Image.fromarray(np.repeat(colours[None], height, axis=0))
+    size = TEXT - 4
+    ends = [
+        _text(word, round(ImageFont.load_default(size).getlength(word)) + 1, FAINT, size)
+        for word in ("0", "highest")
+    ]
+    return _beside([ends[0], bar, ends[1]], 5, middle=True)
+
+
+def _beside(images: Sequence[Image.Image], gap: int = GAP, middle: bool = False) -> Image.Image:
+    height = max(image.height for image in images)
+    sheet = Image.new("RGB", (sum(image.width + gap for image in images) - gap, height), PAPER)
+    left = 0
+    for image in images:
+        sheet.paste(image, (left, (height - image.height) // 2 if middle else 0))
+        left += image.width + gap
+    return sheet
+
+
+def _below(images: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
+    width = max(image.width for image in images)
+    sheet = Image.new("RGB", (width, sum(image.height + gap for image in images) - gap), PAPER)
+    top = 0
+    for image in images:
+        sheet.paste(image, (0, top))
+        top += image.height + gap
+    return sheet
+
+
+def _framed(image: Image.Image) -> Image.Image:
+    sheet = Image.new("RGB", (image.width + 2 * GAP, image.height + 2 * GAP), PAPER)
+    sheet.paste(image, (GAP, GAP))
+    return sheet
+
+
+def _between(low: int, value: int, high: int) -> int:
+    return max(low, min(value, high))
