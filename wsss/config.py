@@ -268,6 +268,62 @@ class RuntimeConfig:
 
 
 @dataclass(frozen=True)
+class CompareConfig:
+    """The leaderboard of saliency methods (`wsss compare`). No stage reads it."""
+
+    methods: tuple[str, ...] = (
+        "gradcam",
+        "gradcam++",
+        "xgradcam",
+        "global_guidance",
+        "multiscale(gradcam, balance=area)",
+        "subtraction(gradcam)",
+    )
+    """Methods of docs/zoo.md, with parameters as in Python: [gradcam, "sess(gradcam@layer3, prefilter=0.5)"]."""
+    classifier: str = "run"
+    """run: this run's; imagenet: torchvision's 1000 classes with classifier.weights; or the path of a checkpoint."""
+    split: Literal["val", "train"] = "val"
+    """Images to compare on; those without a label are left out."""
+    images: int = 0
+    """How many of them, evenly spaced; 0: all."""
+    size: int = 224
+    """Shorter side of the images that the classifier sees, in pixels; 0: as they are."""
+    threshold: float | None = None
+    """Pixels of a normalised map above it are the salient zone; null: mean + one standard deviation of each map."""
+    insertion_steps: int = 50
+    """Steps of insertion and deletion (RISE takes 224); 0 leaves both out."""
+    insertion_images: int = 100
+    """How many of the images, evenly spaced, get insertion and deletion, which cost 2 x steps forwards; 0: all."""
+    batch_size: int = 16
+    """Images in one forward pass while scoring; bounds the memory."""
+    page_images: int = 8
+    """Images whose maps are shown on the page, evenly spaced."""
+    sanity: bool = False
+    """Also randomise the classifier stage by stage from the head down, and correlate the maps with the originals."""
+    sanity_images: int = 16
+    """Images of the sanity check, evenly spaced; 0: all."""
+    seed: int = 0
+    """Seed of the randomised weights, and of methods that draw noise."""
+
+    def __post_init__(self) -> None:
+        for name, value, low in (
+            ("images", self.images, 0),
+            ("size", self.size, 0),
+            ("insertion_steps", self.insertion_steps, 0),
+            ("insertion_images", self.insertion_images, 0),
+            ("batch_size", self.batch_size, 1),
+            ("page_images", self.page_images, 0),
+            ("sanity_images", self.sanity_images, 0),
+        ):
+            if value < low:
+                raise UserError(f"compare.{name} is {value}, but must be at least {low}")
+        if not self.methods:
+            raise UserError("compare.methods is empty; name at least one method, for example [gradcam]")
+        if self.threshold is not None and not 0 <= self.threshold < 1:
+            raise UserError(f"compare.threshold is {self.threshold}, but must be in [0, 1), or null")
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that a run depends on."""
 
@@ -282,6 +338,7 @@ class Config:
     """Run directory; an unfinished run in it is continued."""
     seed: int = 0
     """Seed of initialisation, shuffling and augmentation."""
+    compare: CompareConfig = field(default_factory=CompareConfig)
 
     def __post_init__(self) -> None:
         for name, value, low in (
