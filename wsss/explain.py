@@ -23,7 +23,7 @@ from wsss.data.transforms import normalize_image, to_tensor
 from wsss.errors import UserError
 from wsss.models.classifier import default_layer
 from wsss.models.imagenet import load_imagenet_classifier
-from wsss.report.figure import Panel, Row, Tile, draw_panels, draw_table
+from wsss.report.figure import Panel, Row, Tile, draw_panels, draw_table, short
 from wsss.report.overlay import Photo, overlay_saliency
 from wsss.saliency import SESS, SaliencyMethod, normalize, upsample
 from wsss.saliency.base import resize_images
@@ -108,7 +108,7 @@ def explain(
     targets = torch.tensor([(0, index) for index in wanted], device=images.device)
     extent = (images.shape[-2], images.shape[-1])
     maps = torch.stack([upsample(method(network, images, targets), extent) for method in parsed.values()])
-    titles = [f"{subject.classes[index]}  {probabilities[index]:.3f}" for index in wanted]
+    titles = [f"{subject.classes[index]}   p = {short(probabilities[index])}" for index in wanted]
     shown = pixels[0].permute(1, 2, 0).cpu().numpy()
     _write_png(output, _figure(shown, list(parsed), titles, maps.cpu()))
     _write_npy(output.with_suffix(".npy"), maps.cpu().numpy())
@@ -169,7 +169,7 @@ def _top_classes(probabilities: Sequence[float], score: str) -> list[int]:
 
 def _print_classes(probabilities: Sequence[float], classes: Sequence[str]) -> None:
     top = _ranked(probabilities)[:5]
-    print("most probable: " + ", ".join(f"{classes[index]} {probabilities[index]:.3f}" for index in top))
+    print("most probable: " + ", ".join(f"{classes[index]} {short(probabilities[index])}" for index in top))
 
 
 def _ranked(probabilities: Sequence[float]) -> list[int]:
@@ -227,13 +227,15 @@ def _write_patches(
         for target, title in enumerate(titles):
             number += 1
             panels = _panels(pixels, crops, target)
-            _write_png(output.with_suffix(f".patches-{number}.png"), draw_panels(f"{title}  {text}", panels))
+            _write_png(
+                output.with_suffix(f".patches-{number}.png"),
+                draw_panels(f"{title}   {text}   (below each crop its weight in the fusion)", panels),
+            )
 
 
 def _panels(pixels: Tensor, crops: Crops, target: int) -> list[Panel]:
-    """The crops as they enter the fusion for one target: each normalised map times its weight."""
-    maps, kept = crops.maps(target), crops.kept[target].tolist()
-    weights = crops.weights[target].tolist()
+    """The normalised maps of the crops of one target, at their windows, and the weights they get."""
+    maps, weights = crops.maps(target), crops.weights[target].tolist()
     panels = []
     for frame, same in groupby(enumerate(crops.windows), key=lambda pair: pair[1].frame):
         resized = resize_pixels(pixels, frame)[0].permute(1, 2, 0).cpu().numpy()
@@ -242,10 +244,9 @@ def _panels(pixels: Tensor, crops: Crops, target: int) -> list[Panel]:
             rows.append([])
             for index, (_, top, left, (height, width)) in row:
                 crop = resized[top : top + height, left : left + width]
-                if kept[index]:
-                    crop = overlay_saliency(crop, (maps[index] * weights[index]).cpu().numpy())
-                caption = f"{weights[index]:.2g}" if kept[index] else f"{weights[index]:.2g} dropped"
-                rows[-1].append(Tile(crop, caption, dropped=not kept[index]))
+                if kept := index in maps:
+                    crop = overlay_saliency(crop, maps[index].cpu().numpy())
+                rows[-1].append(Tile(crop, weights[index], dropped=not kept))
         panels.append(Panel(f"shorter side {min(frame)}", rows))
     return panels
 

@@ -13,7 +13,13 @@ from wsss.report.overlay import heat_palette
 
 Photo = npt.NDArray[np.uint8]
 
-INK, FAINT, PAPER, MARK = (25, 25, 25), (110, 110, 110), (255, 255, 255), (190, 30, 45)
+INK, FAINT, PAPER, MARK, TRACK = (
+    (25, 25, 25),
+    (110, 110, 110),
+    (255, 255, 255),
+    (190, 30, 45),
+    (222, 222, 222),
+)
 GAP = 10
 """Pixels between pictures and around them."""
 TEXT = 16
@@ -37,7 +43,8 @@ class Tile:
     """A crop with its map drawn over it."""
 
     picture: Photo
-    caption: str
+    weight: float
+    """In [0, 1]; written and drawn as a bar below the crop."""
     dropped: bool = False
     """Crossed out and faint."""
 
@@ -58,16 +65,16 @@ def draw_table(columns: Sequence[str], rows: Sequence[Row]) -> Photo:
     side = _between(SMALLEST_CELL, TABLE_WIDTH // len(columns), LARGEST_CELL)
     table = [[_scaled(picture, side) for picture in row.pictures] for row in rows]
     width = max(picture.width for pictures in table for picture in pictures)
-    heads = [_text(name, width) for name in columns]
+    heads = [_text(name, width, FAINT) for name in columns]
     lines = [_beside(heads)]
     for row, pictures in zip(rows, table, strict=True):
         strip = _beside(pictures)
-        lines += [_text(row.title, strip.width), strip]
+        lines += [_text(row.title, strip.width, size=TEXT + 2), strip]
     return np.asarray(_framed(_below([*lines, _heat_bar()])))
 
 
 def draw_panels(title: str, panels: Sequence[Panel]) -> Photo:
-    """Panels of tiles, side by side as long as there is room."""
+    """Panels of tiles, side by side as long as there is room; bars below the tiles are their weights."""
     most = max(len(tiles) for panel in panels for tiles in panel.tiles)
     side = _between(SMALLEST_TILE, PANELS_WIDTH // most - GAP, LARGEST_TILE)
     shelves: list[list[Image.Image]] = [[]]
@@ -96,8 +103,19 @@ def _tile(tile: Tile, side: int) -> Image.Image:
         pen, (right, bottom) = ImageDraw.Draw(picture), (picture.width - 1, picture.height - 1)
         pen.line((0, 0, right, bottom), MARK, 2)
         pen.line((0, bottom, right, 0), MARK, 2)
-    caption = _text(tile.caption, picture.width, colour, TEXT - 4)
-    return _below([picture, caption], 1)
+    bar = Image.new("RGB", (picture.width, 5), TRACK)
+    bar.paste(colour, (0, 0, max(1, round(tile.weight * picture.width)), 5))
+    caption = short(tile.weight) + (" dropped" if tile.dropped else "")
+    return _below([picture, bar, _text(caption, picture.width, colour, TEXT - 4)], 2)
+
+
+def short(value: float) -> str:
+    """A number in [0, 1] with three decimals, or as a power of ten where these would be 0.
+
+    >>> short(0.25), short(0.00003)
+    ('0.250', '3e-05')
+    """
+    return f"{value:.3f}" if value >= 0.0005 or value == 0 else f"{value:.0e}"
 
 
 def _scaled(picture: Photo, side: int) -> Image.Image:
