@@ -1,0 +1,91 @@
+"""What `saliency.py` compares with: grad-cam, captum, and plain loops as the authors' repositories run them.
+
+Every function gives maps (N, H, W) of the classes of one image (1, 3, H, W). The libraries take one class
+a call, so that is what is timed.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import pytorch_grad_cam as grad_cam
+import torch
+import torch.nn.functional as F
+from captum.attr import GuidedBackprop
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import Tensor, nn
+
+
+def with_grad_cam(method: type, model: nn.Module, image: Tensor, classes: Sequence[int]) -> Tensor:
+    """A method of the grad-cam package, class by class."""
+    with method(model, [model.get_submodule("layer4")]) as cam:
+        cam.batch_size = 32  # of Score-CAM; its default of 16 is slower
+        return torch.cat([torch.from_numpy(cam(image, [ClassifierOutputTarget(c)])) for c in classes])
+
+
+def sess(model: nn.Module, image: Tensor, classes: Sequence[int]) -> Tensor:
+    """grad-cam's SESS around its Grad-CAM: 12 scales, windows of 224 whatever the image's size."""
+    method = grad_cam.SESS(model, [model.get_submodule("layer4")], window_size=224)
+    return torch.cat([torch.from_numpy(method(image, [ClassifierOutputTarget(c)])) for c in classes])
+
+
+def guided_backprop(model: nn.Module, image: Tensor, classes: Sequence[int]) -> Tensor:
+    """captum's guided backpropagation, class by class."""
+    method = GuidedBackprop(model)
+    gradients = [method.attribute(image.clone().requires_grad_(), target=c) for c in classes]
+    return torch.cat(gradients).abs().amax(1)
+
+
+def activation_and_gradient(model: nn.Module, image: Tensor, cls: int) -> tuple[Tensor, Tensor]:
+    """A and dz/dA at layer4, by hooks and a backward pass through the whole network, as scripts do it."""
+    kept: list[Tensor] = []
+    handle = model.get_submodule("layer4").register_forward_hook(lambda _, __, output: kept.append(output))
+    logits = model(image)
+    handle.remove()
+    kept[0].retain_grad()
+    model.zero_grad()
+    logits[0, cls].backward()
+    assert kept[0].grad is not None
+    return kept[0].detach(), kept[0].grad
+
+
+def cameras(model: nn.Module, image: Tensor, classes: Sequence[int]) -> Tensor:
+    """CAMERAS in a plain loop over classes and resolutions, everything upsampled and summed."""
+    size = (image.shape[-2], image.shape[-1])
+    maps = []
+    for cls in classes:
+        activations, gradients = torch.zeros(()), torch.zeros(())
+        for step in range(8):
+            scaled = [side + round(100 * step * side / 224) for side in size]
+            larger = F.interpolate(image, scaled, mode="bicubic", align_corners=False)
+            activation, gradient = activation_and_gradient(model, larger, cls)
+            activations = activations + F.interpolate(activation, size, mode="bilinear") / 8
+            gradients = gradients + F.interpolate(gradient, size, mode="bilinear") / 8
+        maps.append((activations * gradients).sum(1).relu())
+    return torch.cat(maps)
+
+
+def group_cam(model: nn.Module, image: Tensor, classes: Sequence[int]) -> Tensor:
+    """Group-CAM in a plain loop over classes, 32 groups, their masked images in one batch."""
+    size = (image.shape[-2], image.shape[-1])
+    blurred = torch.from_numpy(cv2.GaussianBlur(image[0].permute(1, 2, 0).numpy(), (51, 51), 50))
+    blurred = blurred.permute(2, 0, 1)[None]
+    maps = []
+    for cls in classes:
+        activation, gradient = activation_and_gradient(model, image, cls)
+        weighted = activation * gradient.mean((2, 3), keepdim=True)
+        groups = torch.stack([part.sum(1) for part in weighted.chunk(32, dim=1)], dim=1).relu()
+        upsampled = F.interpolate(groups, size, mode="bilinear")[0]
+        low, high = upsampled.amin((1, 2), keepdim=True), upsampled.amax((1, 2), keepdim=True)
+        masks = ((upsampled - low) / (high - low).clamp(min=1e-12))[:, None]
+        with torch.no_grad():
+            score = model(image * masks + blurred * (1 - masks)).sigmoid()[:, cls]
+            base = model(blurred).sigmoid()[0, cls]
+        maps.append(((score - base).relu()[:, None, None] * upsampled * (high > low)).sum(0))
+    return torch.stack(maps)
+
+
+def normalized(maps: Tensor) -> np.ndarray:
+    """Each map min-max normalised, as grad-cam returns them."""
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return ((maps - low) / (high - low).clamp(min=1e-12)).detach().float().numpy()
