@@ -17,6 +17,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from wsss.errors import UserError
 
@@ -160,7 +161,7 @@ def exact(device: torch.device) -> torch.autocast:
 
 
 def backward_rounds(
-    output: Tensor, inputs: Sequence[Tensor], targets: Tensor
+    output: Tensor, inputs: Sequence[Tensor] | Sequence[GradientEdge], targets: Tensor
 ) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
     """Gradients of target logits, with as many backward passes as the image with most targets has.
 
@@ -169,7 +170,8 @@ def backward_rounds(
 
     Args:
         output: logits (B, C) with their graph; it is kept, so that this may be repeated.
-        inputs: tensors (B, …) to differentiate with respect to.
+        inputs: tensors (B, …), or the edges of the graph that stand for them, to differentiate with
+            respect to. The output must depend on edges.
         targets: (N, 2) rows (image, class), in range.
 
     Yields:

@@ -1,0 +1,307 @@
+"""Full-gradient saliency: FullGrad, and its average over noisy images."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from wsss.errors import UserError
+from wsss.saliency.base import (
+    DeferredEvidence,
+    SaliencyMethod,
+    backward_rounds,
+    check_logits,
+    check_range,
+    evaluating,
+    exact,
+    finite,
+)
+
+Psi = Literal["tensor", "per_channel"]
+EPSILON: dict[Psi, float] = {"tensor": 1e-6, "per_channel": 1e-7}
+"""In the denominator of psi: the authors' code, `FullGrad._postProcess`, and grad-cam's, `scale_cam_image`."""
+
+
+@dataclass(frozen=True)
+class FullGrad(SaliencyMethod):
+    """FullGrad (Srinivas and Fleuret 2019, equation 5): sum_terms sum_channels up(psi(|term|)).
+
+    The terms are the input term x * dz_c/dx and, for each bias b of a convolution or batch
+    normalisation, b * dz_c/d(output). The bias of batch normalisation is its effective one,
+    beta - mean * gamma / sqrt(variance + epsilon). Together with those of linear layers, which have no
+    place and carry no map, the terms of a ReLU network sum to the logit z_c exactly.
+
+    psi is min-max normalisation and `up` bilinear resizing to the image. The public codes differ:
+
+    - "tensor" (the authors'): psi over each term's whole (channels, h, w), `up` with aligned corners.
+    - "per_channel" (grad-cam's): psi over each channel, `up` with half-pixel centres.
+
+    Deviations: a term is paired with its gradient by the output of its module, not by order, so modules
+    may run in any order and several times; a constant term is 0. Because psi is affine and `up` linear,
+    channels and layers of one size are summed before one resizing, which changes nothing.
+
+    Cost: one forward through the whole network, and one backward for each of the K classes of the image
+    with most, for the outputs only, not the parameters.
+
+    Args:
+        psi: see above.
+        eps: added to the denominator of psi; None is what the public code has, 1e-6 for "tensor" and
+            1e-7 for "per_channel". With 0 the map does not depend on the scale of the logit.
+
+    The result has the size of the images, (N, H, W), non-negative.
+    """
+
+    psi: Psi = "tensor"
+    eps: float | None = None
+
+    def __post_init__(self) -> None:
+        check_psi(self.psi, self.eps)
+
+    def forward(self, classifier: nn.Module, images: Tensor) -> "FullGradEvidence":
+        return FullGradEvidence(full_gradient(classifier, images), self.psi, self.eps)
+
+
+@dataclass(frozen=True)
+class SmoothFullGrad(SaliencyMethod):
+    """FullGrad of the mean of the terms over noisy copies of the image (the authors' code).
+
+    Copy i is x + n_i with n_i ~ N(0, (noise * (max x - min x))^2), the range being that of each image.
+    The signed terms are summed over the copies before psi, see `FullGrad`. Without noise and with one
+    sample it is FullGrad.
+
+    Deviation: the authors' code also sums the three channels of the input term before psi; here they
+    stay apart, as in FullGrad.
+
+    Cost: with K classes on an image `samples` forwards and K * `samples` backward passes through the
+    whole network, `batch_size` copies at a time, and the mean terms of the K classes of one image.
+
+    Args:
+        samples: number of noisy copies.
+        noise: standard deviation of the noise as a share of the image's range of values.
+        psi: see `FullGrad`.
+        eps: see `FullGrad`.
+        seed: of the noise, which is the same for every image, device and batch size. The global random
+            state is neither read nor changed.
+        batch_size: most copies in one forward pass.
+
+    The result has the size of the images, (N, H, W), non-negative.
+    """
+
+    samples: int = 25
+    noise: float = 0.15
+    psi: Psi = "tensor"
+    eps: float | None = None
+    seed: int = 0
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        check_psi(self.psi, self.eps)
+        if self.samples < 1 or self.batch_size < 1:
+            raise UserError(
+                f"samples and batch_size must be at least 1, got {self.samples} and {self.batch_size}"
+            )
+        if not 0 <= self.noise < math.inf:
+            raise UserError(f"noise must be a share of at least 0, got {self.noise}")
+
+    def forward(self, classifier: nn.Module, images: Tensor) -> DeferredEvidence:
+        return DeferredEvidence(classifier, images, partial(self._maps, classifier, images))
+
+    def _maps(self, classifier: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        maps = torch.zeros((len(targets), *images.shape[-2:]), device=images.device)
+        for index in torch.unique(targets[:, 0]).tolist():
+            rows = (targets[:, 0] == index).nonzero()[:, 0]
+            totals = self._total_terms(classifier, images[index], targets[rows, 1])
+            with exact(maps.device):
+                for row, terms in zip(rows.tolist(), totals, strict=True):
+                    maps[row] = combine((term[None] for term in terms), self.psi, self.eps, maps.shape[-2:])[
+                        0
+                    ]
+        return finite(maps)
+
+    def _total_terms(self, classifier: nn.Module, image: Tensor, classes: Tensor) -> list[list[Tensor]]:
+        """For each class its terms (channels, h, w), the sums over the noisy copies of the image."""
+        totals: list[list[Tensor]] = [[] for _ in classes]
+        for copies in self._noisy(image):
+            gradient = full_gradient(classifier, copies)
+            check_range(classes, gradient.output.shape[1], "class")
+            every = torch.arange(len(copies), device=classes.device)
+            # Round r differentiates the r-th class of all copies at once.
+            for place, (_, terms) in enumerate(gradient.rounds(torch.cartesian_prod(every, classes))):
+                sums = [term.sum(0) for term in terms]
+                earlier = totals[place]
+                totals[place] = [a + b for a, b in zip(earlier, sums, strict=True)] if earlier else sums
+        return totals
+
+    def _noisy(self, image: Tensor) -> Iterator[Tensor]:
+        """Batches of noisy copies (b, 3, H, W) of an image (3, H, W)."""
+        generator = torch.Generator().manual_seed(self.seed)
+        deviation = self.noise * (image.max() - image.min())
+        for start in range(0, self.samples, self.batch_size):
+            count = min(self.batch_size, self.samples - start)
+            # Copy by copy: what a call draws depends on how much it draws.
+            noise = torch.stack([torch.randn(image.shape, generator=generator) for _ in range(count)])
+            yield image + deviation * noise.to(image)
+
+
+class Tap(NamedTuple):
+    """A bias, and the place in the graph where it was added."""
+
+    bias: Tensor
+    """(channels,), float32."""
+    edge: GradientEdge
+    """Stands for the module's output as it was, also if a later module has overwritten it in place."""
+
+
+@dataclass(frozen=True)
+class FullGradient:
+    """One forward pass over images, whose logits can be decomposed into an input term and bias terms."""
+
+    images: Tensor
+    output: Tensor
+    taps: tuple[Tap, ...]
+
+    def rounds(self, targets: Tensor) -> Iterator[tuple[Tensor, Iterator[Tensor]]]:
+        """For each round of `backward_rounds` the rows of `targets`, and the signed terms of all images.
+
+        The terms are the input's (B, 3, H, W) and one for each bias, (B, channels, h, w), or
+        (B, channels) of a linear layer. They are made one at a time.
+        """
+        inputs = [get_gradient_edge(self.images), *(tap.edge for tap in self.taps)]
+        for rows, gradients in backward_rounds(self.output, inputs, targets):
+            yield rows, self._terms(gradients)
+
+    def _terms(self, gradients: Sequence[Tensor]) -> Iterator[Tensor]:
+        yield self.images.detach().float() * gradients[0].float()
+        for tap, gradient in zip(self.taps, gradients[1:], strict=True):
+            yield tap.bias.view(-1, *(1,) * (gradient.ndim - 2)) * gradient.float()
+
+
+@dataclass(frozen=True)
+class FullGradEvidence:
+    """A forward pass with its whole graph."""
+
+    gradient: FullGradient
+    psi: Psi
+    eps: float | None
+
+    @property
+    def logits(self) -> Tensor:
+        return self.gradient.output.detach().float()
+
+    def maps(self, targets: Tensor) -> Tensor:
+        check_range(targets[:, 1], self.gradient.output.shape[1], "class")
+        size = self.gradient.images.shape[-2:]
+        maps = torch.zeros((len(targets), *size), device=targets.device)
+        with exact(maps.device):
+            for rows, terms in self.gradient.rounds(targets):
+                maps[rows] = combine(terms, self.psi, self.eps, size)[targets[rows, 0]]
+        return finite(maps)
+
+
+def full_gradient(classifier: nn.Module, images: Tensor) -> FullGradient:
+    """Runs the classifier over images (B, 3, H, W) and keeps its graph and the places of its biases."""
+    leaf = images.detach().clone().requires_grad_()
+    with evaluating(classifier), torch.enable_grad(), tapped_biases(classifier) as taps:
+        output = classifier(leaf)
+    check_logits(output, images)
+    if not output.requires_grad:
+        raise UserError("the classifier gives no full gradient: its logits do not depend on the image")
+    used = nodes_below(output)
+    return FullGradient(leaf, output, tuple(tap for tap in taps if tap.edge.node in used))
+
+
+@contextmanager
+def tapped_biases(classifier: nn.Module) -> Iterator[list[Tap]]:
+    """Collects a `Tap` whenever a module with a bias runs; the hooks go when the block ends."""
+    taps: list[Tap] = []
+
+    def tap(module: nn.Module, inputs: object, output: Tensor) -> None:
+        bias = effective_bias(module)
+        if bias is not None and output.requires_grad:
+            taps.append(Tap(bias, get_gradient_edge(output)))
+
+    kinds = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
+    handles = [m.register_forward_hook(tap) for m in classifier.modules() if isinstance(m, kinds)]
+    try:
+        yield taps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def effective_bias(module: nn.Module) -> Tensor | None:
+    """What a layer adds to a linear function of its input, (channels,) float32; None if nothing."""
+    if not isinstance(module, nn.BatchNorm2d):
+        bias = module.bias
+        return bias.detach().float() if isinstance(bias, Tensor) else None
+    if module.running_mean is None or module.running_var is None:
+        raise UserError(
+            "FullGrad needs batch normalisation with running statistics: with those of the batch "
+            "the network is not piecewise linear"
+        )
+    shift = -module.running_mean.float() / (module.running_var.float() + module.eps).sqrt()
+    if module.weight is not None:
+        shift = shift * module.weight.detach().float()
+    return shift if module.bias is None else shift + module.bias.detach().float()
+
+
+def nodes_below(output: Tensor) -> set[torch.autograd.graph.Node]:
+    """All nodes of the graph that `output` depends on: of others, autograd refuses the gradient."""
+    found: set[torch.autograd.graph.Node] = set()
+    waiting = [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [parent for parent, _ in node.next_functions]
+    return found
+
+
+def combine(terms: Iterable[Tensor], psi: Psi, eps: float | None, size: Sequence[int]) -> Tensor:
+    """sum_terms sum_channels up(psi(|term|)): signed terms (B, channels, h, w) -> (B, H, W) of `size`.
+
+    Terms without a place, (B, channels), are left out.
+    """
+    eps = EPSILON[psi] if eps is None else eps
+    by_size: dict[torch.Size, Tensor] = {}
+    for term in terms:
+        if term.ndim == 4:
+            summed = rescaled_sum(term.abs(), psi, eps)
+            earlier = by_size.get(summed.shape)
+            by_size[summed.shape] = summed if earlier is None else earlier + summed
+    resized = [
+        F.interpolate(maps[:, None], size=tuple(size), mode="bilinear", align_corners=psi == "tensor")[:, 0]
+        for maps in by_size.values()
+    ]
+    return torch.stack(resized).sum(0)
+
+
+def rescaled_sum(magnitudes: Tensor, psi: Psi, eps: float) -> Tensor:
+    """sum_channels psi(magnitudes): (B, channels, h, w) -> (B, h, w). A constant tensor (channel) gives 0."""
+    if psi == "tensor":
+        low, high = magnitudes.amin((1, 2, 3)), magnitudes.amax((1, 2, 3))
+        # Summed first, then rescaled: the same, with fewer passes over the channels.
+        shifted = magnitudes.sum(1) - magnitudes.shape[1] * low[:, None, None]
+        return shifted * inverse(high - low, eps)[:, None, None]
+    low, high = magnitudes.amin((2, 3), keepdim=True), magnitudes.amax((2, 3), keepdim=True)
+    return ((magnitudes - low) * inverse(high - low, eps)).sum(1)
+
+
+def inverse(span: Tensor, eps: float) -> Tensor:
+    """1 / (span + eps), 0 where the span is 0."""
+    return torch.where(span > 0, 1 / torch.where(span > 0, span + eps, 1), 0)
+
+
+def check_psi(psi: str, eps: float | None) -> None:
+    """UserError unless psi is known and eps is a number from 0."""
+    if psi not in ("tensor", "per_channel"):
+        raise UserError(f"psi must be 'tensor' or 'per_channel', got {psi!r}")
+    if eps is not None and not 0 <= eps < math.inf:
+        raise UserError(f"eps must be None or at least 0, got {eps}")

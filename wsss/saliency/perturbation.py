@@ -1,0 +1,283 @@
+"""Saliency from the scores of masked images: Score-CAM and Group-CAM."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsss.errors import UserError
+from wsss.saliency.base import (
+    SaliencyMethod,
+    backward_rounds,
+    check_logits,
+    check_range,
+    evaluating,
+    exact,
+    finite,
+    gaussian_blur,
+    normalize,
+)
+from wsss.saliency.cam import GradCAM, LayerEvidence, tapped, weighted_activation
+
+Score = Literal["sigmoid", "softmax"]
+
+
+@dataclass(frozen=True)
+class ScoreCAM(SaliencyMethod):
+    """Score-CAM (Wang et al. 2020, equations 5 to 8): ReLU(sum_k w_k A_k) without gradients.
+
+    A_k is channel k of the activation at `layer`. Upsampled to the image and min-max normalised it is a
+    mask M_k; the masked image x * M_k is scored, and w_k follows from the score of the class.
+
+    Two public forms differ in more than the weights:
+
+    - "posterior" (the authors' code): w_k is the posterior p_c(x * M_k). Constant channels are
+      skipped: w_k = 0.
+    - "channel_softmax" (grad-cam's): w_k is the softmax over the channels of the logits z_c(x * M_k),
+      and masks are upsampled with aligned corners. A constant channel scores the black image.
+
+    The paper subtracts the score of a baseline image; neither code does.
+
+    Cost: one forward per image, and one per channel that is not constant. They serve all classes of the
+    image. Masks and masked images exist `batch_size` at a time. On a CPU the masked images are
+    channels_last, which makes convolutions 1.3 to 1.9 times as fast (ResNet-18, ResNet-50, VGG16).
+
+    Args:
+        layer: a `get_submodule` path whose output is (B, k, u, v), such as "layer4" or "features.29".
+        weights: see above.
+        score: p: "sigmoid" for multi-label classifiers, "softmax" for single-label ones; for "posterior".
+        batch_size: most masked images in one forward pass.
+    """
+
+    layer: str
+    weights: Literal["posterior", "channel_softmax"] = "posterior"
+    score: Score = "sigmoid"
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.weights not in ("posterior", "channel_softmax"):
+            raise UserError(f"weights must be 'posterior' or 'channel_softmax', got {self.weights!r}")
+        check_scoring(self.score, self.batch_size)
+
+    def forward(self, classifier: nn.Module, images: Tensor) -> "ScoreEvidence":
+        with evaluating(classifier), torch.no_grad(), tapped(classifier, self.layer) as taken:
+            logits = check_logits(classifier(images), images)
+        if not taken:
+            raise UserError(
+                f"layer '{self.layer}' gives no saliency: it does not run in the forward pass; "
+                "choose another layer"
+            )
+        return ScoreEvidence(self, classifier, images, logits, taken[-1].detach().float())
+
+    def channel_weights(
+        self, classifier: nn.Module, image: Tensor, activation: Tensor, classes: Tensor
+    ) -> Tensor:
+        """w (T, k) of the `classes` (T,): image (3, H, W), activation (k, u, v)."""
+        live = activation.amax((1, 2)) > activation.amin((1, 2))
+        masked = self._masked(image, activation[live])
+        if self.weights == "posterior":
+            weights = activation.new_zeros((len(classes), len(activation)))
+            if bool(live.any()):
+                scores = posterior(score_batches(classifier, masked), self.score)
+                weights[:, live] = scores[:, classes].T
+            return weights
+        # The mask of a constant channel is zero everywhere: one black image stands for all of them.
+        logits = score_batches(classifier, chain(masked, [torch.zeros_like(image)[None]]))
+        black = len(logits) - 1
+        return logits[torch.where(live, live.cumsum(0) - 1, black)][:, classes].T.softmax(1)
+
+    def _masked(self, image: Tensor, channels: Tensor) -> Iterator[Tensor]:
+        """Batches of the image (3, H, W) under the mask of each of the channels (n, u, v)."""
+        if len(channels) == 0:
+            return
+        for some in torch.split(channels, self.batch_size):
+            mask = masks(some, image, align_corners=self.weights == "channel_softmax")
+            yield fast_layout(image * mask[:, None])
+
+
+@dataclass(frozen=True)
+class ScoreEvidence:
+    """Activation (B, k, u, v) of one layer, and what it takes to score masked images."""
+
+    method: ScoreCAM
+    classifier: nn.Module
+    images: Tensor
+    logits: Tensor
+    activation: Tensor
+
+    def maps(self, targets: Tensor) -> Tensor:
+        check_range(targets[:, 1], self.logits.shape[1], "class")
+        maps = self.logits.new_zeros((len(targets), *self.activation.shape[-2:]))
+        for index in torch.unique(targets[:, 0]).tolist():
+            rows = (targets[:, 0] == index).nonzero()[:, 0]
+            activation = self.activation[index]
+            weights = self.method.channel_weights(
+                self.classifier, self.images[index], activation, targets[rows, 1]
+            )
+            with exact(maps.device):
+                maps[rows] = weighted_activation(weights, activation.expand(len(rows), -1, -1, -1))
+        return finite(maps)
+
+
+@dataclass(frozen=True)
+class GroupCAM(SaliencyMethod):
+    """Group-CAM (Zhang et al. 2021, section 3): sum_l a_l I_l over groups l of channels.
+
+    I_l = ReLU(sum_{k in group l} w_k A_k) with the Grad-CAM weights w_k = mean_uv dz_c/dA_k. Upsampled to
+    the image and min-max normalised it is a mask M_l, which keeps the image x where it is 1 and a
+    blurred image x~ where it is 0: x_l = x * M_l + x~ * (1 - M_l). The gain in posterior
+    a_l = ReLU(p_c(x_l) - p_c(x~)) weights the group.
+
+    Groups are contiguous, of ceil(k / groups) channels; the last one is smaller where k does not divide,
+    and the rounding may leave fewer groups than asked for (as `torch.chunk`, which the authors use).
+
+    Deviations from the authors' code, which changed over time: a dead group (constant I_l) is skipped
+    where theirs gave NaN, without any gain the map is zeros, no percentile of I_l is cut off, and the
+    weighted maps are I_l, not M_l, as in the paper. The result has the layer's resolution, which after
+    upsampling is the same: upsampling is linear.
+
+    Cost: with K classes on an image 2 + groups * K forwards (image, blurred image, masked images) and K
+    backward passes through the layers above `layer`; `batch_size` masked images at a time, of several
+    classes and images together.
+
+    Args:
+        layer: a `get_submodule` path whose output is (B, k, u, v), such as "layer4" or "features.29".
+        groups: number of groups.
+        score: p: "sigmoid" for multi-label classifiers, "softmax" for single-label ones.
+        batch_size: most masked images in one forward pass.
+        blur_kernel: side of the Gaussian kernel of the blur, pixels, odd; borders are mirrored.
+        blur_sigma: its standard deviation, pixels.
+    """
+
+    layer: str
+    groups: int = 32
+    score: Score = "sigmoid"
+    batch_size: int = 32
+    blur_kernel: int = 51
+    blur_sigma: float = 50.0
+
+    def __post_init__(self) -> None:
+        check_scoring(self.score, self.batch_size)
+        if self.groups < 1:
+            raise UserError(f"groups must be at least 1, got {self.groups}")
+        if self.blur_kernel < 1 or self.blur_kernel % 2 == 0 or not self.blur_sigma > 0:
+            raise UserError(
+                "GroupCAM needs an odd blur_kernel and a blur_sigma above 0, "
+                f"got {self.blur_kernel} and {self.blur_sigma}"
+            )
+
+    def forward(self, classifier: nn.Module, images: Tensor) -> "GroupEvidence":
+        return GroupEvidence(self, classifier, images, GradCAM(self.layer).forward(classifier, images))
+
+
+@dataclass(frozen=True)
+class GroupEvidence:
+    """The evidence of Grad-CAM at the layer, and what it takes to score masked images."""
+
+    method: GroupCAM
+    classifier: nn.Module
+    images: Tensor
+    gradcam: LayerEvidence
+
+    @property
+    def logits(self) -> Tensor:
+        return self.gradcam.logits
+
+    def maps(self, targets: Tensor) -> Tensor:
+        check_range(targets[:, 1], self.logits.shape[1], "class")
+        device = self.images.device
+        with exact(device):
+            groups = self._groups(targets)
+            # Only images that are asked for are blurred: positions in `blurred` instead of image indices.
+            used, position = torch.unique(targets[:, 0], return_inverse=True)
+            blurred = self._blurred(used)
+        gains = self._gains(targets, groups, blurred, position)
+        with exact(device):
+            return finite(torch.einsum("nl,nluv->nuv", gains, groups))
+
+    def _groups(self, targets: Tensor) -> Tensor:
+        """I (N, groups, u, v) of all targets."""
+        activation, parts = self.gradcam.activation, self.method.groups
+        groups: list[tuple[Tensor, Tensor]] = []
+        for rows, (gradient,) in backward_rounds(self.gradcam.output, [activation], targets):
+            chosen = targets[rows, 0]
+            weights = gradient[chosen].float().mean((2, 3), keepdim=True)
+            groups.append((rows, group_sums(weights * activation.detach()[chosen].float(), parts)))
+        order = torch.cat([rows for rows, _ in groups]).argsort()
+        return torch.cat([part for _, part in groups])[order]
+
+    def _blurred(self, used: Tensor) -> Tensor:
+        """Blurred images (n, 3, H, W) of the image indices `used` (n,)."""
+        images = self.images[used].float()
+        flat = gaussian_blur(images.flatten(0, 1), self.method.blur_kernel, self.method.blur_sigma)
+        return flat.view(images.shape)
+
+    def _gains(self, targets: Tensor, groups: Tensor, blurred: Tensor, position: Tensor) -> Tensor:
+        """a (N, groups); 0 for dead groups."""
+        size, score = self.method.batch_size, self.method.score
+        gains = groups.new_zeros(groups.shape[:2])
+        live = groups.amax((2, 3)) > groups.amin((2, 3))
+        rows, parts = live.nonzero(as_tuple=True)
+        if len(rows) == 0:
+            return gains
+
+        def mixed() -> Iterator[Tensor]:
+            for row, part in zip(torch.split(rows, size), torch.split(parts, size), strict=True):
+                weak, strong = blurred[position[row]], self.images[targets[row, 0]].float()
+                mask = masks(groups[row, part], strong[0])[:, None]
+                yield fast_layout(strong * mask + weak * (1 - mask))
+
+        floor = score_batches(self.classifier, (fast_layout(some) for some in torch.split(blurred, size)))
+        floor = posterior(floor, score)[position[rows], targets[rows, 1]]
+        scored = posterior(score_batches(self.classifier, mixed()), score)
+        gains[rows, parts] = (scored[torch.arange(len(rows)), targets[rows, 1]] - floor).relu()
+        return gains
+
+
+def check_scoring(score: str, batch_size: int) -> None:
+    """UserError unless the score is known and a batch holds something."""
+    if score not in ("sigmoid", "softmax"):
+        raise UserError(f"score must be 'sigmoid' or 'softmax', got {score!r}")
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, got {batch_size}")
+
+
+def posterior(logits: Tensor, score: Score) -> Tensor:
+    """Probabilities (n, C) of logits (n, C)."""
+    return logits.sigmoid() if score == "sigmoid" else logits.softmax(1)
+
+
+def masks(channels: Tensor, image: Tensor, align_corners: bool = False) -> Tensor:
+    """Channels (n, u, v), upsampled to the size of the image (3, H, W), then min-max normalised: (n, H, W)."""
+    size = tuple(image.shape[-2:])
+    with exact(channels.device):
+        return normalize(
+            F.interpolate(channels[:, None], size=size, mode="bilinear", align_corners=align_corners)[:, 0]
+        )
+
+
+def group_sums(channels: Tensor, groups: int) -> Tensor:
+    """ReLU of the sum over each group of channels: (n, k, u, v) -> (n, groups, u, v).
+
+    Groups as in `torch.chunk`; those that it would not make are zeros.
+    """
+    count, width = channels.shape[1], -(-channels.shape[1] // groups)
+    padded = F.pad(channels, (0, 0, 0, 0, 0, groups * width - count))
+    return padded.view(len(channels), groups, width, *channels.shape[2:]).sum(2).relu()
+
+
+def score_batches(classifier: nn.Module, batches: Iterable[Tensor]) -> Tensor:
+    """Logits (n, C), float32, of batches of images (b, 3, H, W) that are made one at a time."""
+    with evaluating(classifier), torch.no_grad():
+        return torch.cat([check_logits(classifier(batch), batch) for batch in batches])
+
+
+def fast_layout(images: Tensor) -> Tensor:
+    """Images in the memory layout in which convolutions are fastest on their device."""
+    if images.device.type == "cpu":
+        return images.contiguous(memory_format=torch.channels_last)
+    return images
