@@ -1,6 +1,8 @@
-"""Class activation maps from the gradient at one layer: the machinery, and Grad-CAM."""
+"""Class activation maps from the gradient at one layer: the machinery, Grad-CAM, Grad-CAM++ and XGrad-CAM."""
 
 import difflib
+import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +21,9 @@ from wsss.saliency.base import (
     exact,
     finite,
 )
+
+NEARLY_ZERO = 1e-6
+"""Denominators of Grad-CAM++ within this distance of 0 mean nothing (they occur before a ReLU only)."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,18 @@ class LayerEvidence:
     combine: Callable[[Tensor, Tensor], Tensor]
 
     def maps(self, targets: Tensor) -> Tensor:
-        check_range(targets[:, 1], self.logits.shape[1], "class")
         maps = self.logits.new_zeros((len(targets), *self.activation.shape[-2:]))
         with exact(maps.device):
-            for rows, (gradient,) in backward_rounds(self.output, [self.activation], targets):
-                chosen = targets[rows, 0]
-                maps[rows] = self.combine(self.activation.detach()[chosen].float(), gradient[chosen].float())
+            for rows, activation, gradient in self.derivatives(targets):
+                maps[rows] = self.combine(activation, gradient)
         return finite(maps)
+
+    def derivatives(self, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Round by round (n,) rows of `targets`, their A and their dz/dA, both (n, k, u, v) float32."""
+        check_range(targets[:, 1], self.logits.shape[1], "class")
+        for rows, (gradient,) in backward_rounds(self.output, [self.activation], targets):
+            chosen = targets[rows, 0]
+            yield rows, self.activation.detach()[chosen].float(), gradient[chosen].float()
 
 
 @contextmanager
@@ -105,6 +115,25 @@ def weighted_activation(weights: Tensor, activation: Tensor) -> Tensor:
     return torch.einsum("nk,nkuv->nuv", weights, activation).relu()
 
 
+def constant_in_space(gradient: Tensor) -> bool:
+    """Whether each channel of dz/dA (n, k, u, v) has one value everywhere, as below global average pooling."""
+    return bool((gradient == gradient[:, :, :1, :1]).all())
+
+
+def warn_below_pooling(gradient: Tensor, consequence: str) -> None:
+    """Warns that a method loses what sets it apart where dz/dA (n, k, u, v) is constant in space.
+
+    Looks at the first map only. Python shows a warning once per place, so once per method.
+    """
+    first = gradient[:1]
+    if first[0, 0].numel() > 1 and bool(first.any()) and constant_in_space(first):
+        warnings.warn(
+            f"{consequence} at this layer, because only global average pooling and a linear head follow; "
+            "choose an inner layer, such as layer3 of a ResNet",
+            stacklevel=3,
+        )
+
+
 @dataclass(frozen=True)
 class GradCAM(LayerMethod):
     """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2): ReLU(sum_k w_k A_k), w_k = mean_uv dz/dA_k.
@@ -115,3 +144,67 @@ class GradCAM(LayerMethod):
 
     def combine(self, activation: Tensor, gradient: Tensor) -> Tensor:
         return weighted_activation(gradient.mean((2, 3)), activation)
+
+
+@dataclass(frozen=True)
+class GradCAMPlusPlus(LayerMethod):
+    """Grad-CAM++ (Chattopadhyay et al. 2018, equation 19): ReLU(sum_k w_k A_k), w_k = sum_uv alpha ReLU(G).
+
+    G = dz/dA, S_k = sum_uv A_k, alpha = G^2 / (2 G^2 + S_k G^3) = 1 / (2 + S_k G), and 0 where G is 0.
+    Where G > 0, the only places that count, and A >= 0, as after a ReLU, the denominator is at least 2;
+    on other layers a place where it is about 0 is left out.
+
+    Deviation from public code: that adds 1e-6 to the denominator of the first form, which outweighs
+    everything else once G is below about 1e-3, as below global average pooling (G ~ 1 / (u v)): alpha then
+    grows with G^2, and the map hangs on the scale of the logits. Without it, the weights tend to half of
+    Grad-CAM's positive part as logits shrink.
+
+    Args:
+        layer: see `LayerMethod`.
+        eps: added to the denominator of the first form; 1e-6 gives the maps of the grad-cam package.
+    """
+
+    eps: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.eps is not None and not 0 < self.eps < math.inf:
+            raise UserError(f"eps must be above 0, or None for none at all, got {self.eps}")
+
+    def combine(self, activation: Tensor, gradient: Tensor) -> Tensor:
+        positive = gradient.relu()
+        denominator = 2 + activation.sum((2, 3), keepdim=True) * positive
+        if self.eps is None:
+            shares = positive / denominator.where(denominator.abs() > NEARLY_ZERO, math.inf)
+        else:
+            shares = positive**3 / (denominator * positive**2 + self.eps)
+        return weighted_activation(shares.sum((2, 3)), activation)
+
+
+@dataclass(frozen=True)
+class XGradCAM(LayerMethod):
+    """XGrad-CAM (Fu et al. 2020, equation 8): ReLU(sum_k w_k A_k), w_k = sum_uv G A / (sum_uv A + eps).
+
+    G = dz/dA: Grad-CAM with the gradient averaged where the activation is. The weights divide by the sum of
+    activations, so `layer` must follow a ReLU. Below a global-average-pool head it is Grad-CAM (warned of).
+
+    Args:
+        layer: see `LayerMethod`.
+        eps: keeps channels without activation at weight 0.
+    """
+
+    eps: float = 1e-7
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eps < math.inf:
+            raise UserError(f"eps must be above 0, got {self.eps}")
+
+    def combine(self, activation: Tensor, gradient: Tensor) -> Tensor:
+        warn_below_pooling(gradient, "XGrad-CAM is Grad-CAM itself")
+        if bool((activation < 0).any()):
+            warnings.warn(
+                "XGrad-CAM divides by sums of activations, and some are negative at this layer, so that "
+                "its weights may be arbitrarily large: choose a layer after a ReLU",
+                stacklevel=2,
+            )
+        weights = (gradient * activation).sum((2, 3)) / (activation.sum((2, 3)) + self.eps)
+        return weighted_activation(weights, activation)

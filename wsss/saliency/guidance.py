@@ -7,7 +7,7 @@ from torch import Tensor
 
 from wsss.errors import UserError
 from wsss.saliency.base import gaussian_blur
-from wsss.saliency.cam import LayerMethod, weighted_activation
+from wsss.saliency.cam import LayerMethod, warn_below_pooling, weighted_activation
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class GlobalGuidanceCAM(LayerMethod):
 
     GM = ReLU(sum_k G_k * A_k) is the global guidance map, G = dz/dA, w_k = mean_uv G_k. GM is one
     non-negative map, so the formula equals GM * ReLU(sum_k w_k A_k), which is what we compute.
-    Below a global-average-pool head it is exactly Grad-CAM squared: choose an inner layer.
+    Below a global-average-pool head it is exactly Grad-CAM squared (warned of): choose an inner layer.
 
     Args:
         layer: see `LayerMethod`.
@@ -31,6 +31,7 @@ class GlobalGuidanceCAM(LayerMethod):
             raise UserError(f"smooth must be a sigma of at least 0, got {self.smooth}")
 
     def combine(self, activation: Tensor, gradient: Tensor) -> Tensor:
+        warn_below_pooling(gradient, "the global guidance CAM is just Grad-CAM squared")
         guidance = (gradient * activation).sum(1).relu()
         maps = guidance * weighted_activation(gradient.mean((2, 3)), activation)
         if self.smooth == 0:
