@@ -9,8 +9,8 @@ from wsss.saliency.gradient import Gradient, GuidedBackprop
 from wsss.saliency.guidance import GlobalGuidanceCAM
 from wsss.saliency.integrated import IntegratedGradCAM
 from wsss.saliency.multiscale import MultiScale
-from wsss.saliency.relevance import RelevanceCAM
 from wsss.saliency.perturbation import GroupCAM, ScoreCAM
+from wsss.saliency.relevance import RelevanceCAM
 from wsss.saliency.sess import SESS
 from wsss.saliency.subtraction import ClassSubtraction
 
@@ -44,9 +44,9 @@ __all__ = [
     "GradCAM",
     "GradCAMPlusPlus",
     "Gradient",
+    "GroupCAM",
     "GuidedBackprop",
     "IntegratedGradCAM",
-    "GroupCAM",
     "MultiScale",
     "RelevanceCAM",
     "SaliencyMethod",
