@@ -70,6 +70,13 @@ tr.mean > * { border-bottom: 2px solid var(--line); font-weight: 650; }
 .row { padding: .8rem 1rem 1rem; }
 .row h3 { margin: 0 0 .6rem; display: flex; flex-wrap: wrap; gap: .3rem .5rem; align-items: baseline; }
 .row h3 .note { font-weight: 400; margin-left: auto; }
+.board th, .board td { padding: .45rem .5rem; }
+.board thead th { white-space: normal; text-align: right; vertical-align: bottom; }
+.board thead th:first-child { text-align: left; }
+.board tbody th { min-width: 10rem; white-space: normal; overflow-wrap: anywhere; }
+.board td { text-align: right; }
+.board td.best { background: var(--bar); font-weight: 650; }
+.board .group { border-left: 1px solid var(--line); }
 .chip { background: var(--chip); border-radius: 1rem; padding: .05rem .65rem; font-size: .82rem;
   font-weight: 500; }
 .strip { display: flex; gap: .7rem; overflow-x: auto; padding-bottom: .2rem; }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -124,20 +125,39 @@ def write_report(path: Path, report: Report) -> None:
 def render(report: Report) -> str:
     """The page as a string."""
     galleries = [
-        (f"gallery-{index}", gallery.title, _gallery(gallery, report.legend))
+        (f"gallery-{index}", gallery.title, gallery_section(gallery, report.legend))
         for index, gallery in enumerate(report.galleries)
     ]
     sections = [
         ("summary", "Summary", _summary(report.summary)),
         ("classes", "Per class", _classes(report.classes)),
         *galleries,
-        ("run", "Run", _run(report)),
+        ("run", "Run", run_section(report.facts, report.config)),
     ]
+    footer = (
+        "mIoU: one confusion matrix over all images at original size, PASCAL VOC protocol; a class without "
+        "ground truth is left out. Made by wsss."
+    )
+    return page(report.title, report.subtitle, sections, footer, _tiles(report.tiles))
+
+
+def page(
+    title: str, subtitle: str, sections: Sequence[tuple[str, str, str]], footer: str, lead: str = ""
+) -> str:
+    """A whole page.
+
+    Args:
+        title: plain text.
+        subtitle: plain text.
+        sections: (anchor, title as plain text, content as HTML); those without content are left out.
+        footer: plain text.
+        lead: HTML before the first section.
+    """
     shown = [section for section in sections if section[2]]
-    links = "".join(f'<li><a href="#{anchor}">{escape(title)}</a></li>' for anchor, title, _ in shown)
+    links = "".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for anchor, name, _ in shown)
     body = "".join(
-        f'<section id="{anchor}"><h2>{escape(title)}</h2>{content}</section>\n'
-        for anchor, title, content in shown
+        f'<section id="{anchor}"><h2>{escape(name)}</h2>{content}</section>\n'
+        for anchor, name, content in shown
     )
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -146,16 +166,15 @@ def render(report: Report) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
   content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{escape(report.title)}</title>
+<title>{escape(title)}</title>
 <style>{CSS}</style>
 </head>
 <body>
-<header><h1>{escape(report.title)}</h1><p class="soft">{escape(report.subtitle)}</p></header>
+<header><h1>{escape(title)}</h1><p class="soft">{escape(subtitle)}</p></header>
 <nav aria-label="Contents"><ul>{links}</ul></nav>
 <main>
-{_tiles(report.tiles)}{body}</main>
-<footer>mIoU: one confusion matrix over all images at original size, PASCAL VOC protocol; a class without
-ground truth is left out. Made by wsss.</footer>
+{lead}{body}</main>
+<footer>{escape(footer)}</footer>
 </body>
 </html>
 """
@@ -238,7 +257,8 @@ def _cell(value: float | None, kind: str) -> str:
     return f'<td class="{kind}" style="--v:{strength}"><span>{text}</span></td>'
 
 
-def _gallery(gallery: Gallery, legend: tuple[tuple[str, Colour], ...]) -> str:
+def gallery_section(gallery: Gallery, legend: tuple[tuple[str, Colour], ...] = ()) -> str:
+    """The content of a gallery's section; empty without rows."""
     if not gallery.rows:
         return ""
     note = f'<p class="note">{escape(gallery.note)}</p>' if gallery.note else ""
@@ -283,12 +303,13 @@ def _dot(colour: Colour) -> str:
     return '<span class="dot" style="background:rgb({},{},{})"></span>'.format(*colour)
 
 
-def _run(report: Report) -> str:
-    tables = "".join(_facts(facts) for facts in report.facts if facts.pairs)
+def run_section(facts: Sequence[Facts], config: str = "") -> str:
+    """Tables of facts side by side, and the configuration to be unfolded."""
+    tables = "".join(_facts(table) for table in facts if table.pairs)
     content = f'<div class="columns">{tables}</div>' if tables else ""
-    if report.config:
+    if config:
         content += '<details class="card"><summary>Configuration</summary>'
-        content += f"<pre>{escape(report.config)}</pre></details>"
+        content += f"<pre>{escape(config)}</pre></details>"
     return content
 
 
