@@ -1,0 +1,335 @@
+"""Relevance-CAM: channel weights from layer-wise relevance propagation (LRP).
+
+The network above the layer is not rebuilt: one forward pass records what its modules received, and plain
+functions then send relevance back through them, module by module, in reverse order. For that the order must
+be known, so the method supports named networks only (`steps_of`).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import VGG, ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from wsss.errors import UserError
+from wsss.saliency.base import SaliencyMethod, check_logits, check_range, evaluating, exact, finite
+from wsss.saliency.cam import find_layer, tapped
+
+Block: TypeAlias = BasicBlock | Bottleneck
+
+SUPPORTED = "torchvision's ResNet and VGG families and wsss's own classifiers"
+
+_TINY = 1e-30
+"""Denominators closer to 0 than this give no relevance: the quotient would not be finite."""
+
+
+@dataclass(frozen=True)
+class RelevanceCAM(SaliencyMethod):
+    """Relevance-CAM (Lee et al. 2021, equations 5 to 8): sum_k w_k A_k, w_k = mean_uv R_k.
+
+    A is the activation at `layer` and R the relevance that arrives there. It starts at the logits with the
+    contrastive seed R_c = 1 for the class c and R_j = -1 / N for the others, N being the number of *all*
+    classes, and goes down by the z+ rule (LRP alpha 1, beta 0), with x the input of a module, w its weights:
+
+        R_i = sum_j (x_i w_ij)+ / (sum_i' (x_i' w_i'j)+) R_j,    with (t)+ = max(t, 0).
+
+    Pooling layers share relevance among their inputs in proportion to what these give (max pooling: all to
+    the maximum). ReLU and dropout pass it on. Where a residual block adds a + b, the branches get a / (a + b)
+    and b / (a + b) of it; the branches are signed, so a share may be negative or above 1. BatchNorm passes
+    it on unchanged: the authors' rule x w R / (x w + 1e-9) is that, and hence their use of var^2 for var has
+    no effect. So the sum over R stays 1 / N, except where a denominator is 0 and relevance ends.
+
+    Of a linear head above global average pooling at the last layer it is, up to a factor, the closed form
+    w_k = m_k sum_j w+_jk R_j / (sum_k' w+_jk' m_k'), m = mean_uv A: the size of the logit plays no part.
+
+    Deviations from the authors' code: `relu` is on by default, as the map is otherwise signed; convolution
+    biases are out of the denominators by default (`biases`); relevance stops at denominators below 1e-30,
+    theirs at exact zeros.
+
+    Cost: one forward, whatever the number of classes, and for each target about two forwards of the layers
+    above `layer` (one with w+, one transposed).
+
+    Supported are torchvision's ResNet and VGG (also dilated, grouped, with BatchNorm or another head) and
+    the classifiers of wsss, a residual block counting as one layer. DCSM's VGG16, whose logit is the maximum
+    of a score map, sends all relevance to that place.
+
+    Args:
+        layer: a path on the way from the image to the logits: "layer4", "layer3.0", "features.22".
+        relu: keep the positive part only. False gives the *signed* map of the authors' code, in which
+            negative values speak for other classes.
+        biases: add a convolution's bias to its denominator, twice, as the authors' code does (once in the
+            branch of positive inputs, once in that of negative ones); linear layers have none there either.
+        batch_size: targets that are propagated at a time; bounds memory.
+    """
+
+    layer: str
+    relu: bool = True
+    biases: bool = False
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    def forward(self, classifier: nn.Module, images: Tensor) -> "RelevanceEvidence":
+        above = steps_above(classifier, self.layer)
+        with (
+            evaluating(classifier),
+            torch.no_grad(),
+            tapped(classifier, self.layer) as taken,
+            taped(above) as tape,
+        ):
+            output = classifier(images)
+        logits = check_logits(output, images)
+        if above[-1] in tape.outputs:
+            _check_maximum(tape.outputs[above[-1]], logits)
+        return RelevanceEvidence(logits, taken[-1].detach(), tuple(above), tape, self)
+
+
+@dataclass(frozen=True)
+class Tape:
+    """What modules received, and where it is needed gave, in one forward pass: (B, …) each."""
+
+    inputs: dict[nn.Module, Tensor] = field(default_factory=dict)
+    outputs: dict[nn.Module, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RelevanceEvidence:
+    """Activation of the layer and the tape of everything above it."""
+
+    logits: Tensor
+    activation: Tensor
+    above: tuple[nn.Module, ...]
+    tape: Tape
+    method: RelevanceCAM
+
+    def maps(self, targets: Tensor) -> Tensor:
+        check_range(targets[:, 1], self.logits.shape[1], "class")
+        maps = self.logits.new_zeros((len(targets), *self.activation.shape[-2:]))
+        with exact(maps.device):
+            for start in range(0, len(targets), self.method.batch_size):
+                part = targets[start : start + self.method.batch_size]
+                weights, activation = self.relevance(part).mean((2, 3)), self.activation[part[:, 0]].float()
+                maps[start : start + len(part)] = torch.einsum("nk,nkuv->nuv", weights, activation)
+        return finite(maps.relu() if self.method.relu else maps)
+
+    def relevance(self, targets: Tensor) -> Tensor:
+        """The relevance R (n, k, u, v) at the layer, float32, of targets (n, 2)."""
+        relevance = contrastive_seed(targets[:, 1], self.logits.shape[1])
+        rules = Rules(self.tape, targets[:, 0], self.method.biases)
+        top = self.above[-1]
+        if top in self.tape.outputs:
+            scores = self.tape.outputs[top][targets[:, 0]].float()
+            relevance = at_maximum(relevance, scores)
+        for module in reversed(self.above):
+            relevance = rules.through(module, relevance)
+        return relevance.reshape(len(targets), *self.activation.shape[1:])
+
+
+def contrastive_seed(classes: Tensor, number: int) -> Tensor:
+    """(n,) class indices -> (n, number): 1 at the class, -1 / number elsewhere."""
+    seed = torch.full((len(classes), number), -1 / number, device=classes.device)
+    return seed.scatter(1, classes[:, None], 1.0)
+
+
+def at_maximum(relevance: Tensor, scores: Tensor) -> Tensor:
+    """Relevance (n, C) put where each score map (n, C, h, w) has its (first) maximum."""
+    flat = scores.flatten(2)
+    places = flat.argmax(2, keepdim=True)
+    return torch.zeros_like(flat).scatter(2, places, relevance[..., None]).view_as(scores)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rules of relevance propagation, for the images `rows` (n,) of a tape."""
+
+    tape: Tape
+    rows: Tensor
+    biases: bool
+
+    def through(self, module: nn.Module, relevance: Tensor) -> Tensor:
+        """Relevance at a module's output (n, …) -> at its input, float32."""
+        match module:
+            case BasicBlock() | Bottleneck():
+                return self._through_block(module, relevance)
+            case nn.Conv2d():
+                return self._share(lambda x: self._positive_convolution(module, x), module, relevance)
+            case nn.Linear():
+                return self._share(lambda x: positive(F.linear, x, module.weight), module, relevance)
+            case nn.MaxPool2d() | nn.AdaptiveAvgPool2d():
+                return self._share(module.forward, module, relevance)
+        return relevance  # ReLU, dropout, BatchNorm
+
+    def _share(self, function: Callable[[Tensor], Tensor], module: nn.Module, relevance: Tensor) -> Tensor:
+        """x * d(function)/dx with the seed R / function(x): every input's share of every output."""
+        x = self.tape.inputs[module][self.rows].float().requires_grad_()
+        with torch.enable_grad():
+            z = function(x)
+        seed = divide(relevance.reshape(z.shape), z.detach())
+        (gradient,) = torch.autograd.grad(z, x, seed)
+        return x.detach() * gradient
+
+    def _positive_convolution(self, module: nn.Conv2d, x: Tensor) -> Tensor:
+        def convolve(x: Tensor, weight: Tensor) -> Tensor:
+            return F.conv2d(x, weight, None, module.stride, module.padding, module.dilation, module.groups)
+
+        z = positive(convolve, x, module.weight)
+        if self.biases and module.bias is not None:
+            z = z + 2 * module.bias.detach().float()[:, None, None]
+        return z
+
+    def _through_block(self, block: Block, relevance: Tensor) -> Tensor:
+        *convolutions, last = _branch(block)
+        branch = self.tape.outputs[last][self.rows].float()
+        skip = self._skipped(block)
+        share = divide(relevance.reshape(branch.shape), branch + skip)
+        down, across = branch * share, skip * share
+        for module in reversed(convolutions):
+            down = self.through(module, down)
+        for module in reversed(list(block.downsample or ())):
+            across = self.through(module, across)
+        return down + across
+
+    def _skipped(self, block: Block) -> Tensor:
+        taken = self.tape.inputs[block] if block.downsample is None else self.tape.outputs[block.downsample]
+        return taken[self.rows].float()
+
+
+def divide(relevance: Tensor, z: Tensor) -> Tensor:
+    """relevance / z, 0 where z is (nearly) 0."""
+    known = z.abs() > _TINY
+    return torch.where(known, relevance / torch.where(known, z, 1), 0)
+
+
+def positive(apply: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> Tensor:
+    """The sum of the positive products x_i w_ij: apply(x+, w+) + apply(x-, w-)."""
+    weight = weight.detach().float()
+    z = apply(x.clamp(min=0), weight.clamp(min=0))
+    if bool((x < 0).any()):  # never behind a ReLU
+        z = z + apply(x.clamp(max=0), weight.clamp(max=0))
+    return z
+
+
+def _branch(block: Block) -> list[nn.Module]:
+    """The residual branch: its convolutions, then its last BatchNorm, whose output is added."""
+    if isinstance(block, Bottleneck):
+        return [block.conv1, block.conv2, block.conv3, block.bn3]
+    return [block.conv1, block.conv2, block.bn2]
+
+
+@contextmanager
+def taped(steps: list[nn.Module]) -> Iterator[Tape]:
+    """Records what the rules need while the block runs; the hooks go when it ends."""
+    tape = Tape()
+
+    def keep_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        tape.inputs[module] = inputs[0].detach()
+
+    def keep_output(module: nn.Module, inputs: object, output: Tensor) -> None:
+        tape.outputs[module] = output.detach().clone()  # residual blocks add to it in place
+
+    taking = {part for step in steps for part in step.modules() if _shares(part)}
+    giving: set[nn.Module] = {_branch(step)[-1] for step in steps if isinstance(step, Block)}
+    giving |= {step.downsample for step in steps if isinstance(step, Block) and step.downsample is not None}
+    if isinstance(steps[-1], nn.Conv2d):
+        giving.add(steps[-1])
+    handles = [module.register_forward_pre_hook(keep_input) for module in taking]
+    handles += [module.register_forward_hook(keep_output) for module in giving]
+    try:
+        yield tape
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _shares(module: nn.Module) -> bool:
+    return isinstance(module, Block | nn.Conv2d | nn.Linear | nn.MaxPool2d | nn.AdaptiveAvgPool2d)
+
+
+_PASSES = (nn.ReLU, nn.Dropout, nn.Identity, nn.BatchNorm2d)
+
+
+def steps_above(classifier: nn.Module, layer: str) -> list[nn.Module]:
+    """The modules between the layer and the logits, in forward order.
+
+    Raises:
+        UserError: another network, or no such layer on its path.
+    """
+    steps = steps_of(classifier)
+    find_layer(classifier, layer)
+    names = [name for name, _ in steps]
+    within = [index for index, name in enumerate(names) if f"{name}.".startswith(f"{layer}.")]
+    if not within:
+        inside = [name for name in names if layer.startswith(f"{name}.")]
+        mend = f"choose {inside[0]}" if inside else "choose a layer such as layer4 or features.29"
+        raise UserError(f"layer '{layer}' is not between two steps from the image to the logits: {mend}")
+    if within[-1] == len(steps) - 1:
+        raise UserError(
+            f"layer '{layer}' has nothing above it: choose a layer with feature maps below the head"
+        )
+    return [module for _, module in steps[within[-1] + 1 :]]
+
+
+def steps_of(classifier: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Paths and modules from the image to the logits in forward order; residual blocks are one step.
+
+    Raises:
+        UserError: a network whose order of modules is not known, or with modules that have no rule.
+    """
+    run = type(classifier).forward
+    if run is ResNet.forward:
+        tops = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool", "fc"]
+    elif run is VGG.forward:
+        tops = ["features", "avgpool", "classifier"]
+    elif all(hasattr(classifier, name) for name in ("features", "fc6", "fc7", "fc8", "score_map")):
+        tops = [
+            "features",
+            "fc6",
+            "relu",
+            "fc7",
+            "fc8",
+        ]  # its one ReLU runs twice, which changes nothing here
+    else:
+        raise UserError(
+            f"relevance propagation does not know {type(classifier).__name__}: it supports {SUPPORTED}; "
+            "choose another method, such as gradcam"
+        )
+    steps = [step for top in tops for step in _flattened(top, classifier.get_submodule(top))]
+    for name, module in steps:
+        _check_rule(name, module)
+    return steps
+
+
+def _flattened(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(module, nn.Sequential):
+        for child, part in module.named_children():
+            yield from _flattened(f"{name}.{child}", part)
+    else:
+        yield name, module
+
+
+def _check_rule(name: str, module: nn.Module) -> None:
+    known = isinstance(module, _PASSES) or _shares(module)
+    if isinstance(module, Block):
+        known = type(module).forward in (BasicBlock.forward, Bottleneck.forward) and isinstance(
+            module.relu, nn.ReLU
+        )
+    if not known:
+        raise UserError(
+            f"relevance propagation has no rule for {type(module).__name__} at '{name}': it supports {SUPPORTED}"
+        )
+
+
+def _check_maximum(scores: Tensor, logits: Tensor) -> None:
+    """A network that ends in a convolution must give the maxima of its score map."""
+    if scores.ndim != 4 or not torch.equal(scores.amax((2, 3)).float(), logits):
+        raise UserError(
+            "relevance propagation supports score maps below global max pooling only: the logits are not the maxima "
+            "of the last convolution"
+        )
