@@ -130,9 +130,23 @@ def mask_metrics(
         "threshold": round(threshold, 4),
         "coverage": _number(masks.coverage()),
         "kept_miou": _number(masks.kept().miou()),
+        "kept_accuracy": _number(masks.kept().accuracy()),
+        "reliability": _reliability(config, classes, records, run, bar),
         **_mask_oracle(config, class_names, records, run, bar),
     }
     return {"seed": seed, "mask": mask}
+
+
+def _reliability(
+    config: Config, classes: int, records: list[Record], run: RunDirectory, bar: Any
+) -> dict[str, Any]:
+    """Coverage against accuracy as the confidence that is asked for falls, on the sample of the oracle."""
+    sample = evenly(records, config.evaluate.oracle_images)
+    workers = runtime.workers(config.runtime)
+    curve = refine.score_confidence(
+        sample, run, config.refine, classes, workers, partial(bar, "mask confidence")
+    )
+    return {"images": len(sample), **curve.points()}
 
 
 def _mask_oracle(

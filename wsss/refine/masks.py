@@ -63,12 +63,14 @@ class RefineParameters:
 
 
 class RefinedMask(NamedTuple):
-    """The two readings of one refined image; they are equal wherever `mask` is not 255."""
+    """The two readings of one refined image, equal wherever `mask` is not 255, and how sure they are."""
 
     labels: npt.NDArray[np.uint8]
     """`(H, W)` the most probable mask index of every pixel, no 255: what `mask.miou` scores."""
     mask: npt.NDArray[np.uint8]
     """`(H, W)` the same with 255 where it is uncertain: what the segmentation network is trained on."""
+    confidence: npt.NDArray[np.float32]
+    """`(H, W)` in [0, 1]: the CRF's posterior of `labels` (agreement: the mean of the two posteriors)."""
 
 
 def refine_mask(
@@ -89,7 +91,7 @@ def refine_mask(
         backend: of `dense_crf`.
 
     Returns:
-        `RefinedMask(labels, mask)`.
+        `RefinedMask(labels, mask, confidence)`.
 
     Raises:
         ValueError: sizes, types or class indices that do not fit.
@@ -99,25 +101,23 @@ def refine_mask(
     indices = _check(maps, classes, image)
     if len(indices) == 1:
         empty = np.full(image.shape[:2], BACKGROUND, dtype=np.uint8)
-        return RefinedMask(empty, empty.copy())
-    if parameters.uncertainty == "agreement":
-        labels, certain = _agreement(maps, image, parameters, backend)
-    else:
-        labels, certain = _posterior(maps, image, parameters, backend)
-    mask = indices[labels]
-    return RefinedMask(mask, np.where(certain, mask, np.uint8(IGNORE)))
+        return RefinedMask(empty, empty.copy(), np.ones(image.shape[:2], dtype=np.float32))
+    rule = _agreement if parameters.uncertainty == "agreement" else _posterior
+    posterior, certain = rule(maps, image, parameters, backend)
+    mask = indices[posterior.argmax(axis=0)]
+    return RefinedMask(mask, np.where(certain, mask, np.uint8(IGNORE)), posterior.max(axis=0))
 
 
 def _agreement(
     maps: Maps, image: npt.NDArray[np.uint8], parameters: RefineParameters, backend: str
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Two CRFs, from a generous and from a strict seed (IRN, Ahn et al., CVPR 2019, and its code).
 
     Certain is what both call the same. (IRN also keeps a pixel that both call foreground, but of different
     classes.) The labels come from the mean of the two posteriors, which keeps what both agree on.
 
     Returns:
-        `(H, W)` positions in (background, *classes) and `(H, W)` bool, True where certain.
+        The posterior `(K + 1, H, W)`, background first, and `(H, W)` bool, True where its label is certain.
     """
     threshold = background_threshold(maps, parameters.background)
     positions = range(1, len(maps) + 1)
@@ -127,24 +127,25 @@ def _agreement(
         unary = label_probabilities(seed, len(maps) + 1, parameters.confidence)
         posteriors.append(dense_crf(unary, image, parameters.crf, backend))
     generous, strict = posteriors
-    labels = (generous + strict).argmax(axis=0)
+    mean = (generous + strict) / 2
+    labels = mean.argmax(axis=0)
     certain = (labels == generous.argmax(axis=0)) & (labels == strict.argmax(axis=0))
-    return labels, certain
+    return mean, certain
 
 
 def _posterior(
     maps: Maps, image: npt.NDArray[np.uint8], parameters: RefineParameters, backend: str
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """One CRF from the soft scores; certain is what its posterior is sure of (CLIP-ES, Lin et al., 2023).
 
     Returns:
-        `(H, W)` positions in (background, *classes) and `(H, W)` bool, True where certain.
+        The posterior `(K + 1, H, W)`, background first, and `(H, W)` bool, True where its label is certain.
     """
     scores = background_scores(maps, parameters.background)
     unary = score_probabilities(scores, parameters.confidence)
     posterior = dense_crf(unary, image, parameters.crf, backend)
     limit = 0.0 if parameters.uncertainty == "none" else parameters.posterior_limit
-    return posterior.argmax(axis=0), posterior.max(axis=0) >= limit
+    return posterior, posterior.max(axis=0) >= limit
 
 
 def label_probabilities(

@@ -13,6 +13,7 @@ from wsss.config import CRFConfig, RefineConfig
 from wsss.data.dataset import Record
 from wsss.data.files import Saliency, read_image, read_saliency, read_truth, write_mask
 from wsss.errors import UserError
+from wsss.metrics.reliability import ReliabilityCurve
 from wsss.metrics.segmentation import ConfusionMatrix
 from wsss.metrics.sweep import ThresholdSweep
 from wsss.parallel import pool, unordered
@@ -78,7 +79,7 @@ def _refine_one(run: RunDirectory, settings: RefineParameters, record: Record) -
     image = read_image(record.image)
     if image.shape[:2] != saliency.size:
         raise UserError(f"{record.image} changed since its saliency was made; run `wsss saliency` again")
-    labels, mask = refine_mask(maps, saliency.classes, image, settings)
+    labels, mask, _ = refine_mask(maps, saliency.classes, image, settings)
     write_mask(run.mask(LABELS, record.id), labels)
     write_mask(run.mask(MASKS, record.id), mask)  # last: it marks the image as done
 
@@ -169,6 +170,34 @@ def _score_refined(
         matrices[threshold] = ConfusionMatrix(classes)
         matrices[threshold].update(refine_mask(maps, saliency.classes, image, settings).labels, truth)
     return matrices
+
+
+def score_confidence(
+    records: Sequence[Record],
+    run: RunDirectory,
+    config: RefineConfig,
+    classes: int,
+    workers: int,
+    progress: Any,
+) -> ReliabilityCurve:
+    """How right the refined labels are where the CRF is sure; refines once more and writes nothing."""
+    curve = ReliabilityCurve()
+    with progress(len(records), 0) as bar, pool(min(workers, len(records))) as executor:
+        score = partial(_score_confidence, run, parameters(config), classes)
+        for part in unordered(executor, score, records, ahead=4 * workers):
+            curve = curve + part
+            bar.update(1)
+    return curve
+
+
+def _score_confidence(
+    run: RunDirectory, settings: RefineParameters, classes: int, record: Record
+) -> ReliabilityCurve:
+    saliency, maps = load_maps(run, record)
+    refined = refine_mask(maps, saliency.classes, read_image(record.image), settings)
+    curve = ReliabilityCurve()
+    curve.update(refined.labels, refined.confidence, _truth(record, classes))
+    return curve
 
 
 def _truth(record: Record, classes: int) -> Any:

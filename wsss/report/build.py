@@ -11,6 +11,7 @@ from wsss.config import Config
 from wsss.data.dataset import Dataset, Record
 from wsss.data.files import read_image, read_mask, read_saliency
 from wsss.refine.background import prepare_maps
+from wsss.report.chart import Chart
 from wsss.report.html import (
     ClassTable,
     Facts,
@@ -54,6 +55,7 @@ def build_report(config: Config, dataset: Dataset, run: RunDirectory) -> None:
         ),
         classes=_class_table(dataset, metrics, entries, protocol),
         legend=tuple((name, _colour(index)) for index, name in enumerate(dataset.class_names) if index),
+        charts=_charts(metrics.get("mask") or {}),
         galleries=tuple(gallery for gallery in _galleries(dataset, run) if gallery.rows),
         facts=_facts(manifest),
         config=run.config.read_text(encoding="utf-8") if run.config.is_file() else "",
@@ -101,6 +103,26 @@ def _tiles(metrics: dict[str, Any]) -> tuple[Tile, ...]:
     if metrics.get("retention") is not None:
         tiles.append(Tile("retention", metrics["retention"], "val mIoU / same network on true masks"))
     return tuple(tiles)
+
+
+def _charts(mask: dict[str, Any]) -> tuple[Chart, ...]:
+    """The curve of the pseudo-masks' confidence, with the point that the run's own rule reaches."""
+    curve = mask.get("reliability")
+    if not curve or not curve["coverage"]:
+        return ()
+    rule = None if mask.get("kept_accuracy") is None else (mask["coverage"], mask["kept_accuracy"])
+    return (
+        Chart(
+            "Which pixels can be trusted",
+            "share of the pixels that is kept",
+            "share of those that is right",
+            tuple(zip(curve["coverage"], curve["accuracy"], strict=True)),
+            rule,
+            f"Pseudo-masks of {curve['images']} training photos with ground truth, pixels ordered by the CRF's "
+            "posterior; the dot is what the run's own rule (255 elsewhere) keeps on all of them. "
+            "Ground truth only draws this chart.",
+        ),
+    )
 
 
 def _class_table(

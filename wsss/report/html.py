@@ -18,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from wsss.data.files import write_text
+from wsss.report.chart import Chart, draw
 from wsss.report.css import CSS
 from wsss.report.overlay import heat_palette, shrink
 
@@ -102,6 +103,7 @@ class Report:
     classes: ClassTable | None = None
     legend: tuple[tuple[str, Colour], ...] = ()
     """Names and colours of the classes, for the galleries."""
+    charts: tuple[Chart, ...] = ()
     galleries: tuple[Gallery, ...] = ()
     facts: tuple[Facts, ...] = ()
     config: str = ""
@@ -131,6 +133,7 @@ def render(report: Report) -> str:
     sections = [
         ("summary", "Summary", _summary(report.summary)),
         ("classes", "Per class", _classes(report.classes)),
+        *((f"chart-{index}", chart.title, _chart(chart)) for index, chart in enumerate(report.charts)),
         *galleries,
         ("run", "Run", run_section(report.facts, report.config)),
     ]
@@ -196,6 +199,11 @@ def picture(image: npt.NDArray[np.uint8], alternative: str) -> str:
         f'<img src="data:image/jpeg;base64,{data}" width="{width}" height="{height}" '
         f'style="height:auto" loading="lazy" alt="{escape(alternative)}">'
     )
+
+
+def _chart(chart: Chart) -> str:
+    note = f'<p class="note">{escape(chart.note)}</p>' if chart.note else ""
+    return f'{note}<div class="card plot">{draw(chart)}</div>'
 
 
 def _tiles(tiles: tuple[Tile, ...]) -> str:

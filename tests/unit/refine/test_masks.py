@@ -44,7 +44,7 @@ def test_refined_labels_follow_the_objects_better_than_the_seed(uncertainty: str
 def test_mask_equals_labels_where_it_is_certain(uncertainty: str) -> None:
     maps, image, _ = scene()
     image = noise_like(image)
-    labels, mask = refine_mask(maps, (3, 12), image, RefineParameters(uncertainty=uncertainty))
+    labels, mask, _ = refine_mask(maps, (3, 12), image, RefineParameters(uncertainty=uncertainty))
     certain = mask != 255
     assert 0.1 < certain.mean() < 1
     np.testing.assert_array_equal(mask[certain], labels[certain])
@@ -53,7 +53,7 @@ def test_mask_equals_labels_where_it_is_certain(uncertainty: str) -> None:
 
 def test_without_an_uncertainty_rule_nothing_is_left_out() -> None:
     maps, image, _ = scene()
-    labels, mask = refine_mask(maps, (3, 12), image, RefineParameters(uncertainty="none"))
+    labels, mask, _ = refine_mask(maps, (3, 12), image, RefineParameters(uncertainty="none"))
     np.testing.assert_array_equal(labels, mask)
 
 
@@ -61,13 +61,16 @@ def test_agreement_is_the_intersection_of_two_crfs_from_hard_labels() -> None:
     maps, image, _ = scene()
     image = noise_like(image)
     background = BackgroundParameters(threshold=0.2)
-    _, mask = refine_mask(maps, (3, 12), image, RefineParameters(background, low_factor=0.5, high_factor=1.5))
-    results = []
+    parameters = RefineParameters(background, low_factor=0.5, high_factor=1.5)
+    _, mask, confidence = refine_mask(maps, (3, 12), image, parameters)
+    results, total = [], 0
     for threshold in (0.1, 0.3):
         padded = np.concatenate([np.full((1, 60, 90), threshold, np.float32), maps]).argmax(axis=0)
         energy = pydensecrf.utils.unary_from_labels(padded, 3, gt_prob=0.7, zero_unsure=False)
         posterior = dense_crf(np.exp(-energy).reshape(3, 60, 90), image)
         results.append(np.array([0, 3, 12])[posterior.argmax(axis=0)])
+        total = total + posterior / 2
+    np.testing.assert_allclose(confidence, total.max(axis=0), atol=1e-5)
     np.testing.assert_array_equal(mask, np.where(results[0] == results[1], results[0], 255))
     assert (mask == 255).any()
 
@@ -85,14 +88,14 @@ def test_posterior_limit_decides_how_much_is_kept() -> None:
 
 
 def test_an_image_without_classes_is_certain_background() -> None:
-    labels, mask = refine_mask(np.zeros((0, 5, 6), np.float32), (), np.zeros((5, 6, 3), np.uint8))
+    labels, mask, _ = refine_mask(np.zeros((0, 5, 6), np.float32), (), np.zeros((5, 6, 3), np.uint8))
     assert labels.tolist() == mask.tolist() == [[0] * 6] * 5
 
 
 def test_an_empty_map_gives_background_and_not_a_crash() -> None:
     maps, image, _ = scene()
     for uncertainty in ("agreement", "posterior", "none"):
-        labels, _ = refine_mask(
+        labels, _, _ = refine_mask(
             np.zeros_like(maps), (3, 12), image, RefineParameters(uncertainty=uncertainty)
         )
         assert (labels == 0).all(), uncertainty
