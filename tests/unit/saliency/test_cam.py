@@ -1,18 +1,23 @@
-"""Grad-CAM against grad-cam's own, its identities, and its cost."""
+"""Grad-CAM, Grad-CAM++ and XGrad-CAM against grad-cam's own, their identities, and their cost."""
+
+import copy
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from pytorch_grad_cam import GradCAM as PeerGradCAM
+from pytorch_grad_cam import GradCAMPlusPlus as PeerGradCAMPlusPlus
+from pytorch_grad_cam import XGradCAM as PeerXGradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from wsss.errors import UserError
-from wsss.saliency import GlobalGuidanceCAM, GradCAM, normalize, upsample
+from wsss.saliency import GlobalGuidanceCAM, GradCAM, GradCAMPlusPlus, XGradCAM, normalize, upsample
 
 
-def peer_maps(model, layer, images, targets):
-    with PeerGradCAM(model, [model.get_submodule(layer)]) as cam:
+def peer_maps(peer, model, layer, images, targets):
+    with peer(model, [model.get_submodule(layer)]) as cam:
         wanted = [ClassifierOutputTarget(int(cls)) for cls in targets[:, 1]]
         return torch.from_numpy(cam(images[targets[:, 0]], targets=wanted))
 
@@ -21,12 +26,22 @@ def peer_maps(model, layer, images, targets):
     ("name", "layer"),
     [("resnet", "layer4"), ("resnet", "layer3"), ("vgg", "features.29"), ("vgg", "features.22")],
 )
-def test_agrees_with_the_grad_cam_package(request, images, targets, name, layer):
+@pytest.mark.parametrize(
+    ("method", "peer"),
+    [
+        (GradCAM, PeerGradCAM),
+        (lambda layer: GradCAMPlusPlus(layer, eps=1e-6), PeerGradCAMPlusPlus),
+        (XGradCAM, PeerXGradCAM),
+    ],
+    ids=["gradcam", "gradcam++", "xgradcam"],
+)
+@pytest.mark.filterwarnings("ignore:XGrad-CAM is Grad-CAM")
+def test_agrees_with_the_grad_cam_package(request, images, targets, name, layer, method, peer):
     model = request.getfixturevalue(name)
-    targets = targets[:4]
-    expected = peer_maps(model, layer, images, targets)
-    maps = upsample(GradCAM(layer)(model, images, targets), (96, 80))
-    assert (expected.amax((1, 2)) > 0.99).sum() >= 2  # otherwise the comparison says little
+    targets = targets[:4] if name == "resnet" else targets[2:4]
+    expected = peer_maps(peer, model, layer, images, targets)
+    maps = upsample(method(layer)(model, images, targets), (96, 80))
+    assert (expected.amax((1, 2)) > 0.99).sum() >= len(targets) / 2  # otherwise the comparison says little
     assert (normalize(maps) - normalize(expected)).abs().max() < 1e-4
 
 
@@ -129,8 +144,113 @@ def test_a_layer_or_classifier_that_does_not_fit_is_refused(model, layer, messag
         GradCAM(layer)(model, torch.randn(1, 3, 2, 2), torch.tensor([[0, 1]]))
 
 
-@pytest.mark.parametrize("method", [GradCAM("layer2"), GlobalGuidanceCAM("layer2")])
+@pytest.mark.parametrize(
+    "method",
+    [GradCAM("layer2"), GradCAMPlusPlus("layer2"), XGradCAM("layer2"), GlobalGuidanceCAM("layer2")],
+)
 def test_maps_are_never_negative(resnet, images, targets, method):
     maps = method(resnet, images, targets)
     assert maps.min() >= 0
     assert maps.dtype == torch.float32
+
+
+def plus_plus_by_loops(activation, gradient, eps=0.0):
+    """Equation 19 as written, place by place, in float64."""
+    result = np.zeros(activation.shape[1:])
+    for a, g in zip(activation.double().numpy(), gradient.double().numpy(), strict=True):
+        weight = 0.0
+        for value in g.flat:
+            if value > 0:
+                weight += value * value**2 / (2 * value**2 + a.sum() * value**3 + eps)
+        result += weight * a
+    return np.maximum(result, 0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-6])
+@pytest.mark.parametrize("layer", ["layer4", "layer3"])
+def test_grad_cam_plus_plus_is_the_papers_formula_at_any_scale_of_the_logits(
+    resnet, images, targets, oracle, scale, layer
+):
+    model = copy.deepcopy(resnet)
+    model.fc.weight.data.mul_(scale)
+    maps = GradCAMPlusPlus(layer)(model, images, targets[:3])
+    for row, (image, cls) in enumerate(targets[:3].tolist()):
+        expected = plus_plus_by_loops(*oracle(model, layer, images[image], cls))
+        np.testing.assert_allclose(maps[row].numpy(), expected, atol=1e-4 * expected.max())
+
+
+def test_small_logits_do_not_change_grad_cam_plus_plus_but_its_eps_form(resnet, images, targets):
+    def change(method):
+        maps = method(resnet, images, targets)
+        small = copy.deepcopy(resnet)
+        small.fc.weight.data.mul_(1e-3)
+        return (normalize(maps) - normalize(method(small, images, targets))).abs().max()
+
+    assert change(GradCAMPlusPlus("layer4")) < 0.05
+    assert change(GradCAMPlusPlus("layer4", eps=1e-6)) > 0.1
+
+
+def test_grad_cam_plus_plus_leaves_out_places_where_its_weight_has_no_value():
+    activation = torch.tensor([[[[-1.0, -1.0]], [[2.0, 1.0]]]])  # sums -2 and 3
+    gradient = torch.tensor([[[[1.0, 0.0]], [[1.0, -1.0]]]])  # 2 + S G: 0 and 5 where G > 0
+    maps = GradCAMPlusPlus("any").combine(activation, gradient)
+    torch.testing.assert_close(maps, torch.tensor([[[2 / 5, 1 / 5]]]))
+
+
+@pytest.mark.filterwarnings("ignore:XGrad-CAM is Grad-CAM")
+def test_xgrad_cam_is_grad_cam_below_a_pooled_head_only(resnet, vgg, images, targets):
+    def difference(model, layer):
+        maps, others = (method(layer)(model, images, targets) for method in (GradCAM, XGradCAM))
+        return (normalize(maps) - normalize(others)).abs().max()
+
+    assert difference(resnet, "layer4") < 1e-4
+    assert difference(resnet, "layer3") > 0.02
+    assert difference(vgg, "features.22") > 0.02
+    assert difference(vgg, "features.29") > 0.02
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [(XGradCAM, "XGrad-CAM is Grad-CAM itself"), (GlobalGuidanceCAM, "just Grad-CAM squared")],
+)
+def test_methods_that_lose_their_point_below_pooling_say_so(resnet, vgg, images, targets, method, message):
+    with pytest.warns(UserWarning, match=f"{message} at this layer.* choose an inner layer"):
+        method("layer4")(resnet, images, targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method("layer3")(resnet, images, targets)
+        method("features.29")(vgg, images, targets)
+        method("layer4")(resnet, images[..., :32, :32], targets)  # a single cell: nothing can vary
+        GradCAM("layer4")(resnet, images, targets)
+
+
+def test_the_warning_is_shown_once(resnet, images, targets):
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            XGradCAM("layer4")(resnet, images, targets)
+    assert len(shown) == 1
+
+
+def test_xgrad_cam_warns_before_a_relu(vgg, images, targets):
+    with pytest.warns(UserWarning, match="choose a layer after a ReLU"):
+        maps = XGradCAM("features.28")(vgg, images, targets)
+    assert maps.isfinite().all()
+
+
+@pytest.mark.parametrize("method", [GradCAMPlusPlus, XGradCAM])
+@pytest.mark.parametrize("eps", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_impossible_eps_is_refused(method, eps):
+    with pytest.raises(UserError, match="eps must be above 0"):
+        method("layer4", eps=eps)
+
+
+@pytest.mark.parametrize("method", [GradCAMPlusPlus("layer3"), XGradCAM("layer3")])
+def test_bf16_autocast_gives_float32_maps_and_leaves_the_classifier_alone(resnet, images, targets, method):
+    expected = normalize(method(resnet, images, targets))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        maps = method(resnet, images, targets)
+    assert maps.dtype == torch.float32
+    assert (normalize(maps) - expected).abs().mean() < 0.05
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in resnet.parameters())
+    assert not any(module._forward_hooks for module in resnet.modules())

@@ -34,6 +34,7 @@ def test_equals_the_papers_formula(request, images, targets, oracle, name, layer
         np.testing.assert_allclose(maps[row].numpy(), expected, atol=1e-4 * expected.max())
 
 
+@pytest.mark.filterwarnings("ignore:the global guidance CAM is just")
 def test_is_the_square_of_grad_cam_below_a_pooled_head(resnet, images, targets):
     cam = GradCAM("layer4")(resnet, images, targets)
     guided = GlobalGuidanceCAM("layer4")(resnet, images, targets)
