@@ -1,0 +1,340 @@
+"""FullGrad: completeness, the authors' steps and grad-cam's, odd networks, the average over noise."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from pytorch_grad_cam import FullGrad as PeerFullGrad
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import nn
+from torchvision.models.vgg import cfgs, make_layers
+
+from wsss.errors import UserError
+from wsss.saliency import FullGrad, MultiScale, SmoothFullGrad, normalize
+from wsss.saliency.fullgrad import full_gradient
+
+SIZE = (64, 48)
+
+
+def prepared(name):
+    """A network with statistics of noise and with biases; VGG without its wide head, which takes seconds."""
+    torch.manual_seed(0)
+    if name.startswith("vgg"):
+        features = make_layers(cfgs["D"], batch_norm=name == "vgg16_bn")
+        head = [nn.Linear(512, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, 12)]
+        model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head)
+    else:
+        model = torchvision.models.resnet18(weights=None, num_classes=12)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+            nn.init.normal_(module.weight, 1, 0.3)
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.Linear)) and module.bias is not None:
+            nn.init.normal_(module.bias, std=0.1)
+    with torch.no_grad():
+        model.train()(torch.randn(4, 3, *SIZE))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return {name: prepared(name) for name in ("resnet18", "vgg16", "vgg16_bn")}
+
+
+class Odd(nn.Module):
+    """A convolution used twice and run before one defined earlier, an unused branch, layers without bias."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.late = nn.Conv2d(8, 6, 3, stride=2)
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.plain = nn.BatchNorm2d(8, affine=False)
+        self.plain.running_mean.normal_()
+        self.plain.running_var.uniform_(0.5, 2)
+        self.twice = nn.Conv2d(8, 8, 3, padding=1)
+        self.idle = nn.Conv2d(8, 8, 1)
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, images):
+        features = self.relu(self.plain(self.stem(images)))
+        features = self.relu(self.twice(features))
+        features = features + self.relu(self.twice(features))
+        self.idle(features)
+        return self.head(self.relu(self.late(features)).mean((2, 3)))
+
+
+@pytest.fixture
+def odd():
+    return Odd().eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def targets():
+    return torch.tensor([[1, 4], [0, 3], [1, 0]])
+
+
+def terms_of(model, image, cls):
+    """Input term and bias terms: what a module gives for a black input becomes a leaf of its own."""
+    leaves, handles = [], []
+
+    def add_leaf(module, inputs, output):
+        if isinstance(module, nn.BatchNorm2d):
+            black = torch.zeros_like(inputs[0])
+            bias = nn.functional.batch_norm(
+                black, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps
+            )
+        elif module.bias is None:
+            return None
+        else:
+            bias = module.bias[None, :, None, None].expand_as(output)
+        leaf = bias.detach().clone().requires_grad_()
+        leaves.append(leaf)
+        return output - bias.detach() + leaf
+
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+            handles.append(module.register_forward_hook(add_leaf))
+    x = image[None].clone().requires_grad_()
+    try:
+        gradients = torch.autograd.grad(model(x)[0, cls], [x, *leaves], allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    pairs = zip([x, *leaves], gradients, strict=True)
+    return [(value * gradient).detach()[0].numpy() for value, gradient in pairs if gradient is not None]
+
+
+def authors_map(terms, size, eps=1e-6):
+    """Absolute value, min-max over the tensor, every channel resized with aligned corners, sum."""
+    result = np.zeros(size)
+    for term in terms:
+        magnitude = np.abs(term)
+        if magnitude.max() == magnitude.min():
+            continue
+        scaled = (magnitude - magnitude.min()) / (magnitude.max() - magnitude.min() + eps)
+        for channel in torch.from_numpy(scaled):
+            wide = nn.functional.interpolate(channel[None, None], size, mode="bilinear", align_corners=True)
+            result += wide[0, 0].numpy()
+    return result
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg16", "vgg16_bn"])
+def test_signed_terms_sum_to_the_logit(networks, images, targets, name):
+    gradient = full_gradient(networks[name], images)
+    logits = gradient.output.detach()
+    for rows, terms in gradient.rounds(targets):
+        sums = sum(term.double().flatten(1).sum(1) for term in terms)
+        for row in rows.tolist():
+            image, cls = targets[row].tolist()
+            assert float(sums[image]) == pytest.approx(float(logits[image, cls]), rel=1e-4, abs=1e-4)
+
+
+def test_signed_terms_sum_to_the_logit_of_an_odd_network(odd, images):
+    gradient = full_gradient(odd, images)
+    logits = gradient.output.detach()
+    ((_, terms),) = gradient.rounds(torch.tensor([[0, 2], [1, 3]]))
+    terms = list(terms)
+    assert len(terms) == 6  # input, plain, twice, twice, late, head; neither stem nor idle
+    sums = sum(term.double().flatten(1).sum(1) for term in terms)
+    assert float(sums[0]) == pytest.approx(float(logits[0, 2]), abs=1e-5)
+    assert float(sums[1]) == pytest.approx(float(logits[1, 3]), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg16", "vgg16_bn"])
+def test_per_channel_agrees_with_the_grad_cam_package(networks, images, targets, name):
+    model = networks[name]
+    with PeerFullGrad(model, []) as cam:
+        wanted = [ClassifierOutputTarget(int(cls)) for cls in targets[:, 1]]
+        expected = torch.from_numpy(cam(images[targets[:, 0]], targets=wanted))
+    maps = FullGrad("per_channel")(model, images, targets)
+    assert maps.shape == (3, *SIZE)
+    assert (normalize(maps) - normalize(expected)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg16"])
+def test_tensor_is_the_authors_steps_in_plain_loops(networks, images, targets, name):
+    maps = FullGrad()(networks[name], images, targets)
+    for row, (image, cls) in enumerate(targets[:2].tolist()):
+        expected = authors_map(terms_of(networks[name], images[image], cls), SIZE)
+        np.testing.assert_allclose(maps[row].numpy(), expected, atol=1e-4 * np.ptp(expected))
+
+
+@pytest.mark.parametrize("eps", [None, 0.0, 1e-2])
+def test_an_odd_network_pairs_each_bias_with_its_own_gradient(odd, images, eps):
+    maps = FullGrad(eps=eps)(odd, images, torch.tensor([[0, 2]]))
+    expected = authors_map(terms_of(odd, images[0], 2), SIZE, 1e-6 if eps is None else eps)
+    np.testing.assert_allclose(maps[0].numpy(), expected, atol=1e-4 * np.ptp(expected))
+
+
+def test_without_eps_the_map_does_not_depend_on_the_scale_of_the_logit(odd, images, targets):
+    expected = {eps: FullGrad(eps=eps)(odd, images, targets) for eps in (0.0, 1e-2)}
+    with torch.no_grad():
+        odd.head.weight *= 1e-3
+    torch.testing.assert_close(FullGrad(eps=0.0)(odd, images, targets), expected[0.0], rtol=1e-3, atol=1e-3)
+    assert (FullGrad(eps=1e-2)(odd, images, targets) < 0.5 * expected[1e-2]).all()
+
+
+def test_one_forward_and_as_many_backwards_as_classes_on_one_image(odd, images, targets, monkeypatch):
+    forwards, backwards, differentiate = [], [], torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: backwards.append(1) or differentiate(*a, **k))
+    handle = odd.register_forward_pre_hook(lambda module, inputs: forwards.append(1))
+    FullGrad()(odd, images, targets)
+    handle.remove()
+    assert len(forwards) == 1
+    assert len(backwards) == 2
+
+
+@pytest.mark.parametrize("psi", ["tensor", "per_channel"])
+def test_order_and_company_of_targets_do_not_matter(networks, images, targets, psi):
+    together = FullGrad(psi)(networks["resnet18"], images, targets)
+    alone = FullGrad(psi)(networks["resnet18"], images[1:], torch.tensor([[0, 0]]))
+    assert (normalize(together[2:]) - normalize(alone)).abs().max() < 1e-4
+
+
+def test_without_noise_one_sample_is_fullgrad(networks, images, targets):
+    expected = FullGrad()(networks["resnet18"], images, targets)
+    maps = SmoothFullGrad(samples=1, noise=0.0)(networks["resnet18"], images, targets)
+    torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_smooth_sums_signed_terms_over_noisy_copies_before_psi(odd, images):
+    samples, noise = 5, 0.2
+    maps = SmoothFullGrad(samples, noise, seed=7, batch_size=2)(odd, images, torch.tensor([[1, 2], [1, 3]]))
+    for row, cls in enumerate((2, 3)):
+        generator, totals = torch.Generator().manual_seed(7), None
+        for _ in range(samples):
+            deviation = noise * (images[1].max() - images[1].min())
+            copy = images[1] + deviation * torch.randn(images[1].shape, generator=generator)
+            terms = terms_of(odd, copy, cls)
+            totals = terms if totals is None else [a + b for a, b in zip(totals, terms, strict=True)]
+        expected = authors_map(totals, SIZE)
+        np.testing.assert_allclose(maps[row].numpy(), expected, atol=1e-4 * np.ptp(expected))
+
+
+def test_noise_is_reproducible_and_leaves_the_global_random_state_alone(odd, images, targets):
+    before = torch.get_rng_state()
+    first = SmoothFullGrad(samples=4, batch_size=4)(odd, images, targets)
+    again = SmoothFullGrad(samples=4, batch_size=3)(odd, images[1:], torch.tensor([[0, 0]]))
+    other = SmoothFullGrad(samples=4, seed=1)(odd, images, targets)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(first[2:], again, rtol=1e-4, atol=1e-4)
+    assert (first - other).abs().max() > 1e-2
+
+
+def test_no_more_copies_pass_together_than_the_batch_size(odd, images, targets):
+    sizes = []
+    handle = odd.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    SmoothFullGrad(samples=5, batch_size=2)(odd, images, targets)
+    handle.remove()
+    assert sizes == [2, 2, 1] * 2
+
+
+METHODS = [FullGrad(), FullGrad("per_channel"), SmoothFullGrad(samples=2)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_leaks(odd, images, targets, method):
+    def state():
+        return [
+            (m.training, len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
+            for m in odd.modules()
+        ], [(p.requires_grad, p.grad) for p in odd.parameters()]
+
+    expected = method(odd, images, targets)
+    odd.plain.train()
+    odd.late.weight.requires_grad_(False)
+    before, statistics = state(), odd.plain.running_mean.clone()
+    with torch.inference_mode():
+        maps = method(odd, images + 0, targets + 0)
+    assert state() == before
+    assert torch.equal(odd.plain.running_mean, statistics)
+    torch.testing.assert_close(maps, expected)
+    assert not maps.is_inference()
+    assert not maps.requires_grad
+    assert images.grad is None
+    assert not images.requires_grad
+
+
+def test_the_graph_dies_with_its_evidence(odd, images):
+    gc.disable()
+    try:
+        evidence = FullGrad().forward(odd, images)
+        evidence.maps(torch.tensor([[0, 1], [0, 2]]))
+        graph = weakref.ref(evidence.gradient.output)
+        del evidence
+        assert graph() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bf16_autocast_gives_float32_maps_close_to_float32(odd, images, targets, method):
+    expected = method(odd, images, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        maps = method(odd, images, targets)
+    assert maps.dtype == torch.float32
+    assert not torch.equal(maps, maps.bfloat16().float())
+    assert np.corrcoef(maps.flatten(), expected.flatten())[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("size", [(1, 1), (9, 33)])
+@pytest.mark.parametrize("method", METHODS)
+def test_any_input_size_works(networks, size, method):
+    maps = method(networks["resnet18"], torch.randn(1, 3, *size), torch.tensor([[0, 2]]))
+    assert maps.shape == (1, *size)
+    assert maps.isfinite().all()
+    assert maps.min() >= 0
+
+
+def test_a_network_without_a_trace_of_the_image_is_zero(odd, images):
+    with torch.no_grad():
+        odd.head.weight.zero_()
+    assert torch.equal(FullGrad()(odd, images, torch.tensor([[0, 1]])), torch.zeros(1, *SIZE))
+
+
+def test_wrappers_and_repr(odd, images, targets):
+    method = MultiScale(SmoothFullGrad(samples=2, psi="per_channel", eps=0.5), scales=(0.5, 1.0))
+    assert eval(repr(method)) == method
+    assert method(odd, images, targets).shape[0] == 3
+
+
+class Frozen(Odd):
+    def forward(self, images):
+        return super().forward(images).detach()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_networks_that_do_not_fit_are_refused(odd, images, targets, method):
+    with pytest.raises(UserError, match="logits do not depend on the image"):
+        method(Frozen().eval(), images, targets)
+    with pytest.raises(ValueError, match="class index 5 is out of range"):
+        method(odd, images, torch.tensor([[0, 5]]))
+    odd.plain = nn.BatchNorm2d(8, track_running_stats=False).eval()
+    with pytest.raises(UserError, match="batch normalisation with running statistics"):
+        method(odd, images, targets)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FullGrad("channel"), "psi must be 'tensor' or 'per_channel', got 'channel'"),
+        (lambda: FullGrad(eps=-1.0), "eps must be None or at least 0, got -1.0"),
+        (lambda: SmoothFullGrad(samples=0), "samples and batch_size must be at least 1, got 0 and"),
+        (lambda: SmoothFullGrad(noise=float("nan")), "noise must be a share of at least 0, got nan"),
+    ],
+)
+def test_impossible_parameters_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
