@@ -106,7 +106,7 @@ def parse_config(command: str, words: Sequence[str]) -> Any:
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
         prog=f"wsss {command}",
-        description=f"{_STAGES[command][0].upper()}{_STAGES[command][1:]}.",
+        description=f"{COMMANDS[command][1][0].upper()}{COMMANDS[command][1][1:]}.",
         exit_on_error=False,
         allow_abbrev=False,  # a misspelt option must not be taken for the one it begins
     )
@@ -193,6 +193,14 @@ def _sentence(text: str) -> str:
 
 
 # -- tools ------------------------------------------------------------------------------------------
+
+
+def _compare(name: str, words: list[str]) -> int:
+    config = parse_config(name, words)
+    from wsss.comparison.compare import compare
+
+    compare(config, ["wsss", name, *words])
+    return 0
 
 
 def _score(name: str, words: list[str]) -> int:
@@ -427,6 +435,7 @@ def _data(name: str, words: list[str]) -> int:
 Command = Callable[[str, list[str]], int | None]
 COMMANDS: dict[str, tuple[Command, str]] = {
     **{name: (_stage, text) for name, text in _STAGES.items()},
+    "compare": (_compare, "leaderboard of saliency methods"),
     "score": (_score, "VOC mIoU of any two folders of masks"),
     "predict": (_predict, "masks for new photos"),
     "explain": (_explain, "where a classifier sees a class in a photo"),

@@ -42,7 +42,7 @@ def scorer(classifier: nn.Module, score: Score, batch_size: int = 16) -> Scorer:
     """A `Scorer` of a classifier, at most `batch_size` images in one forward pass, without gradients."""
 
     def compute(images: Tensor, classes: Tensor) -> Tensor:
-        pairs = zip(images.split(batch_size), classes.split(batch_size), strict=True)
+        pairs = zip(torch.split(images, batch_size), torch.split(classes, batch_size), strict=True)
         with evaluating(classifier), torch.inference_mode():
             parts = [probabilities(classifier(some), which, score) for some, which in pairs]
         return torch.cat(parts)

@@ -129,7 +129,8 @@ def average_ranks(values: Tensor) -> Tensor:
     """Ranks 1..n of (n,) values, float64; equal values share the mean of their ranks."""
     _, group, counts = torch.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
-    return (last - (counts.double() - 1) / 2)[group]
+    ranks: Tensor = (last - (counts.double() - 1) / 2)[group]
+    return ranks
 
 
 def _counted(values: Tensor, ignored: Tensor | None) -> Tensor:

@@ -1,0 +1,1 @@
+"""The leaderboard of saliency methods: `wsss compare`."""

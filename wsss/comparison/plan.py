@@ -1,0 +1,162 @@
+"""What is compared, decided before anything is computed or written."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from wsss import runtime
+from wsss.comparison.judge import Judge, load_judge, match_classes
+from wsss.comparison.measure import Subject, load_subject
+from wsss.comparison.regions import annotation
+from wsss.comparison.store import load, slug
+from wsss.config import CompareConfig, Config
+from wsss.data.dataset import Record
+from wsss.errors import UserError
+from wsss.evaluation import evenly
+from wsss.rundir import file_stamp, fingerprint
+from wsss.runner import prepare_dataset, say
+from wsss.saliency import SaliencyMethod
+from wsss.saliency.parse import parse_method
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A method on the leaderboard: its name as it was asked for, its folder, and itself."""
+
+    name: str
+    slug: str
+    method: SaliencyMethod
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        config: the whole configuration.
+        folder: of the results.
+        classes: names of the data set's classes, index 1 first.
+        records: the compared images.
+        judge: the classifier, on its device.
+        known: mask index -> index of the classifier, of the compared classes.
+        contestants: the methods.
+    """
+
+    config: Config
+    folder: Path
+    classes: tuple[str, ...]
+    records: tuple[Record, ...]
+    judge: Judge
+    known: Mapping[int, int]
+    contestants: tuple[Contestant, ...]
+
+    @property
+    def settings(self) -> CompareConfig:
+        """The section `compare` of the configuration."""
+        return self.config.compare
+
+    @cached_property
+    def page_records(self) -> list[Record]:
+        """The images on the page."""
+        return evenly(list(self.records), self.settings.page_images) if self.settings.page_images else []
+
+    @cached_property
+    def on_page(self) -> frozenset[str]:
+        """Ids of the images on the page."""
+        return frozenset(record.id for record in self.page_records)
+
+    @cached_property
+    def with_insertion(self) -> frozenset[str]:
+        """Ids of the images that get insertion and deletion."""
+        settings = self.settings
+        chosen = evenly(list(self.records), settings.insertion_images) if settings.insertion_steps else []
+        return frozenset(record.id for record in chosen)
+
+    def subject(self, record: Record) -> Subject:
+        """A photo on the classifier's device."""
+        device = runtime.device(self.config.runtime)
+        return load_subject(record, self.classes, self.known, self.settings.size, device)
+
+    # -- files --------------------------------------------------------------------------------------
+
+    def values(self, contestant: Contestant, record: Record) -> Path:
+        """File of what was measured."""
+        return self.folder / "values" / contestant.slug / f"{record.id}.json"
+
+    def maps(self, contestant: Contestant, record: Record) -> Path:
+        """File of the maps for the page."""
+        return self.folder / "maps" / contestant.slug / f"{record.id}.npz"
+
+    def stored(self, contestant: Contestant, record: Record) -> dict[str, Any] | None:
+        """What was measured of one method and image; None where it is missing or of other settings."""
+        if record.id in self.on_page and not self.maps(contestant, record).is_file():
+            return None
+        return load(self.values(contestant, record), self.expected(contestant, record))
+
+    def expected(self, contestant: Contestant, record: Record) -> str:
+        """Fingerprint of all that the values of one method and image depend on."""
+        files = (record.image, record.mask, annotation(record))
+        return fingerprint(
+            *self.setting(contestant),
+            self.settings.threshold,
+            self.settings.insertion_steps if record.id in self.with_insertion else 0,
+            sorted(self.known.items()),
+            record.labels,
+            [file and file_stamp(file) for file in files],
+        )
+
+    def setting(self, contestant: Contestant) -> list[Any]:
+        """What the maps depend on, apart from the image."""
+        hardware = self.config.runtime
+        return [
+            repr(contestant.method),
+            self.judge.digest,
+            self.judge.source,
+            self.judge.score,
+            self.settings.size,
+            self.settings.seed,
+            str(runtime.device(hardware)),
+            runtime.uses_bf16(hardware),
+        ]
+
+
+def plan(config: Config) -> Comparison:
+    """Reads classifier, methods and data set; complains before anything is computed or written."""
+    runtime.device(config.runtime)
+    judge = load_judge(config)
+    contestants = parse_contestants(config.compare.methods, judge)
+    dataset = prepare_dataset(config)
+    known = match_classes(dataset.classes, judge)
+    if missing := [name for label, name in enumerate(dataset.classes, 1) if label not in known]:
+        say(f"compare: the classifier does not know {', '.join(missing)}: left out")
+    split = dataset.val if config.compare.split == "val" else dataset.train
+    labelled = [record for record in split if any(label in known for label in record.labels or ())]
+    if not labelled:
+        raise UserError(
+            f"no image of {config.compare.split} has a label that the classifier knows; "
+            f"choose --compare.split {'train' if config.compare.split == 'val' else 'val'}, or check data.labels"
+        )
+    records = tuple(evenly(labelled, config.compare.images))
+    runtime.prepare(judge.model, config.runtime)
+    folder = Path(config.output) / "compare"
+    return Comparison(config, folder, dataset.classes, records, judge, known, contestants)
+
+
+def parse_contestants(methods: Sequence[str], judge: Judge) -> tuple[Contestant, ...]:
+    """The methods of the expressions.
+
+    Raises:
+        UserError: one is unknown, or two are the same.
+    """
+    found: dict[str, Contestant] = {}
+    for text in methods:
+        try:
+            method = parse_method(text, judge.layer, judge.score)
+        except UserError as error:
+            raise UserError(f"compare.methods: {error}") from error
+        if (name := slug(method)) in found:
+            raise UserError(f"compare.methods: {text} and {found[name].name} are the same; leave one out")
+        found[name] = Contestant(text, name, method)
+    return tuple(found.values())

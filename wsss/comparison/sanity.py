@@ -1,0 +1,125 @@
+"""Do the maps depend on what the classifier has learned? Cascading randomisation (Adebayo et al. 2018).
+
+The weights are replaced stage by stage from the head down, each stage on top of the ones before. A map that
+stays as it was does not show what the classifier knows, but what the image looks like.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wsss.comparison.store import load, save
+from wsss.metrics.saliency import rank_correlation
+
+Explain = Callable[[nn.Module, int], Tensor]
+"""(classifier, number of the image) -> raw maps (K, h, w)."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Modules that lose their weights together."""
+
+    name: str
+    modules: tuple[nn.Module, ...]
+
+
+def randomization_stages(classifier: nn.Module) -> list[Stage]:
+    """The stages of a classifier from the head down: fc, layer4, ..., conv1; or each layer of a VGG.
+
+    A BatchNorm layer belongs to the convolution before it.
+    """
+    stages: list[Stage] = []
+    for name, module in _parts(classifier):
+        if isinstance(module, nn.BatchNorm2d) and stages:
+            stages[-1] = Stage(stages[-1].name, (*stages[-1].modules, module))
+        else:
+            stages.append(Stage(name, (module,)))
+    return stages[::-1]
+
+
+def _parts(classifier: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Children with weights in the order of the forward pass; flat sequences (VGG's features) are opened."""
+    for name, child in classifier.named_children():
+        flat = isinstance(child, nn.Sequential) and not any(list(part.children()) for part in child)
+        inner = [(f"{name}.{key}", part) for key, part in child.named_children()] if flat else [(name, child)]
+        yield from ((key, part) for key, part in inner if any(True for _ in part.parameters()))
+
+
+def randomize(stage: Stage, seed: int) -> None:
+    """Draws every weight of a stage anew, in place.
+
+    Each tensor becomes normal with its own mean and standard deviation, so that activations keep their
+    scale; statistics of BatchNorm stay. (A fresh initialisation lets activations fade from layer to layer
+    here, since BatchNorm does not normalise in eval mode.)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in stage.modules:
+            for weight in module.parameters():
+                deviation, mean = torch.std_mean(weight.detach().float().cpu(), correction=0)
+                weight.copy_(torch.randn(weight.shape, generator=generator) * deviation + mean)
+
+
+def cascade(classifier: nn.Module, seed: int) -> Iterator[tuple[str, nn.Module]]:
+    """(stage, a copy of the classifier without the weights of this stage and of those before)."""
+    broken = copy.deepcopy(classifier)
+    for number, stage in enumerate(randomization_stages(broken)):
+        randomize(stage, seed + number)
+        yield stage.name, broken
+
+
+def correlations(
+    classifier: nn.Module,
+    methods: Sequence[Explain],
+    files: Sequence[Callable[[str], Path]],
+    expected: Sequence[str],
+    images: int,
+    seed: int,
+    tick: Callable[[int], Any],
+) -> dict[str, list[float]]:
+    """Mean rank correlation of each method's maps with the original ones, stage by stage.
+
+    Args:
+        classifier: with its trained weights.
+        methods: the compared methods.
+        files: for each method, the file of a stage's results; what is there is not computed again.
+        expected: for each method, the fingerprint of its results.
+        images: number of images.
+        seed: of the weights.
+        tick: called with the number of images that are done.
+
+    Returns:
+        Stage -> one mean for each method, over all targets of the images.
+    """
+    originals: dict[int, list[Tensor]] = {}
+    result: dict[str, list[float]] = {}
+    for stage, broken in cascade(classifier, seed):
+        means = []
+        for number, (explain, file) in enumerate(zip(methods, files, strict=True)):
+            stored = load(file(stage), expected[number])
+            if stored is not None:
+                tick(images)
+            else:
+                if number not in originals:
+                    originals[number] = [explain(classifier, index).cpu() for index in range(images)]
+                values = list(_compare(partial(explain, broken), originals[number], tick))
+                stored = save(file(stage), expected[number], {"correlations": values})
+            means.append(sum(stored["correlations"]) / max(1, len(stored["correlations"])))
+        result[stage] = means
+    return result
+
+
+def _compare(
+    explain: Callable[[int], Tensor], originals: Sequence[Tensor], tick: Callable[[int], Any]
+) -> Iterator[float]:
+    """The rank correlation of every target's map, in the method's own resolution."""
+    for index, before in enumerate(originals):
+        after = explain(index).cpu()
+        yield from (rank_correlation(first, second) for first, second in zip(before, after, strict=True))
+        tick(1)
