@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from wsss.data.boxes import Box, box_mask, difficult_classes, read_boxes
+from wsss.data.voc import load_voc
 from wsss.errors import UserError
 
 
@@ -74,6 +76,24 @@ def test_an_object_without_box_and_xml_with_entities_are_refused(tmp_path: Path)
     path.write_text('<!DOCTYPE a [<!ENTITY x "y">]><annotation/>')
     with pytest.raises(UserError, match="DTD or entities"):
         read_boxes(path, ("cat",))
+
+
+def test_voc_2007_is_read_as_it_is_unpacked(tmp_path: Path) -> None:
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main", "ImageSets/Segmentation"):
+        (tmp_path / folder).mkdir(parents=True)
+    for identifier, name in (("000001", "dog"), ("000002", "train"), ("000005", "chair")):
+        Image.new("RGB", (5, 4)).save(tmp_path / f"JPEGImages/{identifier}.jpg")
+        annotation(tmp_path / f"Annotations/{identifier}.xml", item(name, (1, 1, 2, 4)))
+    (tmp_path / "ImageSets/Main/trainval.txt").write_text("000005\n")
+    (tmp_path / "ImageSets/Main/test.txt").write_text("000001\n000002\n")
+    (tmp_path / "ImageSets/Segmentation/test.txt").write_text("000002\n")
+    dataset = load_voc(tmp_path, "xml", None, None, "ImageSets/Main/test.txt")
+    assert [record.id for record in dataset.train] == ["000005"]
+    assert [(record.id, record.labels) for record in dataset.val] == [("000001", (12,)), ("000002", (19,))]
+    boxes = read_boxes(tmp_path / "Annotations" / f"{dataset.val[0].id}.xml", dataset.classes)
+    assert boxes == (Box(12, 0, 0, 2, 4),)
+    # The segmentation task's list of the same name, 210 images of 4,952, comes first.
+    assert [record.id for record in load_voc(tmp_path, "xml", None, None, "test").val] == ["000002"]
 
 
 def test_difficult_needs_two_classes_and_less_than_a_quarter() -> None:
