@@ -90,8 +90,7 @@ def default_layers(classifier: nn.Module) -> tuple[str, ...]:
 
 
 def features(classifier: nn.Module, images: Tensor, layers: Sequence[str]) -> Tensor:
-    """What the layers say about each cell, as one unit vector; a layer more makes no other one count less
-    than it.
+    """What the layers say about each cell, as one unit vector in which every layer counts the same.
 
     Each layer's activation is divided by its length in every cell, brought bilinearly to the grid of stride 8,
     divided by its length again, and the layers are concatenated, so that the scalar product of two cells is
