@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import groupby
@@ -107,13 +110,24 @@ def explain(
 
     targets = torch.tensor([(0, index) for index in wanted], device=images.device)
     extent = (images.shape[-2], images.shape[-1])
-    maps = torch.stack([upsample(method(network, images, targets), extent) for method in parsed.values()])
+    with _notes():
+        maps = torch.stack([upsample(method(network, images, targets), extent) for method in parsed.values()])
     titles = [f"{subject.classes[index]}   p = {short(probabilities[index])}" for index in wanted]
     shown = pixels[0].permute(1, 2, 0).cpu().numpy()
     _write_png(output, _figure(shown, list(parsed), titles, maps.cpu()))
     _write_npy(output.with_suffix(".npy"), maps.cpu().numpy())
     if patches:
         _write_patches(output, network, pixels, parsed, targets, titles)
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Shows the warnings of the methods as sentences, each once, without Python's file and line."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for text in dict.fromkeys(str(warning.message) for warning in caught):
+        print(f"wsss explain: note: {text}", file=sys.stderr)
 
 
 # -- classes ----------------------------------------------------------------------------------------

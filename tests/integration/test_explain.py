@@ -102,6 +102,13 @@ def test_without_a_class_the_most_probable_one_is_explained(
     np.testing.assert_array_equal(np.load(tmp_path / "why.npy"), best)
 
 
+def test_warnings_of_methods_are_plain_sentences(explain: Any) -> None:
+    done = explain("--method", "xgradcam", "--class", "tench")
+    assert done.status == 0
+    assert done.err.startswith("wsss explain: note: XGrad-CAM is Grad-CAM itself at this layer")
+    assert "UserWarning" not in done.err
+
+
 def test_patches_draw_the_crops_of_every_class(explain: Any, tmp_path: Path) -> None:
     words = ("--method", "gradcam", "--method", SESS, "--patches", "--class", "tench", "--class", "goldfish")
     done = explain(*words)
