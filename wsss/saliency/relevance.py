@@ -30,7 +30,7 @@ _TINY = 1e-30
 
 @dataclass(frozen=True)
 class RelevanceCAM(SaliencyMethod):
-    """Relevance-CAM (Lee et al. 2021, equations 5 to 8): sum_k w_k A_k, w_k = mean_uv R_k.
+    """Relevance-CAM (Lee et al. 2021): sum_k w_k A_k with w_k = mean_uv R_k.
 
     A is the activation at `layer` and R the relevance that arrives there. It starts at the logits with the
     contrastive seed R_c = 1 for the class c and R_j = -1 / N for the others, N being the number of *all*
