@@ -87,8 +87,10 @@ def _cut(
     cv2.setRNGSeed(0)  # its k-means draws random centres
     bgr = np.ascontiguousarray(image[..., ::-1])
     mask = trimap.copy()
-    cv2.grabCut(bgr, mask, None, None, None, iterations, cv2.GC_INIT_WITH_MASK)
-    return (mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)
+    background, foreground = np.zeros((2, 1, 65))  # the colour models that it writes
+    unused = (0, 0, 1, 1)
+    cv2.grabCut(bgr, mask, unused, background, foreground, iterations, cv2.GC_INIT_WITH_MASK)
+    return np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD))
 
 
 def _check(
