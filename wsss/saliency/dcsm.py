@@ -28,7 +28,7 @@ from wsss.saliency.cam import find_layer
 from wsss.saliency.gradient import graph_nodes, guide
 
 SCALES = (1.0, 1.2, 1.4, 1.6)
-"""Factors on the image's sides: Shimoda & Yanai, section 3.4."""
+"""Factors on the image's sides in the paper."""
 CAFFE_SIDE = 512
 """The authors' code resizes every image to a square of this side."""
 CAFFE_CLASSES = 3
@@ -40,7 +40,7 @@ Side = Literal["output", "input"]
 
 @dataclass(frozen=True)
 class DCSM(SaliencyMethod):
-    """Distinct class saliency maps (Shimoda & Yanai, ECCV 2016, sections 3.2 to 3.4).
+    """Distinct class saliency maps (Shimoda & Yanai, ECCV 2016).
 
     For an image at scale s and a layer l with activation L_l (after the ReLU), S_c the score map of class c:
 
