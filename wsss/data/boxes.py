@@ -17,7 +17,7 @@ from wsss.data.labels import read_annotation
 from wsss.errors import UserError
 
 DIFFICULT_AREA = 0.25
-"""TorchRay's "difficult" subset: the class covers less than this share of the image."""
+"""The pointing game's "difficult" subset: the class covers less than this share of the image."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,21 @@ def box_mask(boxes: Iterable[Box], cls: int, size: tuple[int, int]) -> npt.NDArr
     return mask
 
 
+def only_difficult(boxes: Iterable[Box], cls: int) -> bool:
+    """Whether every object of the class is flagged "difficult": TorchRay's pointing game skips such a class.
+
+    True too where the image has no object of the class.
+    """
+    return all(box.difficult for box in boxes if box.cls == cls)
+
+
 def difficult_classes(masks: Mapping[int, npt.NDArray[np.bool_]]) -> frozenset[int]:
     """The classes of one image that belong to the pointing game's "difficult" subset.
 
-    TorchRay (Fong et al. 2019): the image has more than one class, and the regions of the class cover less
-    than a quarter of it. (This is not VOC's flag `Box.difficult`.)
+    The rule of excitation backprop (Zhang et al. 2016): the image has more than one class, and the regions of
+    the class cover less than a quarter of it. (This is not VOC's flag `Box.difficult`.) TorchRay does not compute
+    it but reads it from that paper's lists, and counts an image that is not on them as difficult: a score may
+    differ from theirs by a few images.
 
     Args:
         masks: class index -> (H, W) bool, for every class that the image contains.
