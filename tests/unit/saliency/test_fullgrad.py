@@ -29,7 +29,7 @@ def prepared(name):
     else:
         model = torchvision.models.resnet18(weights=None, num_classes=12)
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and name.startswith("vgg"):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
