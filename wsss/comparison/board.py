@@ -43,7 +43,7 @@ COLUMNS: dict[str, Column] = {
         "where",
     ),
     "pointing_torchray": Column(
-        "pointing, 15 px",
+        "15 px",
         "up",
         "Pointing game (TorchRay): the maximum is less than 15 pixels of the original image from the region; hit "
         "rate per class, mean over the classes that occur. Maps of gradients are smoothed first, as there.",
@@ -66,31 +66,31 @@ COLUMNS: dict[str, Column] = {
         "IoU", "up", "Intersection over union of the salient zone and the region; mean over targets.", "where"
     ),
     "best_iou": Column(
-        "IoU, oracle",
+        "oracle IoU",
         "up",
         "IoU at the best threshold of each single map, chosen with the ground truth: a bound, no result.",
         "where",
     ),
     "saliency_drop": Column(
-        "drop, zone kept",
+        "kept: drop",
         "down",
         "Share of the score that is lost when only the salient zone is kept: max(0, y - y') / y.",
         "score",
     ),
     "saliency_increase": Column(
-        "increase, zone kept",
+        "kept: increase",
         "up",
         "Share of targets whose score rises when only the salient zone is kept.",
         "score",
     ),
     "context_drop": Column(
-        "drop, zone removed",
+        "removed: drop",
         "up",
         "Share of the score that is lost when the salient zone is removed.",
         "score",
     ),
     "context_increase": Column(
-        "increase, zone removed",
+        "removed: increase",
         "down",
         "Share of targets whose score rises when the salient zone is removed.",
         "score",

@@ -132,7 +132,10 @@ def check_sanity(comparison: Comparison) -> dict[str, Any]:
             bar.update,
         )
     methods = {
-        contestant.name: [found[stage][number] for stage in stages]
+        contestant.name: {
+            "correlation": [found[stage][number].correlation for stage in stages],
+            "flat": [found[stage][number].flat for stage in stages],
+        }
         for number, contestant in enumerate(comparison.contestants)
     }
     targets = sum(len(subject.labels) for subject in subjects)

@@ -155,7 +155,9 @@ def parse_contestants(methods: Sequence[str], judge: Judge) -> tuple[Contestant,
         try:
             method = parse_method(text, judge.layer, judge.score)
         except UserError as error:
-            raise UserError(f"compare.methods: {error}") from error
+            cut = text.count("(") != text.count(")")
+            hint = """; quote entries that hold a comma: '["sess(gradcam, prefilter=0.5)"]'""" if cut else ""
+            raise UserError(f"compare.methods: {error}{hint}") from error
         if (name := slug(method)) in found:
             raise UserError(f"compare.methods: {text} and {found[name].name} are the same; leave one out")
         found[name] = Contestant(text, name, method)

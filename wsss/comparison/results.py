@@ -24,7 +24,7 @@ from wsss.report.overlay import overlay_mask, overlay_saliency, shrink
 from wsss.rundir import describe_machine
 
 Checked = dict[str, Any]
-"""Of the sanity check: `stages`, `images`, `targets`, and `methods`: name -> one correlation for each stage."""
+"""Of the sanity check: `stages`, `images`, `targets`, and `methods`: name -> `correlation` and `flat` by stage."""
 
 RULES = (
     "Every number is a mean over targets: (image, class on its label). Localisation is measured in pixels of the "
@@ -89,7 +89,7 @@ def _page(
         ),
         columns=_columns(rows),
         rows=_score_rows(rows),
-        note=f"Coloured: the best of a column. Arrow: where the better values are. {RULES} {_counts(rows)}",
+        note=f"Coloured: the best of a column. Arrow: where the better values are. {RULES}",
         sanity=None if checked is None else _sanity(checked),
         gallery=_gallery(comparison),
         facts=_facts(facts),
@@ -98,10 +98,13 @@ def _page(
 
 
 def _columns(rows: Sequence[board.Row]) -> tuple[ScoreColumn, ...]:
-    columns = [board.COLUMNS[key] for key in board.shown(rows)]
+    keys = board.shown(rows)
+    groups = [board.COLUMNS[key].group for key in keys]
+    starts = [False, *(before != after for before, after in pairwise(groups))]
+    columns = zip(keys, (board.COLUMNS[key] for key in keys), starts, strict=True)
     return tuple(
-        ScoreColumn(f"{column.title} {column.arrow}", column.text, column.group != before.group)
-        for before, column in pairwise([columns[0], *columns])
+        ScoreColumn(f"{column.title} {column.arrow}", f"{column.text} {_count(rows, key)}", start)
+        for key, column, start in columns
     )
 
 
@@ -118,14 +121,11 @@ def _score_rows(rows: Sequence[board.Row]) -> tuple[ScoreRow, ...]:
     )
 
 
-def _counts(rows: Sequence[board.Row]) -> str:
-    """How many targets are behind the columns."""
-    parts = []
-    for key in board.shown(rows):
-        counts = sorted({row.counts[key] for row in rows})
-        span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        parts.append(f"{board.COLUMNS[key].title} {span}")
-    return f"Targets behind each column (images behind the time): {', '.join(parts)}."
+def _count(rows: Sequence[board.Row], key: str) -> str:
+    """How many targets are behind a column."""
+    counts = sorted({row.counts[key] for row in rows})
+    span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"({span} {'images' if key == 'milliseconds' else 'targets'})"
 
 
 def _sanity(checked: Checked) -> SanityTable:
@@ -133,9 +133,13 @@ def _sanity(checked: Checked) -> SanityTable:
         "Cascading randomisation: the classifier's weights are drawn anew stage by stage, from the head (left) down, "
         "and each map is compared with the original one by Spearman's rank correlation, mean over "
         f"{checked['targets']} targets of {checked['images']} images. A method that explains what was learned falls "
-        "towards 0; one that stays near 1 shows the image, not the classifier. A map without any contrast counts as 0."
+        "towards 0; one that stays near 1 shows the image, not the classifier. A flat map, without any contrast, "
+        "counts as 0; how many are flat is said below the number."
     )
-    rows = tuple((name, tuple(values)) for name, values in checked["methods"].items())
+    rows = tuple(
+        (name, tuple(zip(values["correlation"], values["flat"], strict=True)))
+        for name, values in checked["methods"].items()
+    )
     return SanityTable(tuple(checked["stages"]), rows, note)
 
 

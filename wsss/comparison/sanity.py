@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,13 @@ class Stage:
 
     name: str
     modules: tuple[nn.Module, ...]
+
+
+class Agreement(NamedTuple):
+    """Of maps before and after: mean rank correlation over targets, share of flat maps (constant) after."""
+
+    correlation: float
+    flat: float
 
 
 def randomization_stages(classifier: nn.Module) -> list[Stage]:
@@ -82,8 +90,8 @@ def correlations(
     images: int,
     seed: int,
     tick: Callable[[int], Any],
-) -> dict[str, list[float]]:
-    """Mean rank correlation of each method's maps with the original ones, stage by stage.
+) -> dict[str, list[Agreement]]:
+    """How each method's maps agree with the original ones, stage by stage.
 
     Args:
         classifier: with its trained weights.
@@ -95,12 +103,12 @@ def correlations(
         tick: called with the number of images that are done.
 
     Returns:
-        Stage -> one mean for each method, over all targets of the images.
+        Stage -> the agreement of each method, over all targets of the images.
     """
     originals: dict[int, list[Tensor]] = {}
-    result: dict[str, list[float]] = {}
+    result: dict[str, list[Agreement]] = {}
     for stage, broken in cascade(classifier, seed):
-        means = []
+        found = []
         for number, (explain, file) in enumerate(zip(methods, files, strict=True)):
             stored = load(file(stage), expected[number])
             if stored is not None:
@@ -108,18 +116,21 @@ def correlations(
             else:
                 if number not in originals:
                     originals[number] = [explain(classifier, index).cpu() for index in range(images)]
-                values = list(_compare(partial(explain, broken), originals[number], tick))
-                stored = save(file(stage), expected[number], {"correlations": values})
-            means.append(sum(stored["correlations"]) / max(1, len(stored["correlations"])))
-        result[stage] = means
+                agreement = _compare(partial(explain, broken), originals[number], tick)
+                stored = save(file(stage), expected[number], agreement._asdict())
+            found.append(Agreement(stored["correlation"], stored["flat"]))
+        result[stage] = found
     return result
 
 
 def _compare(
     explain: Callable[[int], Tensor], originals: Sequence[Tensor], tick: Callable[[int], Any]
-) -> Iterator[float]:
-    """The rank correlation of every target's map, in the method's own resolution."""
+) -> Agreement:
+    """The agreement of all targets' maps, each in the method's own resolution."""
+    values, flat = [], []
     for index, before in enumerate(originals):
         after = explain(index).cpu()
-        yield from (rank_correlation(first, second) for first, second in zip(before, after, strict=True))
+        values += [rank_correlation(first, second) for first, second in zip(before, after, strict=True)]
+        flat += [bool(saliency.min() == saliency.max()) for saliency in after]
         tick(1)
+    return Agreement(fmean(values), fmean(flat))

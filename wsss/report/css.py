@@ -78,7 +78,9 @@ tr.mean > * { border-bottom: 2px solid var(--line); font-weight: 650; }
 .board th, .board td { padding: .45rem .5rem; }
 .board thead th { white-space: normal; text-align: right; vertical-align: bottom; }
 .board thead th:first-child { text-align: left; }
-.board tbody th { min-width: 10rem; white-space: normal; overflow-wrap: anywhere; }
+.board tbody th { min-width: 13rem; white-space: normal; overflow-wrap: break-word; }
+.wide td { width: 75%; overflow-wrap: anywhere; }
+.wide tbody th { white-space: normal; }
 .board td { text-align: right; }
 .board td.best { background: var(--bar); font-weight: 650; }
 .board .group { border-left: 1px solid var(--line); }

@@ -33,10 +33,10 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class SanityTable:
-    """Rank correlations: stages from the head down, and (method, one value for each stage)."""
+    """Rank correlations: stages from the head down, and for each method (correlation, share of flat maps)."""
 
     stages: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[float, ...]], ...]
+    rows: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
     note: str = ""
 
 
@@ -111,7 +111,14 @@ def _group(column: ScoreColumn, other: str = "") -> str:
 def _explanations(leaderboard: Leaderboard) -> str:
     pairs = tuple((column.title, column.text) for column in leaderboard.columns)
     methods = tuple((row.name, row.description) for row in leaderboard.rows)
-    return run_section((Facts("Columns", pairs), Facts("Methods in full", methods)))
+    return _definitions("Columns", pairs) + _definitions("Methods in full", methods)
+
+
+def _definitions(title: str, pairs: tuple[tuple[str, str], ...]) -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(text)}</td></tr>' for name, text in pairs
+    )
+    return f'<h3>{escape(title)}</h3><div class="card wide"><table><tbody>{rows}</tbody></table></div>'
 
 
 def _sanity(table: SanityTable | None) -> str:
@@ -129,5 +136,7 @@ def _sanity(table: SanityTable | None) -> str:
     )
 
 
-def _correlation(value: float) -> str:
-    return f'<td class="heat" style="--v:{100 * abs(value):.0f}"><span>{value:.2f}</span></td>'
+def _correlation(cell: tuple[float, float]) -> str:
+    value, flat = cell
+    note = f'<br><span class="note">{100 * flat:.0f} % flat</span>' if flat else ""
+    return f'<td class="heat" style="--v:{100 * abs(value):.0f}"><span>{value:.2f}</span>{note}</td>'

@@ -1,0 +1,59 @@
+"""The classifier of a comparison: which one, its classes by name, and how its weights are told apart."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from wsss.comparison.judge import Judge, digest, load_judge, match_classes
+from wsss.config import ClassifierConfig, CompareConfig, Config
+from wsss.errors import UserError
+
+
+@pytest.fixture
+def judge() -> Judge:
+    return Judge(nn.Linear(2, 3), ("dog", "cat", "cow"), "sigmoid", "layer4", "a test", "")
+
+
+def test_classes_are_matched_by_name_not_by_position(judge: Judge) -> None:
+    assert match_classes(("cat", "horse", "dog"), judge) == {1: 1, 3: 0}
+
+
+def test_a_classifier_of_other_classes_is_refused(judge: Judge) -> None:
+    with pytest.raises(UserError, match="a test knows none of the data set's classes"):
+        match_classes(("horse", "sheep"), judge)
+
+
+def test_digest_changes_with_one_weight_and_with_nothing_else() -> None:
+    first, second = nn.Linear(4, 3), nn.Linear(4, 3)
+    second.load_state_dict(first.state_dict())
+    assert digest(first) == digest(second.train())
+    with torch.no_grad():
+        second.weight[1, 2] += 1e-6
+    assert digest(first) != digest(second)
+
+
+def test_imagenet_weights_are_judged_by_softmax(tmp_path: Path) -> None:
+    path = tmp_path / "resnet18.pth"
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), path)
+    config = Config(
+        classifier=ClassifierConfig(architecture="resnet18", weights=str(path)),
+        compare=CompareConfig(classifier="imagenet"),
+    )
+    judge = load_judge(config)
+    assert (judge.score, judge.layer, len(judge.names)) == ("softmax", "layer4", 1000)
+    assert match_classes(("tench", "no such fish"), judge) == {1: 0}
+
+
+def test_a_missing_classifier_is_named(tmp_path: Path) -> None:
+    config = Config(output=str(tmp_path / "run"))
+    with pytest.raises(
+        UserError, match=r"there is no checkpoint .*run/classifier/last.ckpt; train one first"
+    ):
+        load_judge(config)
+    other = replace(config, compare=CompareConfig(classifier=str(tmp_path / "my.ckpt")))
+    with pytest.raises(UserError, match=r"there is no checkpoint .*my\.ckpt"):
+        load_judge(other)
