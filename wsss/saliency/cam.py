@@ -182,7 +182,7 @@ class GradCAMPlusPlus(LayerMethod):
 
 @dataclass(frozen=True)
 class XGradCAM(LayerMethod):
-    """XGrad-CAM (Fu et al. 2020, equation 8): ReLU(sum_k w_k A_k), w_k = sum_uv G A / (sum_uv A + eps).
+    """XGrad-CAM (Fu et al. 2020, "Axiom-based Grad-CAM"): ReLU(sum_k w_k A_k), w_k = sum_uv G A / (sum_uv A + eps).
 
     G = dz/dA: Grad-CAM with the gradient averaged where the activation is. The weights divide by the sum of
     activations, so `layer` must follow a ReLU. Below a global-average-pool head it is Grad-CAM (warned of).

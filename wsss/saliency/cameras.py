@@ -23,7 +23,7 @@ WORKING_SET = 2**22
 
 @dataclass(frozen=True)
 class CAMERAS(SaliencyMethod):
-    """CAMERAS (Jalwana et al. 2021, equations 2 to 4): ReLU(sum_k A_k G_k), multi-resolution A and G.
+    """CAMERAS (Jalwana et al. 2021): ReLU(sum_k A_k G_k), multi-resolution A and G.
 
     The image is resized (bicubic, half-pixel centres, not antialiased) to each resolution r; A_r is the
     activation at `layer` there and G_r = dz/dA_r, z the logit of the class. A = mean_r up(A_r) and

@@ -23,8 +23,8 @@ class IntegratedGradCAM(SaliencyMethod):
     x is the image, x0 the baseline, GradCAM the raw map ReLU(sum_k w_k A_k) at `layer` with w_k = mean_uv
     dz/dA_k. The n steps are t_i = i / n ("left", i = 0 .. n-1) or (i + 1/2) / n ("midpoint").
 
-    This is what the authors' code computes. Their paper (equation 5) integrates with A - A(x0) in the place
-    of A, which the code offers and does not use; its picture calls the baseline black where the code's is 0
+    This is what the authors' code computes. Their paper integrates with A - A(x0) in the place
+    of A, which the code offers and does not use; their README calls the baseline black where the code's is 0
     after normalisation, the mean colour.
 
     Cost: n forwards for all classes, and n backward passes above `layer` for each class of an image.
