@@ -36,6 +36,7 @@ from wsss.data.transforms import RandomLongSide, RandomScale, TrainTransform
 from wsss.refine import stage as refine_stage
 from wsss.rundir import RunDirectory, file_stamp
 from wsss.saliency import stage as saliency_stage
+from wsss.shards import shares
 from wsss.tasks import classification, segmentation
 from wsss.training import fit, validate
 
@@ -90,7 +91,8 @@ def write_saliency(context: Context) -> dict[str, Any]:
     path = run.checkpoint("classifier", config.saliency.checkpoint)
     classifier, _, settings = classification.load_classifier(path, config.saliency.output_stride)
     method = saliency_stage.build_method(config.saliency, settings.architecture)
-    saliency_stage.write_all(classifier, method, context.dataset.train, run, config.saliency, config.runtime)
+    for records in shares(context.dataset.train):
+        saliency_stage.write_all(classifier, method, records, run, config.saliency, config.runtime)
     return {"images": len(context.dataset.train), "method": repr(method)}
 
 
@@ -98,7 +100,8 @@ def refine(context: Context) -> dict[str, Any]:
     """Pseudo-masks of all training photos."""
     config, records = context.config, context.dataset.train
     bar = partial(runtime.bar, config.runtime, "refine")
-    refine_stage.write_all(records, context.run, config.refine, runtime.workers(config.runtime), bar)
+    for part in shares(records):
+        refine_stage.write_all(part, context.run, config.refine, runtime.workers(config.runtime), bar)
     return {"images": len(records)}
 
 

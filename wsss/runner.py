@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from wsss import evaluation, runtime
+from wsss import evaluation, runtime, shards
 from wsss.config import Config, to_dict
 from wsss.data.dataset import Dataset, check_trainable, load_dataset, resolve_file
 from wsss.data.files import write_json, write_text
@@ -35,6 +35,9 @@ def run_command(config: Config, command: str, arguments: Sequence[str] = ()) -> 
     Raises:
         UserError: bad input, a stage before the asked one is missing, or the directory is in use.
     """
+    if command in shards.SHARED and shards.rank_and_world()[0] > 0:
+        _help(config, command)
+        return
     dataset = prepare_dataset(config)
     check_trainable(dataset)
     context = Context(config, dataset, RunDirectory(Path(config.output)))
@@ -53,6 +56,16 @@ def run_command(config: Config, command: str, arguments: Sequence[str] = ()) -> 
         if command in ("run", "evaluate", "report"):
             build_report(config, dataset, context.run)
             print_summary(context)
+
+
+def _help(config: Config, command: str) -> None:
+    """Do this process's shard of a stage that process 0 runs (see ``shards``)."""
+    dataset = prepare_dataset(config)
+    context = Context(config, dataset, RunDirectory(Path(config.output)))
+    expected = fingerprints(config, dataset)
+    for name in COMMANDS[command]:
+        shards.wait_for(name, expected[name], context.run)
+        STAGES[name].work(context)
 
 
 def prepare_dataset(config: Config) -> Dataset:

@@ -24,8 +24,9 @@ def device(config: RuntimeConfig) -> torch.device:
     """
     if config.accelerator == "cpu":
         return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda")
+    if torch.cuda.is_available():  # of several processes on one machine (see `shards`) each has its own
+        local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+        return torch.device("cuda", local % torch.cuda.device_count())
     if config.accelerator == "gpu":
         raise UserError(
             "runtime.accelerator is gpu, but torch sees no CUDA device; use --runtime.accelerator cpu"

@@ -75,6 +75,8 @@ def write_all(
 
 
 def _refine_one(run: RunDirectory, settings: RefineParameters, record: Record) -> None:
+    if all(run.mask(folder, record.id).is_file() for folder in (LABELS, MASKS)):
+        return  # another process made it meanwhile (see `wsss.shards`)
     saliency, maps = load_maps(run, record)
     image = read_image(record.image)
     if image.shape[:2] != saliency.size:

@@ -65,10 +65,13 @@ def write_all(
     todo = [record for record in records if not run.saliency(record.id).is_file()]
     classifier = runtime.prepare(classifier, hardware)
     with runtime.bar(hardware, "saliency", len(records), len(records) - len(todo)) as bar:
-        for photos in same_size_batches(todo, config.batch_size, workers=runtime.loader_workers(hardware)):
-            for photo, maps in zip(photos, _maps(classifier, method, photos, hardware), strict=True):
-                write_saliency(run.saliency(photo.record.id), to_archive(photo, maps))
-            bar.update(len(photos))
+        for batch in same_size_batches(todo, config.batch_size, workers=runtime.loader_workers(hardware)):
+            # Another process may have made some meanwhile (see `wsss.shards`).
+            photos = [photo for photo in batch if not run.saliency(photo.record.id).is_file()]
+            if photos:
+                for photo, maps in zip(photos, _maps(classifier, method, photos, hardware), strict=True):
+                    write_saliency(run.saliency(photo.record.id), to_archive(photo, maps))
+            bar.update(len(batch))
 
 
 def _maps(

@@ -1,0 +1,62 @@
+"""Sharing a per-image stage among processes that were started together.
+
+`torchrun --nproc-per-node 4 -m wsss saliency ...` or `srun -n 4 wsss refine ...` on one file system: process 0
+owns the run directory and its manifest, the others only write files of their shard. Every file says itself
+that it is done, so nobody waits for anybody: process 0 makes what is still missing after its own shard,
+also where another process died.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from wsss.errors import UserError
+from wsss.rundir import RunDirectory
+
+T = TypeVar("T")
+
+SHARED = ("saliency", "refine")
+"""The commands whose work is shared."""
+
+PATIENCE = 600.0
+"""Seconds that a helping process waits for process 0 to begin the stage."""
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Index of this process and how many were started, as torchrun or Slurm's srun tell; (0, 1) without them."""
+    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+        if rank in os.environ and world in os.environ:
+            return int(os.environ[rank]), max(1, int(os.environ[world]))
+    return 0, 1
+
+
+def shares(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """What this process works through: its own shard and, for process 0, then everything, last first.
+
+    By then most is done and skipped; from the end, process 0 meets the others late.
+    """
+    rank, world = rank_and_world()
+    if world > 1:
+        yield items[rank::world]
+    if rank == 0:
+        yield items if world == 1 else items[::-1]
+
+
+def wait_for(stage: str, expected: str, run: RunDirectory, patience: float = PATIENCE) -> None:
+    """Return when process 0 has begun the stage (or finished it) with the `expected` fingerprint.
+
+    Raises:
+        UserError: it has not within `patience` seconds.
+    """
+    until = time.monotonic() + patience
+    while True:
+        entry = run.read_manifest().get("stages", {}).get(stage, {})
+        if entry.get("fingerprint") == expected and entry.get("state") in ("running", "done"):
+            return
+        if time.monotonic() > until:
+            raise UserError(
+                f"process 0 did not begin the stage {stage} in {run.root} within {patience:.0f} s; look at its "
+                "message, or unset RANK and WORLD_SIZE to run alone"
+            )
+        time.sleep(0.2)
