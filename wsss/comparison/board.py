@@ -222,6 +222,19 @@ def table(rows: Sequence[Row]) -> str:
     return "\n\n".join(parts)
 
 
+def sanity_table(stages: Sequence[str], methods: Mapping[str, Sequence[float]]) -> str:
+    """Rank correlations for a terminal: a line for each method, a column for each randomised stage."""
+    width = max(len("rank correlation without"), *(len(name) for name in methods))
+    heads = "".join(f"  {stage:>6}" for stage in stages)
+    lines = ["rank correlation without".ljust(width) + heads]
+    for name, values in methods.items():
+        cells = zip(values, stages, strict=True)
+        lines.append(
+            name.ljust(width) + "".join(f"  {value:>{max(6, len(stage))}.2f}" for value, stage in cells)
+        )
+    return "\n".join(lines)
+
+
 def to_csv(rows: Sequence[Row]) -> str:
     """One line a method: its numbers, then how many targets are behind each."""
     stream = io.StringIO()

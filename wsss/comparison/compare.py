@@ -42,6 +42,9 @@ def compare(config: Config, command: Sequence[str] = ()) -> None:
         checked = check_sanity(comparison) if config.compare.sanity else None
         rows = write_results(comparison, checked, command)
     print(board.table(rows))
+    if checked is not None:
+        methods = {name: values["correlation"] for name, values in checked["methods"].items()}
+        print(f"\n{board.sanity_table(checked['stages'], methods)}\n")
     print(
         f"  page     {comparison.folder / 'index.html'}\n  numbers  {comparison.folder / 'leaderboard.json'}"
     )

@@ -102,14 +102,12 @@ class Comparison:
             *self.setting(contestant),
             self.settings.threshold,
             self.settings.insertion_steps if record.id in self.with_insertion else 0,
-            sorted(self.known.items()),
-            record.labels,
+            [(label, self.known.get(label)) for label in record.labels or ()],
             [file and file_stamp(file) for file in files],
         )
 
     def setting(self, contestant: Contestant) -> list[Any]:
         """What the maps depend on, apart from the image."""
-        hardware = self.config.runtime
         return [
             repr(contestant.method),
             self.judge.digest,
@@ -117,9 +115,14 @@ class Comparison:
             self.judge.score,
             self.settings.size,
             self.settings.seed,
-            str(runtime.device(hardware)),
-            runtime.uses_bf16(hardware),
+            *self.hardware,
         ]
+
+    @cached_property
+    def hardware(self) -> tuple[str, str]:
+        """Device and precision of the maps; the scores are always computed in float32."""
+        config = self.config.runtime
+        return str(runtime.device(config)), "bf16" if runtime.uses_bf16(config) else "float32"
 
 
 def plan(config: Config) -> Comparison:

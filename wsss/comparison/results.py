@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from wsss import runtime
 from wsss.comparison import board
 from wsss.comparison.plan import Comparison
 from wsss.comparison.regions import Truth, truth_of
@@ -68,8 +67,8 @@ def describe(comparison: Comparison, truth: Sequence[str], command: Sequence[str
         "classifier": comparison.judge.facts(),
         "data": {**data, "images": len(records), "targets": targets, "truth": list(truth)},
         "settings": to_dict(config.compare),
-        "device": str(runtime.device(config.runtime)),
-        "precision": "bf16" if runtime.uses_bf16(config.runtime) else "float32",
+        "device": comparison.hardware[0],
+        "precision": comparison.hardware[1],
         "machine": describe_machine(),
     }
 

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from wsss.comparison.board import COLUMNS, Row, best, cell, hit_rates, summarize, table, to_csv
+from wsss.comparison.board import (
+    COLUMNS,
+    Row,
+    best,
+    cell,
+    hit_rates,
+    sanity_table,
+    summarize,
+    table,
+    to_csv,
+)
 
 CLASSES = ("cat", "dog", "cow")
 
@@ -91,6 +101,16 @@ def test_the_terminals_table_marks_the_best_and_leaves_empty_columns_out() -> No
     assert "50.0*" in text
     assert "energy" not in text
     assert len({len(line) for line in text.splitlines()}) == 1
+
+
+def test_the_sanity_table_has_a_line_for_each_method_and_a_column_for_each_stage() -> None:
+    lines = sanity_table(("fc", "features.28"), {"gradcam": (0.5, -0.25), "m": (0.0, 1.0)}).splitlines()
+    assert [line.split()[-2:] for line in lines] == [
+        ["fc", "features.28"],
+        ["0.50", "-0.25"],
+        ["0.00", "1.00"],
+    ]
+    assert len({len(line) for line in lines}) == 1
 
 
 def test_csv_has_numbers_counts_and_the_method_in_full(row: Row) -> None:
