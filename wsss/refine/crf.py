@@ -12,7 +12,7 @@ kernels symmetrically normalised: k_ij / sqrt(sum_j k_ij * sum_i k_ij).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +65,7 @@ def dense_crf(
     image: npt.NDArray[np.uint8],
     parameters: CRFParameters | None = None,
     backend: str = "auto",
+    device: str | None = None,
 ) -> npt.NDArray[np.float32]:
     """Sharpen class probabilities along the edges of a photo.
 
@@ -75,27 +76,64 @@ def dense_crf(
             within a pixel matter, so they need not sum to one.
         image: `(H, W, 3)` uint8 RGB, the photo itself (not mean-subtracted), same height and width.
         parameters: the constants of the CRF; None means `CRFParameters()`.
-        backend: "pydensecrf", or "auto" for the best one that is installed.
+        backend: "pydensecrf" (C++, one thread, holds the GIL), "torch" (the same arithmetic in PyTorch, as many
+            threads as PyTorch uses, or a GPU), or "auto": torch on a GPU, else pydensecrf if it is installed,
+            else torch. The marginals of the two differ by rounding only.
+        device: where the torch backend works, as in "cuda"; None means the CPU.
 
     Returns:
         `(C, H, W)` float32, the mean-field marginals: in [0, 1], sum over C is one. No input is changed.
 
     Raises:
         ValueError: an argument has a wrong shape, type or value.
-        UserError: the backend is not installed.
+        UserError: the backend is not installed, or a kernel is too narrow for the image.
     """
-    _check(probabilities, image)
-    try:
-        infer = _BACKENDS[backend]
-    except KeyError:
-        known = ", ".join(_BACKENDS)
-        raise ValueError(f"unknown CRF backend {backend!r}: choose one of {known}") from None
-    clipped = np.clip(probabilities, SMALLEST_PROBABILITY, 1.0)
-    return infer(clipped, np.ascontiguousarray(image), parameters or CRFParameters())
+    return dense_crf_batch([probabilities], [image], parameters, backend, device)[0]
+
+
+def dense_crf_batch(
+    probabilities: Sequence[npt.NDArray[np.float32]],
+    images: Sequence[npt.NDArray[np.uint8]],
+    parameters: CRFParameters | None = None,
+    backend: str = "auto",
+    device: str | None = None,
+) -> list[npt.NDArray[np.float32]]:
+    """`dense_crf` of several photos, which may differ in size and in number of labels.
+
+    The torch backend infers them all at once, which keeps a GPU busy and saves nothing on a CPU. Every photo
+    then takes the memory of the largest number of labels: group photos with similar numbers.
+
+    Args:
+        probabilities: `(C_i, H_i, W_i)` float32 each.
+        images: `(H_i, W_i, 3)` uint8 RGB each.
+        parameters: as of `dense_crf`.
+        backend: as of `dense_crf`.
+        device: as of `dense_crf`.
+
+    Returns:
+        `(C_i, H_i, W_i)` float32 each, as `dense_crf` gives.
+
+    Raises:
+        ValueError: an argument has a wrong shape, type or value.
+        UserError: the backend is not installed, or a kernel is too narrow for an image.
+    """
+    if len(probabilities) != len(images):
+        raise ValueError(f"got {len(probabilities)} arrays of probabilities for {len(images)} images")
+    for scores, image in zip(probabilities, images, strict=True):
+        _check(scores, image)
+    infer = _chosen(backend, device)
+    clipped = [np.clip(scores, SMALLEST_PROBABILITY, 1.0) for scores in probabilities]
+    # pydensecrf and torch both want memory that they could write to, and write nothing.
+    writable = [np.require(image, requirements=["C", "W"]) for image in images]
+    return infer(clipped, writable, parameters or CRFParameters(), device) if images else []
 
 
 def crf_labels(
-    probabilities: npt.NDArray[np.float32], image: npt.NDArray[np.uint8], parameters: CRFParameters
+    probabilities: npt.NDArray[np.float32],
+    image: npt.NDArray[np.uint8],
+    parameters: CRFParameters,
+    backend: str = "auto",
+    device: str | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Labels of a prediction after the CRF, over the classes that some pixel gives at least 0.1.
 
@@ -103,6 +141,8 @@ def crf_labels(
         probabilities: `(C, H, W)` float32, sums to one over C.
         image: `(H, W, 3)` uint8 RGB.
         parameters: the constants of the CRF.
+        backend: as of `dense_crf`.
+        device: as of `dense_crf`.
 
     Returns:
         `(H, W)` uint8 in 0..C - 1.
@@ -110,20 +150,56 @@ def crf_labels(
     possible = np.flatnonzero(probabilities.max(axis=(1, 2)) >= CRF_MIN_PROBABILITY)
     if len(possible) < 2:
         return np.asarray(probabilities.argmax(axis=0), dtype=np.uint8)
-    refined = dense_crf(np.ascontiguousarray(probabilities[possible]), image, parameters)
+    refined = dense_crf(probabilities[possible], image, parameters, backend, device)
     return np.asarray(possible[refined.argmax(axis=0)], dtype=np.uint8)
 
 
+def _chosen(backend: str, device: str | None) -> _Backend:
+    """The backend of a name, for a device."""
+    on_cpu = device is None or device == "cpu"
+    if backend == "auto":
+        backend = "pydensecrf" if on_cpu and pydensecrf_is_installed() else "torch"
+    match backend:
+        case "torch":
+            return _torch
+        case "pydensecrf" if on_cpu:
+            return _pydensecrf
+        case "pydensecrf":
+            raise ValueError(
+                f"the CRF backend pydensecrf works on the CPU only, not on {device}: choose torch"
+            )
+    raise ValueError(f"unknown CRF backend {backend!r}: choose one of auto, pydensecrf, torch")
+
+
+def pydensecrf_is_installed() -> bool:
+    """Whether the C++ reference can be imported; it needs a compiler to install."""
+    try:
+        import pydensecrf.densecrf  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def _pydensecrf(
+    probabilities: Sequence[npt.NDArray[np.float32]],
+    images: Sequence[npt.NDArray[np.uint8]],
+    parameters: CRFParameters,
+    device: str | None,
+) -> list[npt.NDArray[np.float32]]:
+    """The C++ reference of Krähenbühl (one thread; it holds the GIL, so use processes)."""
+    if not pydensecrf_is_installed():
+        raise UserError(
+            "the CRF backend pydensecrf needs the package of that name, which is missing here: run "
+            "`pip install pydensecrf2`, or choose the backend torch"
+        )
+    return [_reference(*pair, parameters) for pair in zip(probabilities, images, strict=True)]
+
+
+def _reference(
     probabilities: npt.NDArray[np.float32], image: npt.NDArray[np.uint8], parameters: CRFParameters
 ) -> npt.NDArray[np.float32]:
-    """The C++ reference of Krähenbühl (one thread; it holds the GIL, so use processes)."""
-    try:
-        import pydensecrf.densecrf as pydensecrf
-    except ImportError as error:
-        raise UserError(
-            "the dense CRF needs the package pydensecrf, which is missing here: run `pip install pydensecrf2`"
-        ) from error
+    import pydensecrf.densecrf as pydensecrf
+
     classes, height, width = probabilities.shape
     kernel = {"kernel": pydensecrf.DIAG_KERNEL, "normalization": pydensecrf.NORMALIZE_SYMMETRIC}
     crf = pydensecrf.DenseCRF2D(width, height, classes)
@@ -140,11 +216,42 @@ def _pydensecrf(
     return marginals.reshape(classes, height, width)
 
 
+def _torch(
+    probabilities: Sequence[npt.NDArray[np.float32]],
+    images: Sequence[npt.NDArray[np.uint8]],
+    parameters: CRFParameters,
+    device: str | None,
+) -> list[npt.NDArray[np.float32]]:
+    """Our own implementation, see `wsss.refine.meanfield`."""
+    import torch  # only here: worker processes that use pydensecrf do without its seconds and memory
+
+    from wsss.refine.meanfield import mean_field_of
+
+    labels = max(len(scores) for scores in probabilities)
+    logits = []
+    for scores in probabilities:
+        # A label that another photo has is ruled out in this one.
+        padded = np.full((labels, *scores.shape[1:]), -np.inf, np.float32)
+        np.log(scores, out=padded[: len(scores)])
+        logits.append(torch.from_numpy(padded).to(device))
+    photos = [torch.from_numpy(image).to(device).permute(2, 0, 1) for image in images]
+    with torch.no_grad():
+        results = mean_field_of(logits, photos, parameters)
+    return [
+        np.ascontiguousarray(result[: len(scores)].cpu().numpy())
+        for result, scores in zip(results, probabilities, strict=True)
+    ]
+
+
 _Backend = Callable[
-    [npt.NDArray[np.float32], npt.NDArray[np.uint8], CRFParameters],
-    npt.NDArray[np.float32],
+    [
+        Sequence[npt.NDArray[np.float32]],
+        Sequence[npt.NDArray[np.uint8]],
+        CRFParameters,
+        str | None,
+    ],
+    list[npt.NDArray[np.float32]],
 ]
-_BACKENDS: dict[str, _Backend] = {"auto": _pydensecrf, "pydensecrf": _pydensecrf}
 
 
 def _check(probabilities: npt.NDArray[np.float32], image: npt.NDArray[np.uint8]) -> None:

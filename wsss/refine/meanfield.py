@@ -29,13 +29,13 @@ def mean_field(log_probabilities: Tensor, image: Tensor, parameters: CRFParamete
     """Marginals of the dense CRF, differentiable with respect to the log-probabilities (not to the image).
 
     Args:
-        log_probabilities: `(C, H, W)` of one image or `(B, C, H, W)`, float32 or float64: minus the unary energy.
+        log_probabilities: `(C, H, W)` of one image or `(B, C, H, W)`, any float type: minus the unary energy.
             Only differences within a pixel matter; -inf rules a label out.
         image: `(3, H, W)` or `(B, 3, H, W)` RGB in 0..255, any type, on the same device.
         parameters: the constants of the CRF.
 
     Returns:
-        Marginals of the shape and type of `log_probabilities`, which sum to one over C.
+        Marginals of the shape of `log_probabilities`, which sum to one over C, in float32 (float64 for float64).
 
     Raises:
         ValueError: shapes that do not fit.
@@ -61,7 +61,9 @@ def mean_field_of(
     """
     _check(log_probabilities, images)
     logits = torch.cat([pad_points(part.flatten(1)) for part in log_probabilities], dim=1).T.contiguous()
-    with torch.no_grad():
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    # Not in inference mode, whose tensors autograd refuses: remembered lattices may meet it later.
+    with torch.inference_mode(False), torch.no_grad():
         kernels = _kernels(images, parameters)
     marginals = _softmax(logits)
     for _ in range(parameters.iterations):
@@ -70,8 +72,8 @@ def mean_field_of(
         marginals = _softmax(energy)
     counts = [_padded(part.shape[-2], part.shape[-1]) for part in log_probabilities]
     return [
-        rows[: part[0].numel()].T.reshape(part.shape)
-        for rows, part in zip(marginals.split(counts), log_probabilities, strict=True)
+        rows[: part[0].numel()].T.contiguous().view(part.shape)
+        for rows, part in zip(torch.split(marginals, counts), log_probabilities, strict=True)
     ]
 
 
@@ -89,8 +91,9 @@ def _kernels(images: Sequence[Tensor], parameters: CRFParameters) -> list[Lattic
     sizes = tuple((image.shape[-2], image.shape[-1]) for image in images)
     kernels = []
     if parameters.gaussian_compat:
-        lattice = _gaussian(sizes, parameters.gaussian_sxy, images[0].device)
-        kernels.append(lattice.scaled(torch.ones((), device=images[0].device).expand(len(lattice.vertices)), parameters.gaussian_compat))
+        kernels.append(
+            _gaussian(sizes, parameters.gaussian_sxy, parameters.gaussian_compat, images[0].device)
+        )
     if parameters.bilateral_compat:
         features = [_features(image, parameters.bilateral_sxy, parameters.bilateral_srgb) for image in images]
         kernels.append(_normalised(build_lattice(features), sizes, parameters.bilateral_compat))
@@ -98,18 +101,18 @@ def _kernels(images: Sequence[Tensor], parameters: CRFParameters) -> list[Lattic
 
 
 @lru_cache(maxsize=REMEMBERED_SIZES)
-def _gaussian(sizes: tuple[tuple[int, int], ...], sxy: float, device: torch.device) -> Lattice:
-    """The normalised Gaussian kernel, which depends on the sizes of the images only."""
+def _gaussian(sizes: tuple[tuple[int, int], ...], sxy: float, compat: float, device: torch.device) -> Lattice:
+    """The normalised and weighted Gaussian kernel, which depends on the sizes of the images only."""
     features = [pad_points(_positions(height, width, device) / sxy) for height, width in sizes]
-    return _normalised(build_lattice(features), sizes)
+    return _normalised(build_lattice(features), sizes, compat)
 
 
-def _normalised(lattice: Lattice, sizes: Sequence[tuple[int, int]], weight: float = 1.0) -> Lattice:
-    """Symmetric normalisation: divide by the roots of the row sums, on both sides."""
+def _normalised(lattice: Lattice, sizes: Sequence[tuple[int, int]], compat: float) -> Lattice:
+    """Symmetric normalisation: divide by the roots of the row sums on both sides; and the Potts weight."""
     device = lattice.vertices.device
     mass = torch.cat([pad_points(torch.ones(height * width, device=device)) for height, width in sizes])
     sums = lattice_filter(mass[:, None], lattice).squeeze(1)
-    return lattice.scaled(mass * (sums + SMALLEST_SUM).rsqrt(), weight)
+    return lattice.scaled(mass * (sums + SMALLEST_SUM).rsqrt() * compat**0.5)
 
 
 def _features(image: Tensor, sxy: float, srgb: float) -> Tensor:

@@ -43,23 +43,23 @@ class Lattice:
 
     vertices: Tensor
     """`(N, d + 1)`, the vertices of each point's simplex."""
-    slice_weights: Tensor
-    """`(N, d + 1)`, what a point takes from each vertex: barycentric coordinates times constants."""
+    weights: Tensor
+    """`(N, d + 1)`, what a point gives to each vertex and takes from it: barycentric coordinates, scaled."""
     members: Tensor
     """`(N * (d + 1),)`, the points that touch vertex 0, then those of vertex 1, and so on."""
     offsets: Tensor
     """`(M + 1,)`, where each vertex's points begin in `members`."""
-    splat_weights: Tensor
-    """`(N * (d + 1),)`, what each of `members` gives to the vertex."""
+    member_weights: Tensor
+    """`(N * (d + 1),)`, the weight of each of `members` at the vertex."""
     blurs: tuple[tuple[Tensor, Tensor], ...]
     """Per direction: `(M, 3)` vertices (itself, before, after) and their weights, 0 where there is none."""
 
-    def scaled(self, points: Tensor, constant: float = 1.0) -> Lattice:
-        """The filter with values multiplied by `points` `(N,)` before and after, and by `constant`."""
+    def scaled(self, factors: Tensor) -> Lattice:
+        """The filter with values multiplied by `factors`, `(N,)`, both before and after."""
         return replace(
             self,
-            slice_weights=self.slice_weights * (points * constant)[:, None],
-            splat_weights=self.splat_weights * points.index_select(0, self.members),
+            weights=self.weights * factors[:, None],
+            member_weights=self.member_weights * factors.index_select(0, self.members),
         )
 
 
@@ -75,7 +75,7 @@ def lattice_filter(values: Tensor, lattice: Lattice) -> Tensor:
     Returns:
         `(N, C)`, the sum over all points weighted with the Gaussian of their distance.
     """
-    result: Tensor = _Filter.apply(values, lattice, False)  # type: ignore[no-untyped-call]
+    result: Tensor = _Filter.apply(values, lattice, False)
     return result
 
 
@@ -104,13 +104,14 @@ def build_lattice(features: Sequence[Tensor]) -> Lattice:
     vertices = torch.empty_like(order, dtype=torch.int32).scatter_(1, order, numbers.view(order.shape))
     dimension = len(codes) - 1
     per_plane = is_first.sum(dim=1).tolist()
-    alpha = 1 / (1 + 2.0**-dimension)
+    # The blur's gain, half of it in the splat and half in the slice.
+    coordinates *= (1 + 2.0**-dimension) ** -0.5
     return Lattice(
         vertices=vertices.T.contiguous(),
-        slice_weights=coordinates.T.contiguous().mul_(alpha),
+        weights=coordinates.T.contiguous(),
         members=order.flatten().int(),
         offsets=F.pad(begins, (0, 1), value=order.numel()).int(),
-        splat_weights=coordinates.gather(1, order).flatten(),
+        member_weights=coordinates.gather(1, order).flatten(),
         blurs=_blurs(ordered.flatten().index_select(0, begins), per_plane, steps),
     )
 
@@ -130,11 +131,11 @@ class _Filter(torch.autograd.Function):
         on_lattice = _splat(values, lattice)
         for neighbours, weights in blurs:
             on_lattice = _weighted_sum(on_lattice, neighbours, weights)
-        return _weighted_sum(on_lattice, lattice.vertices, lattice.slice_weights)
+        return _weighted_sum(on_lattice, lattice.vertices, lattice.weights)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return _Filter.apply(gradient, ctx.lattice, not ctx.transpose), None, None  # type: ignore[no-untyped-call]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _Filter.apply(gradient, ctx.lattice, not ctx.transpose), None, None
 
 
 def _weighted_sum(values: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -145,15 +146,26 @@ def _weighted_sum(values: Tensor, index: Tensor, weights: Tensor) -> Tensor:
 
 def _splat(values: Tensor, lattice: Lattice) -> Tensor:
     """`(M, C)`: what the points give to each vertex."""
-    weights = lattice.splat_weights.to(values.dtype)
+    return _splat_by_point(values, lattice) if values.is_cuda else _splat_by_vertex(values, lattice)
+
+
+def _splat_by_vertex(values: Tensor, lattice: Lattice) -> Tensor:
+    """Every vertex collects from its points, for CPUs."""
     return F.embedding_bag(
         lattice.members,
         values.contiguous(),
         lattice.offsets,
         mode="sum",
-        per_sample_weights=weights,
+        per_sample_weights=lattice.member_weights.to(values.dtype),
         include_last_offset=True,
     )
+
+
+def _splat_by_point(values: Tensor, lattice: Lattice) -> Tensor:
+    """Every point adds to its vertices, for GPUs: a vertex with thousands of points would keep one core busy."""
+    shares = (lattice.weights.to(values.dtype)[:, :, None] * values[:, None, :]).flatten(0, 1)
+    on_lattice = values.new_zeros(len(lattice.offsets) - 1, values.shape[1])
+    return on_lattice.index_add_(0, lattice.vertices.flatten(), shares)
 
 
 def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,7 +218,9 @@ def _elevate(features: Tensor) -> Tensor:
     return elevated
 
 
-def _vertex_codes(rounded: Tensor, rank: Tensor, counts: Sequence[int]) -> tuple[Tensor, tuple[list[int], int]]:
+def _vertex_codes(
+    rounded: Tensor, rank: Tensor, counts: Sequence[int]
+) -> tuple[Tensor, tuple[list[int], int]]:
     """One integer for each vertex of each point, unique within its remainder.
 
     A vertex of remainder k has coordinates k + (d + 1) q. Its code is the number with the digits q_0..q_{d-1}
@@ -254,7 +268,9 @@ def _argsort_rows(codes: Tensor) -> Tensor:
     return torch.from_numpy(orders)
 
 
-def _blurs(codes: Tensor, per_plane: Sequence[int], steps: tuple[list[int], int]) -> tuple[tuple[Tensor, Tensor], ...]:
+def _blurs(
+    codes: Tensor, per_plane: Sequence[int], steps: tuple[list[int], int]
+) -> tuple[tuple[Tensor, Tensor], ...]:
     """The neighbours of all vertices in the d + 1 directions.
 
     A step forward in direction j subtracts one from every coordinate and adds d + 1 to coordinate j: from

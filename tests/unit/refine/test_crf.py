@@ -9,6 +9,10 @@ import pytest
 
 from wsss.errors import UserError
 from wsss.refine import CRFParameters, dense_crf
+from wsss.refine.crf import crf_labels, dense_crf_batch
+
+BACKENDS = ("pydensecrf", "torch")
+TEST_TIME = CRFParameters(10, 1, 3, 67, 3, 4)  # DeepLab's
 
 
 def random_input(
@@ -18,6 +22,27 @@ def random_input(
     scores = generator.random((classes, height, width), dtype=np.float32) + 0.05
     image = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
     return scores / scores.sum(axis=0), image
+
+
+def synthetic_photo(
+    classes: int, height: int, width: int, noise: float = 4
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Smooth colours with noise, and smooth scores that follow them in part."""
+    generator = np.random.default_rng(height * width + classes)
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    waves = [
+        sum(
+            np.sin(2 * np.pi * (generator.normal(0, 2) * x + generator.normal(0, 2) * y + generator.random()))
+            for _ in range(3)
+        )
+        for _ in range(3 + classes)
+    ]
+    colour = 128 + 40 * np.stack(waves[:3], axis=2) + generator.normal(0, noise, (height, width, 3))
+    image = np.clip(colour, 0, 255).astype(np.uint8)
+    prototypes = generator.integers(0, 256, (classes, 3))
+    distance = ((image[None].astype(float) - prototypes[:, None, None]) ** 2).sum(axis=3)
+    scores = np.exp(np.stack(waves[3:]) - distance / 150**2)
+    return (scores / scores.sum(axis=0)).astype(np.float32), image
 
 
 def exact_mean_field(
@@ -74,6 +99,77 @@ def test_crf_follows_exact_mean_field_on_a_small_photo_with_one_edge() -> None:
     assert (probabilities.argmax(axis=0) == exact.argmax(axis=0)).mean() < 0.95
 
 
+@pytest.mark.parametrize("classes", [2, 6])
+@pytest.mark.parametrize("parameters", [CRFParameters(), TEST_TIME, CRFParameters(5, 2, 1, 10, 15, 2)])
+def test_torch_is_as_close_to_exact_mean_field_as_pydensecrf(classes: int, parameters: CRFParameters) -> None:
+    probabilities, image = synthetic_photo(classes, 16, 16)
+    exact = exact_mean_field(probabilities, image, parameters)
+    errors = {
+        backend: np.abs(dense_crf(probabilities, image, parameters, backend) - exact).mean()
+        for backend in BACKENDS
+    }
+    assert errors["torch"] <= errors["pydensecrf"] + 1e-3, errors
+
+
+@pytest.mark.parametrize("parameters", [CRFParameters(), TEST_TIME], ids=["irn", "deeplab"])
+@pytest.mark.parametrize("size", [(61, 83), (40, 64), (1, 57), (57, 1), (1, 1), (2, 3)], ids=str)
+@pytest.mark.parametrize("classes", [2, 3, 8, 21])
+def test_both_backends_agree(classes: int, size: tuple[int, int], parameters: CRFParameters) -> None:
+    probabilities, image = synthetic_photo(classes, *size)
+    ours, reference = (dense_crf(probabilities, image, parameters, backend) for backend in BACKENDS)
+    assert ours.shape == reference.shape
+    assert ours.dtype == reference.dtype
+    assert np.abs(ours - reference).mean() < 1e-5
+    assert (ours.argmax(axis=0) == reference.argmax(axis=0)).mean() > 0.999
+
+
+@pytest.mark.parametrize("colour", [0, 255])
+def test_both_backends_agree_on_a_constant_image(colour: int) -> None:
+    probabilities, _ = synthetic_photo(4, 31, 45)
+    image = np.full((31, 45, 3), colour, np.uint8)
+    ours, reference = (dense_crf(probabilities, image, backend=backend) for backend in BACKENDS)
+    np.testing.assert_allclose(ours, reference, atol=1e-3)
+
+
+def test_both_backends_agree_on_noise() -> None:
+    # Undecided pixels amplify the last bit of a sum: single ones differ in the third decimal.
+    probabilities, image = random_input(5, 45, 50)
+    ours, reference = (dense_crf(probabilities, image, backend=backend) for backend in BACKENDS)
+    assert np.abs(ours - reference).max() < 5e-3
+    assert np.abs(ours - reference).mean() < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("classes", [2, 21])
+def test_a_gpu_agrees_with_pydensecrf(classes: int) -> None:
+    probabilities, image = synthetic_photo(classes, 120, 161)
+    ours = dense_crf(probabilities, image, device="cuda")
+    assert np.abs(ours - dense_crf(probabilities, image, backend="pydensecrf")).mean() < 1e-4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_batch_of_different_sizes_and_labels_is_as_one_by_one(backend: str) -> None:
+    inputs = [synthetic_photo(2, 20, 31), synthetic_photo(5, 17, 9), synthetic_photo(3, 20, 31)]
+    together = dense_crf_batch([pair[0] for pair in inputs], [pair[1] for pair in inputs], backend=backend)
+    for (probabilities, image), result in zip(inputs, together, strict=True):
+        assert result.shape == probabilities.shape
+        np.testing.assert_allclose(result, dense_crf(probabilities, image, backend=backend), atol=1e-4)
+
+
+def test_an_empty_batch_is_empty() -> None:
+    assert dense_crf_batch([], []) == []
+    with pytest.raises(ValueError, match="got 1 arrays of probabilities for 0 images"):
+        dense_crf_batch([random_input(2, 3, 4)[0]], [])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_images_may_be_read_only(backend: str) -> None:
+    probabilities, image = random_input(2, 8, 9)
+    expected = dense_crf(probabilities, image, backend=backend)
+    image.flags.writeable = probabilities.flags.writeable = False
+    np.testing.assert_array_equal(dense_crf(probabilities, image, backend=backend), expected)
+
+
 def test_crf_moves_the_border_of_a_seed_to_the_edge_of_the_photo() -> None:
     image = np.zeros((40, 60, 3), np.uint8)
     image[:, 30:] = 255
@@ -85,62 +181,82 @@ def test_crf_moves_the_border_of_a_seed_to_the_edge_of_the_photo() -> None:
     assert (posterior.argmax(axis=0) == expected).mean() > 0.99
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("classes", [2, 5])
-def test_posterior_is_a_distribution_of_the_input_shape(classes: int) -> None:
+def test_posterior_is_a_distribution_of_the_input_shape(classes: int, backend: str) -> None:
     probabilities, image = random_input(classes, 13, 29)
-    posterior = dense_crf(probabilities, image)
+    posterior = dense_crf(probabilities, image, backend=backend)
     assert posterior.shape == probabilities.shape
     assert posterior.dtype == np.float32
     np.testing.assert_allclose(posterior.sum(axis=0), 1, atol=1e-5)
 
 
-def test_without_iterations_the_probabilities_come_back() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_iterations_the_probabilities_come_back(backend: str) -> None:
     probabilities, image = random_input(3, 9, 14)
     np.testing.assert_allclose(
-        dense_crf(probabilities, image, CRFParameters(iterations=0)), probabilities, atol=1e-6
+        dense_crf(probabilities, image, CRFParameters(iterations=0), backend=backend),
+        probabilities,
+        atol=1e-6,
     )
 
 
-def test_only_ratios_within_a_pixel_matter() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_ratios_within_a_pixel_matter(backend: str) -> None:
     probabilities, image = random_input(3, 11, 17)
     scaled = probabilities * np.linspace(0.1, 1, 17, dtype=np.float32)
-    np.testing.assert_allclose(dense_crf(scaled, image), dense_crf(probabilities, image), atol=1e-4)
+    np.testing.assert_allclose(
+        dense_crf(scaled, image, backend=backend), dense_crf(probabilities, image, backend=backend), atol=1e-4
+    )
 
 
-def test_zero_probabilities_stay_finite() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_zero_probabilities_stay_finite(backend: str) -> None:
     probabilities = np.zeros((2, 6, 7), np.float32)
     probabilities[0] = 1
-    posterior = dense_crf(probabilities, np.zeros((6, 7, 3), np.uint8))
+    posterior = dense_crf(probabilities, np.zeros((6, 7, 3), np.uint8), backend=backend)
     assert np.isfinite(posterior).all()
     assert (posterior[0] > 0.99).all()
 
 
-def test_inputs_are_not_changed_and_need_not_be_contiguous() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_inputs_are_not_changed_and_need_not_be_contiguous(backend: str) -> None:
     probabilities, image = random_input(3, 16, 12)
     turned, turned_image = probabilities.transpose(0, 2, 1), image.transpose(1, 0, 2)
     before, image_before = probabilities.copy(), image.copy()
-    posterior = dense_crf(turned, turned_image)
+    posterior = dense_crf(turned, turned_image, backend=backend)
     np.testing.assert_array_equal(probabilities, before)
     np.testing.assert_array_equal(image, image_before)
     np.testing.assert_array_equal(
-        posterior, dense_crf(np.ascontiguousarray(turned), np.ascontiguousarray(turned_image))
+        posterior,
+        dense_crf(np.ascontiguousarray(turned), np.ascontiguousarray(turned_image), backend=backend),
     )
 
 
-def test_each_constant_reaches_the_backend() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_each_constant_reaches_the_backend(backend: str) -> None:
     probabilities, image = random_input(2, 20, 24)
     image = (image // 8).astype(np.uint8)
-    reference = dense_crf(probabilities, image)
+    reference = dense_crf(probabilities, image, backend=backend)
     for name in (field.name for field in dataclasses.fields(CRFParameters)):
         changed = dataclasses.replace(CRFParameters(), **{name: 2})
-        assert np.abs(dense_crf(probabilities, image, changed) - reference).max() > 1e-3, name
+        assert np.abs(dense_crf(probabilities, image, changed, backend=backend) - reference).max() > 1e-3, (
+            name
+        )
 
 
-def test_auto_is_pydensecrf() -> None:
+def test_auto_is_pydensecrf_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     probabilities, image = random_input(2, 8, 9)
+    monkeypatch.setitem(sys.modules, "torch", None)  # auto imports no torch then
     np.testing.assert_array_equal(
         dense_crf(probabilities, image, backend="auto"), dense_crf(probabilities, image, backend="pydensecrf")
     )
+
+
+def test_auto_is_torch_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wsss.refine.meanfield", None)
+    with pytest.raises(ImportError, match="meanfield"):
+        dense_crf(*random_input(2, 8, 9), device="cuda")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +273,8 @@ def test_auto_is_pydensecrf() -> None:
             {"image": np.zeros((0, 5, 3), np.uint8), "probabilities": np.zeros((2, 0, 5), np.float32)},
             "image is empty",
         ),
-        ({"backend": "cuda"}, "unknown CRF backend 'cuda': choose one of auto, pydensecrf"),
+        ({"backend": "pydensecrf", "device": "cuda"}, "works on the CPU only, not on cuda: choose torch"),
+        ({"backend": "cuda"}, "unknown CRF backend 'cuda': choose one of auto, pydensecrf, torch"),
     ],
 )
 def test_wrong_arguments_are_refused(change: dict[str, object], message: str) -> None:
@@ -182,9 +299,24 @@ def test_meaningless_constants_are_refused(change: dict[str, float], message: st
         CRFParameters(**change)  # type: ignore[arg-type]
 
 
-def test_missing_pydensecrf_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def without_pydensecrf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without a C++ compiler."""
     monkeypatch.setitem(sys.modules, "pydensecrf", None)
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
-    probabilities, image = random_input(2, 4, 4)
-    with pytest.raises(UserError, match="pip install pydensecrf2"):
-        dense_crf(probabilities, image)
+
+
+@pytest.mark.usefixtures("without_pydensecrf")
+def test_missing_pydensecrf_says_how_to_install_it() -> None:
+    with pytest.raises(UserError, match="pip install pydensecrf2`, or choose the backend torch"):
+        dense_crf(*random_input(2, 4, 4), backend="pydensecrf")
+
+
+@pytest.mark.usefixtures("without_pydensecrf")
+def test_auto_is_torch_where_pydensecrf_is_missing() -> None:
+    probabilities, image = random_input(3, 9, 8)
+    expected = dense_crf(probabilities, image, backend="torch")
+    np.testing.assert_array_equal(dense_crf(probabilities, image), expected)
+    np.testing.assert_array_equal(
+        crf_labels(probabilities, image, CRFParameters()), expected.argmax(axis=0).astype(np.uint8)
+    )
