@@ -9,9 +9,13 @@ import pytest
 
 from wsss.errors import UserError
 from wsss.refine import CRFParameters, dense_crf
-from wsss.refine.crf import crf_labels, dense_crf_batch
+from wsss.refine.crf import crf_labels, dense_crf_batch, pydensecrf_is_installed
 
 BACKENDS = ("pydensecrf", "torch")
+needs_pydensecrf = pytest.mark.skipif(not pydensecrf_is_installed(), reason="pydensecrf is not installed")
+each_backend = pytest.mark.parametrize(
+    "backend", [pytest.param("pydensecrf", marks=needs_pydensecrf), "torch"]
+)
 TEST_TIME = CRFParameters(10, 1, 3, 67, 3, 4)  # DeepLab's
 
 
@@ -99,6 +103,7 @@ def test_crf_follows_exact_mean_field_on_a_small_photo_with_one_edge() -> None:
     assert (probabilities.argmax(axis=0) == exact.argmax(axis=0)).mean() < 0.95
 
 
+@needs_pydensecrf
 @pytest.mark.parametrize("classes", [2, 6])
 @pytest.mark.parametrize("parameters", [CRFParameters(), TEST_TIME, CRFParameters(5, 2, 1, 10, 15, 2)])
 def test_torch_is_as_close_to_exact_mean_field_as_pydensecrf(classes: int, parameters: CRFParameters) -> None:
@@ -111,6 +116,7 @@ def test_torch_is_as_close_to_exact_mean_field_as_pydensecrf(classes: int, param
     assert errors["torch"] <= errors["pydensecrf"] + 1e-3, errors
 
 
+@needs_pydensecrf
 @pytest.mark.parametrize("parameters", [CRFParameters(), TEST_TIME], ids=["irn", "deeplab"])
 @pytest.mark.parametrize("size", [(61, 83), (40, 64), (1, 57), (57, 1), (1, 1), (2, 3)], ids=str)
 @pytest.mark.parametrize("classes", [2, 3, 8, 21])
@@ -123,6 +129,7 @@ def test_both_backends_agree(classes: int, size: tuple[int, int], parameters: CR
     assert (ours.argmax(axis=0) == reference.argmax(axis=0)).mean() > 0.999
 
 
+@needs_pydensecrf
 @pytest.mark.parametrize("colour", [0, 255])
 def test_both_backends_agree_on_a_constant_image(colour: int) -> None:
     probabilities, _ = synthetic_photo(4, 31, 45)
@@ -131,6 +138,7 @@ def test_both_backends_agree_on_a_constant_image(colour: int) -> None:
     np.testing.assert_allclose(ours, reference, atol=1e-3)
 
 
+@needs_pydensecrf
 def test_both_backends_agree_on_noise() -> None:
     # Undecided pixels amplify the last bit of a sum: single ones differ in the third decimal.
     probabilities, image = random_input(5, 45, 50)
@@ -139,6 +147,7 @@ def test_both_backends_agree_on_noise() -> None:
     assert np.abs(ours - reference).mean() < 1e-5
 
 
+@needs_pydensecrf
 @pytest.mark.gpu
 @pytest.mark.parametrize("classes", [2, 21])
 def test_a_gpu_agrees_with_pydensecrf(classes: int) -> None:
@@ -147,7 +156,7 @@ def test_a_gpu_agrees_with_pydensecrf(classes: int) -> None:
     assert np.abs(ours - dense_crf(probabilities, image, backend="pydensecrf")).mean() < 1e-4
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@each_backend
 def test_a_batch_of_different_sizes_and_labels_is_as_one_by_one(backend: str) -> None:
     inputs = [synthetic_photo(2, 20, 31), synthetic_photo(5, 17, 9), synthetic_photo(3, 20, 31)]
     together = dense_crf_batch([pair[0] for pair in inputs], [pair[1] for pair in inputs], backend=backend)
@@ -162,7 +171,7 @@ def test_an_empty_batch_is_empty() -> None:
         dense_crf_batch([random_input(2, 3, 4)[0]], [])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@each_backend
 def test_images_may_be_read_only(backend: str) -> None:
     probabilities, image = random_input(2, 8, 9)
     expected = dense_crf(probabilities, image, backend=backend)
@@ -181,7 +190,7 @@ def test_crf_moves_the_border_of_a_seed_to_the_edge_of_the_photo() -> None:
     assert (posterior.argmax(axis=0) == expected).mean() > 0.99
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@each_backend
 @pytest.mark.parametrize("classes", [2, 5])
 def test_posterior_is_a_distribution_of_the_input_shape(classes: int, backend: str) -> None:
     probabilities, image = random_input(classes, 13, 29)
@@ -191,7 +200,7 @@ def test_posterior_is_a_distribution_of_the_input_shape(classes: int, backend: s
     np.testing.assert_allclose(posterior.sum(axis=0), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@each_backend
 def test_without_iterations_the_probabilities_come_back(backend: str) -> None:
     probabilities, image = random_input(3, 9, 14)
     np.testing.assert_allclose(
@@ -201,7 +210,7 @@ def test_without_iterations_the_probabilities_come_back(backend: str) -> None:
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@each_backend
 def test_only_ratios_within_a_pixel_matter(backend: str) -> None:
     probabilities, image = random_input(3, 11, 17)
     scaled = probabilities * np.linspace(0.1, 1, 17, dtype=np.float32)
@@ -210,7 +219,7 @@ def test_only_ratios_within_a_pixel_matter(backend: str) -> None:
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@each_backend
 def test_zero_probabilities_stay_finite(backend: str) -> None:
     probabilities = np.zeros((2, 6, 7), np.float32)
     probabilities[0] = 1
@@ -219,7 +228,7 @@ def test_zero_probabilities_stay_finite(backend: str) -> None:
     assert (posterior[0] > 0.99).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@each_backend
 def test_inputs_are_not_changed_and_need_not_be_contiguous(backend: str) -> None:
     probabilities, image = random_input(3, 16, 12)
     turned, turned_image = probabilities.transpose(0, 2, 1), image.transpose(1, 0, 2)
@@ -233,7 +242,7 @@ def test_inputs_are_not_changed_and_need_not_be_contiguous(backend: str) -> None
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@each_backend
 def test_each_constant_reaches_the_backend(backend: str) -> None:
     probabilities, image = random_input(2, 20, 24)
     image = (image // 8).astype(np.uint8)
@@ -245,6 +254,7 @@ def test_each_constant_reaches_the_backend(backend: str) -> None:
         )
 
 
+@needs_pydensecrf
 def test_auto_is_pydensecrf_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     probabilities, image = random_input(2, 8, 9)
     monkeypatch.setitem(sys.modules, "torch", None)  # auto imports no torch then
