@@ -272,10 +272,9 @@ class CompareConfig:
     """The leaderboard of saliency methods (`wsss compare`). No stage reads it."""
 
     methods: tuple[str, ...] = (
+        "gradient",
         "gradcam",
         "gradcam++",
-        "xgradcam",
-        "global_guidance",
         "multiscale(gradcam, balance=area)",
         "subtraction(gradcam)",
     )
