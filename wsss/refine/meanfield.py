@@ -107,6 +107,11 @@ def _gaussian(sizes: tuple[tuple[int, int], ...], sxy: float, compat: float, dev
     return _normalised(build_lattice(features), sizes, compat)
 
 
+def forget_lattices() -> None:
+    """Free the memory of the remembered lattices, on all devices."""
+    _gaussian.cache_clear()
+
+
 def _normalised(lattice: Lattice, sizes: Sequence[tuple[int, int]], compat: float) -> Lattice:
     """Symmetric normalisation: divide by the roots of the row sums on both sides; and the Potts weight."""
     device = lattice.vertices.device

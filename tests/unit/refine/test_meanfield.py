@@ -79,7 +79,7 @@ def test_half_precision_is_computed_in_float32() -> None:
 
 
 def test_a_lattice_remembered_from_inference_mode_serves_training() -> None:
-    meanfield._gaussian.cache_clear()
+    meanfield.forget_lattices()
     scores, image = random_input(3, 6, 7)
     with torch.inference_mode():
         expected = mean_field(scores.clone(), image.clone(), PARAMETERS)
