@@ -89,10 +89,10 @@ def default_layers(classifier: nn.Module) -> tuple[str, ...]:
     )
 
 
-def features(classifier: nn.Module, images: Tensor, layers: Sequence[str]) -> Tensor:
+def features(classifier: nn.Module, images: Tensor, layers: Sequence[str], stride: int = 8) -> Tensor:
     """What the layers say about each cell, as one unit vector in which every layer counts the same.
 
-    Each layer's activation is divided by its length in every cell, brought bilinearly to the grid of stride 8,
+    Each layer's activation is divided by its length in every cell, brought bilinearly to one grid,
     divided by its length again, and the layers are concatenated, so that the scalar product of two cells is
     the mean of the layers' cosine similarities.
 
@@ -100,16 +100,17 @@ def features(classifier: nn.Module, images: Tensor, layers: Sequence[str]) -> Te
         classifier: maps images (B, 3, H, W) to logits; run once in eval mode without gradients, left as it was.
         images: `(B, 3, H, W)` float, normalised as the classifier expects.
         layers: `get_submodule` paths of layers whose output is `(B, k, u, v)`.
+        stride: pixels per cell of the grid.
 
     Returns:
-        `(B, D, ceil(H / 8), ceil(W / 8))` float32, of length 1 over D (less where a layer is silent).
+        `(B, D, ceil(H / stride), ceil(W / stride))` float32, of length 1 over D (less where a layer is silent).
 
     Raises:
         UserError: a layer is unknown, does not run, or gives no feature maps.
     """
     with evaluating(classifier), torch.no_grad(), _outputs(classifier, layers) as outputs:
         classifier(images)
-    size = (-(-images.shape[-2] // 8), -(-images.shape[-1] // 8))
+    size = (-(-images.shape[-2] // stride), -(-images.shape[-1] // stride))
     with torch.no_grad(), exact(images.device):
         parts = [_unit(_resized(_unit(_taken(outputs, layer)), size)) for layer in layers]
         return torch.cat(parts, dim=1) / math.sqrt(len(parts))

@@ -131,6 +131,8 @@ def test_features_are_the_layers_outputs_as_unit_vectors(classifier: nn.Module) 
 def test_odd_and_tiny_photos_get_a_grid_of_stride_8(classifier: nn.Module, size: tuple[int, int]) -> None:
     cells = features(classifier, torch.randn(1, 3, *size), RESNET_LAYERS)
     assert cells.shape[-2:] == (-(-size[0] // 8), -(-size[1] // 8))
+    coarse = features(classifier, torch.randn(1, 3, *size), RESNET_LAYERS, stride=16)
+    assert coarse.shape[-2:] == (-(-size[0] // 16), -(-size[1] // 16))
     refined = walk(torch.rand(2, 3, 4), classifier, torch.randn(3, *size), WalkParameters())
     assert refined.shape == (2, *cells.shape[-2:])
     assert bool(torch.isfinite(refined).all())
