@@ -86,9 +86,10 @@ def _overview() -> str:
 
 def _stage(name: str, words: list[str]) -> int:
     config = parse_config(name, words)
+    calibrated = name == "refine" and "--calibrate" in words
     from wsss.runner import run_command
 
-    run_command(config, name, ["wsss", name, *words])
+    run_command(config, name, ["wsss", name, *words], calibrated=calibrated)
     return 0
 
 
@@ -113,10 +114,17 @@ def parse_config(command: str, words: Sequence[str]) -> Any:
     parser.add_argument(
         "--config", action="config", help="YAML file of this configuration; options after it override it."
     )
+    if command == "refine":
+        parser.add_argument(
+            "--calibrate",
+            action="store_true",
+            help="First choose refine.background by the classifier's response to the seeds; no mask takes part.",
+        )
     parser.add_class_arguments(Config, None, as_group=False)
     namespace = _parse(parser, words)
     values = parser.instantiate(namespace).as_dict()
-    values.pop("config", None)
+    for option in ("config", "calibrate"):
+        values.pop(option, None)
     return Config(**values)
 
 

@@ -194,3 +194,22 @@ def test_a_run_directory_may_move(run: Path, tiny: list[str], command: Any, tmp_
     moved = tmp_path / "elsewhere"
     os.rename(run, moved)
     assert command("run", *tiny, "--output", moved).err.count("done before") == 6
+
+
+def test_calibrate_chooses_a_background_rule_and_keeps_it(run: Path, tiny: list[str], command: Any) -> None:
+    outcome = command("refine", *tiny, "--output", run, "--calibrate")
+    assert outcome.status == 0, outcome.err
+    facts = json.loads((run / "calibration.json").read_text())
+    gains = [
+        candidate["kept"] - candidate["removed"] - candidate["area"] for candidate in facts["candidates"]
+    ]
+    best = facts["candidates"][gains.index(max(gains))]
+    assert {key: best[key] for key in facts["chosen"]} == facts["chosen"]
+    assert yaml.safe_load((run / "config.yaml").read_text())["refine"]["background"] == facts["chosen"]
+    assert outcome.out.count("<- chosen") == 1
+    assert "oracle, not used" in outcome.out
+    assert command("refine", "--config", run / "config.yaml").status == 0  # goes on with what was chosen
+
+
+def test_calibrate_is_an_option_of_refine_only(tiny: list[str], run: Path, command: Any) -> None:
+    assert command("saliency", *tiny, "--output", run, "--calibrate").status == 2

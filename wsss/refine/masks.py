@@ -127,7 +127,7 @@ def _agreement(
         unary = label_probabilities(seed, len(maps) + 1, parameters.confidence)
         posteriors.append(dense_crf(unary, image, parameters.crf, backend))
     generous, strict = posteriors
-    mean = (generous + strict) / 2
+    mean = (generous + strict) / np.float32(2)
     labels = mean.argmax(axis=0)
     certain = (labels == generous.argmax(axis=0)) & (labels == strict.argmax(axis=0))
     return mean, certain

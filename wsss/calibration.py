@@ -1,0 +1,123 @@
+"""``wsss refine --calibrate``: the background rule that the classifier itself prefers; no mask takes part."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wsss import evaluation, runtime
+from wsss.config import BackgroundConfig, Config, RuntimeConfig
+from wsss.data.dataset import Record
+from wsss.data.files import read_image, read_truth, write_json
+from wsss.data.transforms import normalize_image, to_tensor
+from wsss.errors import UserError
+from wsss.metrics.segmentation import ConfusionMatrix
+from wsss.refine.background import BackgroundParameters, background_threshold, seed_mask
+from wsss.refine.calibrate import CANDIDATES, Evidence, describe, evidence_of_seeds, mean_evidence
+from wsss.refine.stage import load_maps
+from wsss.rundir import RunDirectory
+from wsss.tasks.classification import load_classifier
+
+PHOTOS = 100
+"""Photos that are looked at, evenly spaced over the training list; each costs two dozen forwards a class."""
+
+
+@dataclass
+class Candidate:
+    """A background rule and what is known of it."""
+
+    rule: BackgroundParameters
+    evidence: Evidence
+    truth: ConfusionMatrix
+    """Of its seeds on the same photos, where there are masks; printed beside, never used."""
+
+    @property
+    def miou(self) -> float | None:
+        return self.truth.miou() if self.truth.images else None
+
+
+def calibrate(config: Config, records: Sequence[Record], classes: int, run: RunDirectory) -> Config:
+    """``config`` with the background rule of the largest gain; writes ``calibration.json`` and prints the table.
+
+    Args:
+        config: of the run; its background rule plays no part.
+        records: training photos with stored saliency.
+        classes: number of classes, background included.
+        run: the run directory.
+
+    Raises:
+        UserError: no training photo has a label.
+    """
+    sample = evaluation.evenly([record for record in records if record.labels], PHOTOS)
+    if not sample:
+        raise UserError("--calibrate needs training photos with labels, and this data set has none")
+    candidates = judge(config, sample, classes, run)
+    best = max(candidates, key=lambda candidate: candidate.evidence.gain)
+    write_json(run.root / "calibration.json", _facts(candidates, best, len(sample)))
+    print(table(candidates, best, len(sample)))
+    background = BackgroundConfig(**asdict(best.rule))
+    return replace(config, refine=replace(config.refine, background=background))
+
+
+def judge(config: Config, sample: Sequence[Record], classes: int, run: RunDirectory) -> list[Candidate]:
+    """Every candidate on every photo of the sample."""
+    path = run.checkpoint("classifier", config.saliency.checkpoint)
+    network = runtime.prepare(load_classifier(path)[0], config.runtime)
+    parts: list[list[Evidence]] = [[] for _ in CANDIDATES]
+    truths = [ConfusionMatrix(classes) for _ in CANDIDATES]
+    for record in runtime.progress(sample, config.runtime, "calibrate", len(sample)):
+        saliency, maps = load_maps(run, record)
+        indices = [int(index) for index in saliency.classes]
+        image = to_tensor(read_image(record.image)).to(runtime.device(config.runtime))
+        found = evidence_of_seeds(
+            normalize_image(image),
+            maps,
+            indices,
+            CANDIDATES,
+            lambda x: _probabilities(network, x, config.runtime),
+        )
+        for part, one in zip(parts, found, strict=True):
+            part += one
+        if record.mask is not None:
+            truth = read_truth(record.mask, record.image, classes)
+            for rule, matrix in zip(CANDIDATES, truths, strict=True):
+                matrix.update(seed_mask(maps, indices, background_threshold(maps, rule)), truth)
+    return [Candidate(*each) for each in zip(CANDIDATES, map(mean_evidence, parts), truths, strict=True)]
+
+
+def _probabilities(network: nn.Module, images: Tensor, hardware: RuntimeConfig) -> Tensor:
+    with torch.inference_mode(), runtime.autocast(hardware):
+        return torch.sigmoid(network(images).float())
+
+
+def table(candidates: Sequence[Candidate], best: Candidate, photos: int) -> str:
+    """What the person sees: the criterion, and beside it the seeds' mIoU where there are masks."""
+    oracle = max((c.miou for c in candidates if c.miou is not None), default=None)
+    lines = [
+        f"background rules on {photos} training photos: what the seeds hold of the classifier's evidence, no masks",
+        f"  {'rule':<16}{'kept':>8}{'removed':>9}{'area':>8}{'gain':>8}"
+        + ("" if oracle is None else f"{'seed mIoU (oracle, not used)':>32}"),
+    ]
+    for each in candidates:
+        found = each.evidence
+        truth = (
+            ""
+            if each.miou is None
+            else f"{100 * each.miou:>24.1f}{' best' if each.miou == oracle else '':<8}"
+        )
+        mark = " <- chosen" if each is best else ""
+        lines.append(
+            f"  {describe(each.rule):<16}{found.kept:>8.3f}{found.removed:>9.3f}{found.area:>8.3f}{found.gain:>8.3f}"
+            f"{truth}{mark}"
+        )
+    return "\n".join(lines)
+
+
+def _facts(candidates: Sequence[Candidate], best: Candidate, photos: int) -> dict[str, Any]:
+    rows = [
+        {**asdict(each.rule), **asdict(each.evidence), "gain": each.evidence.gain, "oracle_miou": each.miou}
+        for each in candidates
+    ]
+    return {"photos": photos, "chosen": asdict(best.rule), "candidates": rows}
