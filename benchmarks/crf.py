@@ -19,7 +19,6 @@ import argparse
 import itertools
 import json
 import platform
-import resource
 import statistics
 import tempfile
 import time
@@ -38,7 +37,7 @@ from PIL import Image
 from wsss.data.files import read_image, write_mask
 from wsss.parallel import pool, unordered
 from wsss.refine import meanfield
-from wsss.refine.crf import CRFParameters, dense_crf, dense_crf_batch
+from wsss.refine.crf import dense_crf, dense_crf_batch
 
 SIZE = (500, 375)
 """Width and height of the single image, the usual ones of PASCAL VOC."""
@@ -148,9 +147,15 @@ def _peak_memory(backend: str, given: Input, threads: int) -> float:
     torch.set_num_threads(threads)
     tiny = (given[0][:, :8, :8].copy(), given[1][:8, :8].copy())
     dense_crf(*tiny, backend=backend)  # libraries loaded
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM (Linux)
+    before = resident("VmRSS")
     dense_crf(*given, backend=backend)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return resident("VmHWM") - before
+
+
+def resident(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
 
 
 # -- a stage -------------------------------------------------------------------------------------
