@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss.config import CRFConfig, RefineConfig
+from wsss.config import BackgroundConfig, CRFConfig, RefineConfig
 from wsss.data.dataset import Record
 from wsss.data.files import Saliency, read_mask, write_saliency
 from wsss.refine import stage
@@ -41,7 +41,8 @@ def refined(folder: Path) -> list[Any]:
     folder.mkdir()
     run = RunDirectory(folder / "run")
     record = write_photo(folder, run)
-    stage.write_all([record], run, RefineConfig(crf=CRFConfig(iterations=5)), 1, no_progress)
+    config = RefineConfig(background=BackgroundConfig(rule="constant"), crf=CRFConfig(iterations=5))
+    stage.write_all([record], run, config, 1, no_progress)
     return [read_mask(run.mask(name, "photo")) for name in (stage.LABELS, stage.MASKS)]
 
 
