@@ -230,10 +230,10 @@ def _torch(
     labels = max(len(scores) for scores in probabilities)
     logits = []
     for scores in probabilities:
+        logarithms = torch.from_numpy(scores).to(device).log_()  # of a copy that `dense_crf_batch` made
         # A label that another photo has is ruled out in this one.
-        padded = np.full((labels, *scores.shape[1:]), -np.inf, np.float32)
-        np.log(scores, out=padded[: len(scores)])
-        logits.append(torch.from_numpy(padded).to(device))
+        missing = logarithms.new_full((labels - len(scores), *scores.shape[1:]), -torch.inf)
+        logits.append(torch.cat([logarithms, missing]) if len(missing) else logarithms)
     photos = [torch.from_numpy(image).to(device).permute(2, 0, 1) for image in images]
     with torch.no_grad():
         results = mean_field_of(logits, photos, parameters)

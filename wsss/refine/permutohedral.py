@@ -162,7 +162,10 @@ def _splat_by_vertex(values: Tensor, lattice: Lattice) -> Tensor:
 
 
 def _splat_by_point(values: Tensor, lattice: Lattice) -> Tensor:
-    """Every point adds to its vertices, for GPUs: a vertex with thousands of points would keep one core busy."""
+    """Every point adds to its vertices, for GPUs: a vertex with thousands of points would keep one core busy.
+
+    The order of the additions, and so the last bits, change from run to run.
+    """
     shares = (lattice.weights.to(values.dtype)[:, :, None] * values[:, None, :]).flatten(0, 1)
     on_lattice = values.new_zeros(len(lattice.offsets) - 1, values.shape[1])
     return on_lattice.index_add_(0, lattice.vertices.flatten(), shares)
@@ -234,7 +237,7 @@ def _vertex_codes(
     # q reaches from low - 1 to high over all remainders; a neighbour is one further.
     sizes = [top - bottom + 4 for bottom, top in zip(low, high, strict=True)]
     strides = [math.prod(sizes[:i]) for i in range(len(sizes))]
-    if math.prod(sizes) * len(counts) >= 2**62:
+    if len(rounded) * math.prod(sizes) * len(counts) >= 2**60:  # `_blurs` puts all remainders in one number
         raise UserError(
             "the CRF's kernels are too narrow for this image: raise crf.gaussian_sxy, crf.bilateral_sxy or "
             "crf.bilateral_srgb"
