@@ -1,4 +1,7 @@
-"""``wsss refine --calibrate``: the background rule that the classifier itself prefers; no mask takes part."""
+"""The background rule that the classifier itself prefers (``refine.background.rule: calibrated``).
+
+No mask takes part; where there are masks, what they would choose is printed beside.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,9 +13,8 @@ from torch import Tensor, nn
 from wsss import evaluation, runtime
 from wsss.config import BackgroundConfig, Config, RuntimeConfig
 from wsss.data.dataset import Record
-from wsss.data.files import read_image, read_truth, write_json
+from wsss.data.files import read_image, read_json, read_truth, write_json
 from wsss.data.transforms import normalize_image, to_tensor
-from wsss.errors import UserError
 from wsss.metrics.segmentation import ConfusionMatrix
 from wsss.refine.background import BackgroundParameters, background_threshold, seed_mask
 from wsss.refine.calibrate import CANDIDATES, Evidence, describe, evidence_of_seeds, mean_evidence
@@ -38,27 +40,34 @@ class Candidate:
         return self.truth.miou() if self.truth.images else None
 
 
-def calibrate(config: Config, records: Sequence[Record], classes: int, run: RunDirectory) -> Config:
-    """``config`` with the background rule of the largest gain; writes ``calibration.json`` and prints the table.
+def resolve(config: Config, run: RunDirectory) -> Config:
+    """``config`` with the background rule that the refinement of this run chose, where it is `calibrated`."""
+    if config.refine.background.rule != "calibrated":
+        return config
+    return _with_rule(config, read_json(run.calibration)["chosen"])
+
+
+def calibrate(config: Config, records: Sequence[Record], classes: int, run: RunDirectory) -> None:
+    """Choose the background rule of the largest gain; writes ``calibration.json`` and prints the table.
 
     Args:
         config: of the run; its background rule plays no part.
-        records: training photos with stored saliency.
+        records: training photos with stored saliency; without any label the default constant is taken.
         classes: number of classes, background included.
         run: the run directory.
-
-    Raises:
-        UserError: no training photo has a label.
     """
     sample = evaluation.evenly([record for record in records if record.labels], PHOTOS)
     if not sample:
-        raise UserError("--calibrate needs training photos with labels, and this data set has none")
+        write_json(run.calibration, _facts([], BackgroundParameters(), 0))
+        return
     candidates = judge(config, sample, classes, run)
     best = max(candidates, key=lambda candidate: candidate.evidence.gain)
-    write_json(run.root / "calibration.json", _facts(candidates, best, len(sample)))
+    write_json(run.calibration, _facts(candidates, best.rule, len(sample)))
     print(table(candidates, best, len(sample)))
-    background = BackgroundConfig(**asdict(best.rule))
-    return replace(config, refine=replace(config.refine, background=background))
+
+
+def _with_rule(config: Config, rule: dict[str, Any]) -> Config:
+    return replace(config, refine=replace(config.refine, background=BackgroundConfig(**rule)))
 
 
 def judge(config: Config, sample: Sequence[Record], classes: int, run: RunDirectory) -> list[Candidate]:
@@ -115,9 +124,9 @@ def table(candidates: Sequence[Candidate], best: Candidate, photos: int) -> str:
     return "\n".join(lines)
 
 
-def _facts(candidates: Sequence[Candidate], best: Candidate, photos: int) -> dict[str, Any]:
+def _facts(candidates: Sequence[Candidate], chosen: BackgroundParameters, photos: int) -> dict[str, Any]:
     rows = [
         {**asdict(each.rule), **asdict(each.evidence), "gain": each.evidence.gain, "oracle_miou": each.miou}
         for each in candidates
     ]
-    return {"photos": photos, "chosen": asdict(best.rule), "candidates": rows}
+    return {"photos": photos, "chosen": asdict(chosen), "candidates": rows}

@@ -23,6 +23,10 @@ _STAGES = {
 }
 
 
+CALIBRATE = "--calibrate"
+CALIBRATE_HELP = "--calibrate is short for --refine.background.rule calibrated."
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (0 done, 1 bad input, 2 bad usage, 130 interrupted)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -85,11 +89,11 @@ def _overview() -> str:
 
 
 def _stage(name: str, words: list[str]) -> int:
-    config = parse_config(name, words)
-    calibrated = name == "refine" and "--calibrate" in words
+    short = {CALIBRATE: "--refine.background.rule=calibrated"} if name == "refine" else {}
+    config = parse_config(name, [short.get(word, word) for word in words])
     from wsss.runner import run_command
 
-    run_command(config, name, ["wsss", name, *words], calibrated=calibrated)
+    run_command(config, name, ["wsss", name, *words])
     return 0
 
 
@@ -108,23 +112,17 @@ def parse_config(command: str, words: Sequence[str]) -> Any:
     parser = jsonargparse.ArgumentParser(
         prog=f"wsss {command}",
         description=f"{COMMANDS[command][1][0].upper()}{COMMANDS[command][1][1:]}.",
+        epilog=CALIBRATE_HELP if command == "refine" else None,
         exit_on_error=False,
         allow_abbrev=False,  # a misspelt option must not be taken for the one it begins
     )
     parser.add_argument(
         "--config", action="config", help="YAML file of this configuration; options after it override it."
     )
-    if command == "refine":
-        parser.add_argument(
-            "--calibrate",
-            action="store_true",
-            help="First choose refine.background by the classifier's response to the seeds; no mask takes part.",
-        )
     parser.add_class_arguments(Config, None, as_group=False)
     namespace = _parse(parser, words)
     values = parser.instantiate(namespace).as_dict()
-    for option in ("config", "calibrate"):
-        values.pop(option, None)
+    values.pop("config", None)
     return Config(**values)
 
 

@@ -165,8 +165,9 @@ class CRFConfig:
 class BackgroundConfig:
     """The background's score beside the saliency of the classes (maximum 1 per class); no rule reads a mask."""
 
-    rule: Literal["constant", "power", "otsu"] = "constant"
-    """constant: `threshold`; power: (1 - max)^alpha; otsu: the threshold that best splits each image's own saliency."""
+    rule: Literal["calibrated", "constant", "power", "otsu"] = "calibrated"
+    """calibrated: what the classifier's response to the seeds prefers of these: constant: `threshold`; power:
+    (1 - max)^alpha; otsu: the threshold that best splits each image's own saliency."""
     threshold: float = 0.2
     """Background score of the constant rule; papers use 0.15 to 0.30."""
     alpha: float = 8.0
@@ -191,24 +192,49 @@ class RefineConfig:
     crf: CRFConfig = field(default_factory=CRFConfig)
 
 
+SEGMENTERS = (
+    "deeplabv2_resnet50",
+    "deeplabv2_resnet101",
+    "deeplabv3_resnet18",
+    "deeplabv3_resnet50",
+    "deeplabv3_resnet101",
+    "deeplabv3_mobilenet_v3_large",
+    "deeplabv3plus_resnet50",
+    "deeplabv3plus_resnet101",
+    "lraspp_mobilenet_v3_large",
+    "light",
+)
+"""Segmentation networks that need no extra."""
+
+
 @dataclass(frozen=True)
 class SegmenterConfig:
     """The segmentation network."""
 
-    architecture: Literal[
-        "deeplabv3_resnet18",
-        "deeplabv3_resnet50",
-        "deeplabv3_resnet101",
-        "deeplabv3_mobilenet_v3_large",
-        "light",
-    ] = "deeplabv3_resnet50"
-    """Network; `light` is a ResNet-18 encoder with a small decoder for small images."""
+    architecture: str = "deeplabv3_resnet50"
+    """deeplabv2_resnet50|101 (the papers'), deeplabv3_resnet18|50|101, deeplabv3_mobilenet_v3_large,
+    deeplabv3plus_resnet50|101, lraspp_mobilenet_v3_large, `light` (ResNet-18 and a small decoder, for small images), or
+    smp:NAME or smp:NAME/resnet101 of segmentation-models-pytorch (`pip install "wsss[smp]"`)."""
     weights: str = "imagenet"
     """Backbone weights: `imagenet` (classification, never masks), `none`, `classifier` (this run's), or a path."""
-    output_stride: Literal[8, 16] = 16
-    """Input pixels per feature of the backbone (DeepLab on ResNets)."""
+    allow_mask_pretraining: bool = False
+    """Accept a file of `weights` that was trained on masks; every result then says that it is not weakly supervised."""
+    output_stride: Literal[8, 16] | None = None
+    """Input pixels per feature of the backbone (DeepLab on ResNets); null: 8 for DeepLabV2, else 16."""
     freeze_batchnorm: bool | None = None
     """Keep the backbone's BatchNorm at its pre-trained statistics; null: yes for `imagenet` and a path."""
+    loss: Literal["cross_entropy", "balanced", "bootstrap"] = "cross_entropy"
+    """balanced: half the mean over background pixels, half the mean over the others; bootstrap: the label is mixed with
+    the network's own prediction (Reed et al.)."""
+    bootstrap: Literal["hard", "soft"] = "hard"
+    """hard: 0.8 label and 0.2 predicted class; soft: 0.95 label and 0.05 predicted probabilities."""
+    label_smoothing: float = 0.0
+    """Share of a pixel's label that is spread evenly over all classes."""
+    confidence_weighted: bool = False
+    """Weigh every pixel by how sure the CRF was of its label."""
+    ema: float = 0.0
+    """Decay of the running mean of the weights over the steps, which is then what is validated, saved and used (0.999);
+    0: the weights themselves."""
     epochs: int = 20
     """Passes over the training images."""
     batch_size: int = 8
@@ -224,6 +250,21 @@ class SegmenterConfig:
     supervised: bool = False
     """Also train the same network on the true masks (an oracle), for supervised.miou and retention."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=5e-4))
+
+    def __post_init__(self) -> None:
+        if self.architecture not in SEGMENTERS and not self.architecture.startswith("smp:"):
+            raise UserError(
+                f"segmenter.architecture is {self.architecture}, but must be one of {', '.join(SEGMENTERS)}, or "
+                "smp:NAME (smp:Unet, smp:UPerNet/resnet101)"
+            )
+        for name, value in (("label_smoothing", self.label_smoothing), ("ema", self.ema)):
+            if not 0 <= value < 1:
+                raise UserError(f"segmenter.{name} is {value}, but must be in [0, 1)")
+
+    @property
+    def mask_pretraining(self) -> bool:
+        """Whether the backbone may have seen masks: then no result is weakly supervised, and each one says so."""
+        return self.allow_mask_pretraining and self.weights not in ("imagenet", "none", "classifier")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ skipped, what changed is made again, what was cut off is continued (see ``runner
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lightning import seed_everything
 from torch.utils.data import DataLoader
 
 from wsss import evaluation, runtime
+from wsss.calibration import calibrate, resolve
 from wsss.config import Config, EvaluateConfig, to_dict
 from wsss.data.dataset import Dataset, Record
 from wsss.data.modules import (
@@ -36,7 +37,7 @@ from wsss.data.transforms import RandomLongSide, RandomScale, TrainTransform
 from wsss.refine import stage as refine_stage
 from wsss.rundir import RunDirectory, file_stamp
 from wsss.saliency import stage as saliency_stage
-from wsss.shards import shares
+from wsss.shards import rank_and_world, shares, wait_for_file
 from wsss.tasks import classification, segmentation
 from wsss.training import fit, validate
 
@@ -98,11 +99,22 @@ def write_saliency(context: Context) -> dict[str, Any]:
 
 def refine(context: Context) -> dict[str, Any]:
     """Pseudo-masks of all training photos."""
-    config, records = context.config, context.dataset.train
+    config, records = _calibrated(context), context.dataset.train
     bar = partial(runtime.bar, config.runtime, "refine")
     for part in shares(records):
         refine_stage.write_all(part, context.run, config.refine, runtime.workers(config.runtime), bar)
-    return {"images": len(records)}
+    return {"images": len(records), "background": asdict(config.refine.background)}
+
+
+def _calibrated(context: Context) -> Config:
+    """The configuration with a background rule; chosen here if it is not given and not chosen yet."""
+    config, run = context.config, context.run
+    if config.refine.background.rule == "calibrated" and not run.calibration.is_file():
+        if rank_and_world()[0] == 0:
+            calibrate(config, context.dataset.train, len(context.dataset.class_names), run)
+        else:
+            wait_for_file(run.calibration)
+    return resolve(config, run)
 
 
 def train_segmenter(context: Context) -> dict[str, Any]:
@@ -155,7 +167,7 @@ def _train_segmenter(context: Context, records: Sequence[Record], folder: str) -
 
 def score_masks(context: Context) -> dict[str, Any]:
     """``seed`` and ``mask`` in metrics.json."""
-    config, dataset, run = context.config, context.dataset, context.run
+    config, dataset, run = resolve(context.config, context.run), context.dataset, context.run
     run.update_metrics(**evaluation.mask_metrics(config, dataset.class_names, dataset.train, run))
     return {"images": len(evaluation.with_masks(dataset.train))}
 
@@ -265,7 +277,7 @@ STAGES: dict[str, Stage] = {
         refine,
         lambda config, data: to_dict(config.refine),
         after=("saliency",),
-        outputs=(refine_stage.LABELS, refine_stage.MASKS),
+        outputs=(refine_stage.LABELS, refine_stage.MASKS, "calibration.json"),
         title="pseudo-masks: background and dense CRF",
         files=lambda context: [
             context.run.mask(folder, record.id)

@@ -68,6 +68,11 @@ class RunDirectory:
         """The self-contained report (HTML)."""
         return self.root / "report.html"
 
+    @property
+    def calibration(self) -> Path:
+        """The background rules that were compared, and the chosen one (JSON)."""
+        return self.root / "calibration.json"
+
     def checkpoint(self, folder: str, name: str = "last") -> Path:
         """``<folder>/<name>.ckpt``, folder being classifier, segmenter or segmenter_supervised."""
         return self.root / folder / f"{name}.ckpt"

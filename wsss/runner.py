@@ -2,13 +2,11 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
 from wsss import evaluation, runtime, shards
-from wsss.calibration import calibrate
 from wsss.config import Config, to_dict
 from wsss.data.dataset import Dataset, check_trainable, load_dataset, resolve_file
 from wsss.data.files import write_json, write_text
@@ -31,16 +29,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 """Command -> the stages that it runs; `run`, `evaluate` and `report` also write the report."""
 
 
-def run_command(
-    config: Config, command: str, arguments: Sequence[str] = (), *, calibrated: bool = False
-) -> None:
+def run_command(config: Config, command: str, arguments: Sequence[str] = ()) -> None:
     """Run the stages of ``command`` (see ``COMMANDS``) in ``config.output``.
-
-    Args:
-        config: everything that the run depends on.
-        command: what is asked for.
-        arguments: the command line, for the manifest.
-        calibrated: first choose the background rule (``wsss refine --calibrate``).
 
     Raises:
         UserError: bad input, a stage before the asked one is missing, or the directory is in use.
@@ -58,10 +48,6 @@ def run_command(
             name for name in COMMANDS[command] if config.segmenter.supervised or not STAGES[name].oracle
         ]
         _check_ready(command, stages, context, expected)
-        if calibrated:
-            config = calibrate(config, dataset.train, len(dataset.class_names), context.run)
-            context = replace(context, config=config)
-            expected = fingerprints(config, dataset)
         if stages:
             _describe(context, arguments)
             _retire(context, expected)

@@ -8,7 +8,8 @@ also where another process died.
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from wsss.errors import UserError
@@ -49,14 +50,25 @@ def wait_for(stage: str, expected: str, run: RunDirectory, patience: float = PAT
     Raises:
         UserError: it has not within `patience` seconds.
     """
-    until = time.monotonic() + patience
-    while True:
+
+    def begun() -> bool:
         entry = run.read_manifest().get("stages", {}).get(stage, {})
-        if entry.get("fingerprint") == expected and entry.get("state") in ("running", "done"):
-            return
+        return entry.get("fingerprint") == expected and entry.get("state") in ("running", "done")
+
+    _wait(begun, f"begin the stage {stage} in {run.root}", patience)
+
+
+def wait_for_file(path: Path, patience: float = PATIENCE) -> None:
+    """Return when process 0 has written `path`. Raises UserError: it has not within `patience` seconds."""
+    _wait(path.is_file, f"write {path}", patience)
+
+
+def _wait(ready: Callable[[], bool], what: str, patience: float) -> None:
+    until = time.monotonic() + patience
+    while not ready():
         if time.monotonic() > until:
             raise UserError(
-                f"process 0 did not begin the stage {stage} in {run.root} within {patience:.0f} s; look at its "
-                "message, or unset RANK and WORLD_SIZE to run alone"
+                f"process 0 did not {what} within {patience:.0f} s; look at its message, or unset RANK and "
+                "WORLD_SIZE to run alone"
             )
         time.sleep(0.2)

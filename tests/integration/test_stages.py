@@ -58,7 +58,8 @@ def test_another_threshold_redoes_refine_and_what_follows(
     run: Path, tiny: list[str], command: Any, stages: Stages
 ) -> None:
     before, entries = times(run), stages(run)
-    done = command("run", *tiny, "--output", run, "--refine.background.threshold", 0.45)
+    rule = ["--refine.background.rule", "constant", "--refine.background.threshold", 0.45]
+    done = command("run", *tiny, "--output", run, *rule)
     assert done.status == 0
     after = times(run)
     assert {n: t for n, t in after.items() if n.startswith(("classifier", "saliency"))} == {
@@ -196,7 +197,9 @@ def test_a_run_directory_may_move(run: Path, tiny: list[str], command: Any, tmp_
     assert command("run", *tiny, "--output", moved).err.count("done before") == 6
 
 
-def test_calibrate_chooses_a_background_rule_and_keeps_it(run: Path, tiny: list[str], command: Any) -> None:
+def test_calibrated_masks_are_those_of_the_rule_with_the_largest_gain(
+    run: Path, tiny: list[str], command: Any
+) -> None:
     outcome = command("refine", *tiny, "--output", run, "--calibrate")
     assert outcome.status == 0, outcome.err
     facts = json.loads((run / "calibration.json").read_text())
@@ -205,10 +208,20 @@ def test_calibrate_chooses_a_background_rule_and_keeps_it(run: Path, tiny: list[
     ]
     best = facts["candidates"][gains.index(max(gains))]
     assert {key: best[key] for key in facts["chosen"]} == facts["chosen"]
-    assert yaml.safe_load((run / "config.yaml").read_text())["refine"]["background"] == facts["chosen"]
+    calibrated = {path.name: path.read_bytes() for path in (run / "pseudo_labels").glob("*.png")}
+    options = [f"--refine.background.{key}={value}" for key, value in facts["chosen"].items()]
+    assert command("refine", *tiny, "--output", run, *options).status == 0
+    assert calibrated == {path.name: path.read_bytes() for path in (run / "pseudo_labels").glob("*.png")}
+
+
+def test_the_table_of_the_calibration_says_what_masks_would_choose(
+    run: Path, tiny: list[str], command: Any
+) -> None:
+    (run / "calibration.json").unlink()
+    shutil.rmtree(run / "pseudo_masks")
+    outcome = command("refine", *tiny, "--output", run)
     assert outcome.out.count("<- chosen") == 1
     assert "oracle, not used" in outcome.out
-    assert command("refine", "--config", run / "config.yaml").status == 0  # goes on with what was chosen
 
 
 def test_calibrate_is_an_option_of_refine_only(tiny: list[str], run: Path, command: Any) -> None:

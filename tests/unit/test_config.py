@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from wsss.config import ClassifierConfig, Config, RuntimeConfig, SaliencyConfig, SegmenterConfig, to_dict
+from wsss.config import (
+    BackgroundConfig,
+    ClassifierConfig,
+    Config,
+    RuntimeConfig,
+    SaliencyConfig,
+    SegmenterConfig,
+    to_dict,
+)
 from wsss.errors import UserError
 from wsss.refine import stage as refine_stage
 from wsss.saliency import METHODS
@@ -36,7 +44,8 @@ def test_every_default_is_accepted_by_the_stage_that_reads_it() -> None:
     config = Config()
     assert config.saliency.method in METHODS
     build_method(config.saliency, config.classifier.architecture)
-    refine_stage.parameters(config.refine)
+    chosen = replace(config.refine, background=BackgroundConfig(rule="constant"))  # what "calibrated" becomes
+    refine_stage.parameters(chosen)
     assert refine_stage.crf_parameters(config.evaluate.crf_parameters).iterations == 10
 
 

@@ -24,7 +24,7 @@ from wsss.refine.background import BackgroundParameters, Maps, background_thresh
 CANDIDATES = (
     *(
         BackgroundParameters("constant", threshold=value)
-        for value in (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+        for value in (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7)
     ),
     *(BackgroundParameters("power", alpha=value) for value in (4.0, 8.0, 16.0)),
     BackgroundParameters("otsu"),

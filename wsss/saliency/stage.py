@@ -69,12 +69,14 @@ def write_all(
             # Another process may have made some meanwhile (see `wsss.shards`).
             photos = [photo for photo in batch if not run.saliency(photo.record.id).is_file()]
             if photos:
-                for photo, maps in zip(photos, _maps(classifier, method, photos, hardware), strict=True):
+                for photo, maps in zip(
+                    photos, maps_of_photos(classifier, method, photos, hardware), strict=True
+                ):
                     write_saliency(run.saliency(photo.record.id), to_archive(photo, maps))
             bar.update(len(batch))
 
 
-def _maps(
+def maps_of_photos(
     classifier: nn.Module, method: SaliencyMethod, photos: Sequence[Photo], hardware: RuntimeConfig
 ) -> list[Tensor]:
     """One (K, h, w) tensor per photo, K the number of its labels."""

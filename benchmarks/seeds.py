@@ -1,0 +1,127 @@
+"""Which saliency makes the best seeds and pseudo-masks: methods of the zoo on the training photos of a run.
+
+    python benchmarks/seeds.py runs/voc --methods "multiscale(gradcam, balance=area)" "sess(gradcam)"
+
+The classifier, data set and refinement are those of the run directory. Each method makes the maps of the labels
+on evenly spaced training photos; the background rule is chosen by the criterion of `wsss refine --calibrate`,
+without masks, for each method by itself. With the masks of these photos are then scored: the seeds at that
+rule and at the best threshold (oracle), the labels after the CRF, and what the training would keep.
+Choosing a method by this table uses masks: do it while developing, not in a run that reports a number.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from wsss import evaluation, runtime
+from wsss.calibration import judge
+from wsss.cli import parse_config
+from wsss.config import BackgroundConfig, Config
+from wsss.data.dataset import Record
+from wsss.data.files import read_image, write_saliency
+from wsss.data.modules import Photo
+from wsss.data.transforms import to_tensor
+from wsss.evaluation import evenly, with_masks
+from wsss.models.classifier import default_layer
+from wsss.refine import stage as refine
+from wsss.refine.calibrate import describe
+from wsss.rundir import RunDirectory
+from wsss.runner import prepare_dataset
+from wsss.saliency import SaliencyMethod
+from wsss.saliency.parse import parse_method, to_expression
+from wsss.saliency.stage import maps_of_photos, to_archive
+from wsss.tasks.classification import load_classifier
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("run", type=Path, help="run directory with a trained classifier")
+    parser.add_argument("--methods", nargs="+", required=True, metavar="EXPRESSION")
+    parser.add_argument("--photos", type=int, default=100)
+    parser.add_argument(
+        "--output-stride", type=int, choices=(8, 16, 32), help="of the classifier, for the maps"
+    )
+    parser.add_argument("--work", type=Path, default=Path("/tmp/wsss_seeds"), help="folder for the maps")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    config: Config = parse_config("refine", ["--config", str(options.run / "config.yaml")])
+    config = replace(config, runtime=replace(config.runtime, progress=False, workers=options.threads))
+    dataset = prepare_dataset(config)
+    records = evenly([record for record in with_masks(dataset.train) if record.labels], options.photos)
+    classifier, _, settings = load_classifier(
+        RunDirectory(options.run).checkpoint("classifier", config.saliency.checkpoint), options.output_stride
+    )
+    classifier = runtime.prepare(classifier, config.runtime)
+    print(f"{len(records)} training photos, mIoU in %, {options.threads} threads")
+    print(f"{'s/photo':>8}{'rule':>17}{'seed':>7}{'oracle':>8}{'mask':>7}{'coverage':>10}{'kept':>7}  method")
+    rows = []
+    for text in options.methods:
+        method = parse_method(text, default_layer(settings.architecture), "sigmoid")
+        run = RunDirectory(options.work / str(len(rows)))
+        run.clear(["saliency", refine.LABELS, refine.MASKS])
+        link(options.run / "classifier", run.root / "classifier")
+        seconds = write_maps(classifier, method, records, run, config)
+        row = {
+            "method": to_expression(method),
+            "seconds": seconds,
+            **quality(config, records, run, dataset.class_names),
+        }
+        rows.append(row)
+        print(line(rows[-1]), flush=True)
+        if options.json:
+            options.json.write_text(json.dumps({"photos": len(records), "rows": rows}, indent=1))
+
+
+def link(target: Path, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.symlink_to(target.resolve())
+
+
+def write_maps(
+    classifier, method: SaliencyMethod, records: list[Record], run: RunDirectory, config: Config
+) -> float:
+    """Archives as the saliency stage writes them; seconds a photo."""
+    started = time.perf_counter()
+    for record in records:
+        photo = Photo(record, to_tensor(read_image(record.image)))
+        (maps,) = maps_of_photos(classifier, method, [photo], config.runtime)
+        write_saliency(run.saliency(record.id), to_archive(photo, maps))
+    return (time.perf_counter() - started) / len(records)
+
+
+def quality(
+    config: Config, records: list[Record], run: RunDirectory, names: tuple[str, ...]
+) -> dict[str, object]:
+    """The rule chosen without masks, and everything that masks say of it."""
+    best = max(judge(config, records, len(names), run), key=lambda candidate: candidate.evidence.gain)
+    config = replace(config, refine=replace(config.refine, background=BackgroundConfig(**asdict(best.rule))))
+    bar = partial(runtime.bar, config.runtime, "refine")
+    refine.write_all(records, run, config.refine, runtime.workers(config.runtime), bar)
+    config = replace(config, evaluate=replace(config.evaluate, oracle_images=1))
+    numbers = evaluation.mask_metrics(config, names, records, run)
+    seed, mask = numbers["seed"], numbers["mask"]
+    return {
+        "rule": describe(best.rule), "seed": seed["miou"], "oracle": seed["oracle_miou"],
+        "oracle_threshold": seed["oracle_threshold"], "mask": mask["miou"], "coverage": mask["coverage"],
+        "kept": mask["kept_miou"],
+    }  # fmt: skip
+
+
+def line(row: dict[str, object]) -> str:
+    shares = "".join(f"{100 * row[key]:>{width}.1f}" for key, width in
+                     (("seed", 7), ("oracle", 8), ("mask", 7), ("coverage", 10), ("kept", 7)))  # fmt: skip
+    return f"{row['seconds']:>8.2f}{row['rule']:>17}{shares}  {row['method']}"
+
+
+if __name__ == "__main__":
+    main()
