@@ -25,19 +25,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from wsss.data.files import read_image, write_mask
 from wsss.parallel import pool, unordered
-from wsss.refine import meanfield
 from wsss.refine.crf import dense_crf, dense_crf_batch
+
+# torch is imported where it is used: the pool's processes import this file, and need none, as in `wsss refine`.
 
 SIZE = (500, 375)
 """Width and height of the single image, the usual ones of PASCAL VOC."""
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="images at once on a GPU (default 8)")
     parser.add_argument("--output", type=Path, help="JSON of all figures")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     files = sorted(options.photos.glob("*.jpg"))
     if not files:
         parser.error(f"no .jpg in {options.photos}")
@@ -80,8 +81,21 @@ def report(figures: dict[str, object]) -> dict[str, object]:
 
 
 def machine(threads: int) -> dict[str, object]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"platform": platform.platform(), "torch": torch.__version__, "threads": threads, "gpu": gpu}
+    versions = {name: version(name) for name in ("torch", "pydensecrf2", "numpy")}
+    return {"platform": platform.platform(), **versions, "threads": threads, "gpu": gpu()}
+
+
+def set_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def gpu() -> str | None:
+    """Its name, None without one."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 # -- one image -----------------------------------------------------------------------------------
@@ -89,6 +103,8 @@ def machine(threads: int) -> dict[str, object]:
 
 def one_image(files: Sequence[Path], labels: int, options: argparse.Namespace) -> dict[str, object]:
     """Both sides in turns on several photos."""
+    from wsss.refine import meanfield
+
     step = max(1, len(files) // options.different)
     chosen = files[::step][: options.different]
     seconds: dict[str, list[float]] = {}
@@ -124,7 +140,7 @@ def sides(given: Input, options: argparse.Namespace) -> dict[str, Callable[[], n
         "torch": partial(dense_crf, *given, backend="torch"),
         "torch, first": partial(dense_crf, *given, backend="torch"),
     }
-    if torch.cuda.is_available():
+    if gpu():
         runs["cuda"] = partial(dense_crf, *given, device="cuda")
         repeated = [[part] * options.batch for part in given]
         runs["cuda, batch"] = lambda: dense_crf_batch(*repeated, device="cuda")[0]
@@ -144,7 +160,7 @@ def peak_memory(backend: str, given: Input, threads: int) -> float:
 
 
 def _peak_memory(backend: str, given: Input, threads: int) -> float:
-    torch.set_num_threads(threads)
+    set_threads(threads)
     tiny = (given[0][:, :8, :8].copy(), given[1][:8, :8].copy())
     dense_crf(*tiny, backend=backend)  # libraries loaded
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM (Linux)
@@ -169,7 +185,7 @@ def stage(files: Sequence[Path], options: argparse.Namespace) -> dict[str, objec
         work = partial(refine, options.stage_labels)
         seconds = {"pydensecrf serial": timed(lambda: [work(job) for job in jobs])}
         seconds[f"pool of {options.threads}"] = timed(lambda: pooled(work, jobs, options.threads))
-        if torch.cuda.is_available():
+        if gpu():
             refine_on_gpu(options.stage_labels, jobs[: options.batch])  # unmeasured
             seconds["cuda"] = timed(lambda: in_batches(options, jobs))
     serial = seconds["pydensecrf serial"]
