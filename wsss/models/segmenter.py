@@ -5,21 +5,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision import models
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+from torchvision.models.segmentation.lraspp import LRASPPHead
 
 from wsss.config import SegmenterConfig
 from wsss.data.transforms import scaled_size
 from wsss.errors import UserError
+from wsss.models import smp
 from wsss.models.backbones import load_into, load_weights, resnet
+from wsss.models.encoders import EndsOfMobileTrunk, EndsOfTrunk, MobileTrunk, Pyramid, Trunk
+from wsss.models.heads import AtrousClassifiers, LightHead, PlusHead
+from wsss.models.pretraining import backbone_state
 
 # DeepLabV3 gives these rates for output stride 16 and doubles them for 8 (Chen et al. 2017, section 4).
 _ATROUS_RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
+# Channels of the last stage where they are not 2048.
+_WIDTHS = {"resnet18": 512, "resnet34": 512}
 
 
 def backbone_name(architecture: str) -> str:
-    """torchvision's name of the backbone of a segmenter architecture."""
-    return "resnet18" if architecture == "light" else architecture.removeprefix("deeplabv3_")
+    """torchvision's name of the backbone of a segmenter architecture.
+
+    Raises:
+        UserError: an encoder for ``smp:`` whose weights are not known here.
+    """
+    if architecture.startswith("smp:"):
+        return smp.split_name(architecture)[1]
+    return "resnet18" if architecture == "light" else architecture.partition("_")[2]
 
 
 def build_segmenter(
@@ -38,130 +50,75 @@ def build_segmenter(
         pretrained: False builds the bare network, to load a checkpoint into.
 
     Raises:
-        UserError: the weights are missing or of another architecture.
+        UserError: the weights are missing, of another architecture or trained on masks, or the library that the
+            architecture comes from is not installed.
     """
-    name = backbone_name(config.architecture)
-    backbone: nn.Module
-    if config.architecture == "light":
-        backbone = Pyramid(resnet(name, 16))
-        head: nn.Module = LightHead(Pyramid.CHANNELS, classes)
-    elif name.startswith("resnet"):
-        trunk = resnet(name, config.output_stride)
-        width = int(trunk.get_submodule("fc").in_features)  # type: ignore[arg-type]
-        backbone, head = Trunk(trunk), DeepLabHead(width, classes, _ATROUS_RATES[config.output_stride])
-    else:
-        features = models.mobilenet_v3_large(weights=None, dilated=True).features
-        backbone, head = MobileTrunk(features), DeepLabHead(960, classes, _ATROUS_RATES[16])
-    if pretrained:
-        state = (
-            initial
-            if config.weights == "classifier"
-            else load_weights(config.weights, name, "segmenter.weights")
-        )
-        if config.weights == "classifier" and state is None:
+    backbone, head = _parts(config, classes)
+    if pretrained and (state := _initial_state(config, initial)) is not None:
+        inner = backbone.get_submodule("network")
+        load_into(inner, state, ignore=("fc.", "classifier."), source=f"segmenter.weights {config.weights}")
+    return Segmenter(backbone, head, multiple=smp.MULTIPLE if config.architecture.startswith("smp:") else 1)
+
+
+def _parts(config: SegmenterConfig, classes: int) -> tuple[nn.Module, nn.Module]:
+    """Backbone, with the network that takes the weights as ``network``, and head."""
+    name, stride = backbone_name(config.architecture), config.output_stride or 16
+    width = _WIDTHS.get(name, 2048)
+    match config.architecture.partition("_")[0]:
+        case "deeplabv2":
+            stride = config.output_stride or 8
+            return Trunk(resnet(name, stride)), AtrousClassifiers(width, classes, stride)
+        case "deeplabv3" if name.startswith("mobilenet"):
+            return MobileTrunk(), DeepLabHead(MobileTrunk.WIDTH, classes, _ATROUS_RATES[16])
+        case "deeplabv3":
+            return Trunk(resnet(name, stride)), DeepLabHead(width, classes, _ATROUS_RATES[stride])
+        case "deeplabv3plus":
+            backbone = EndsOfTrunk(resnet(name, stride))
+            return backbone, PlusHead(EndsOfTrunk.LOW, width, classes, _ATROUS_RATES[stride])
+        case "lraspp":
+            ends = EndsOfMobileTrunk()
+            return ends, LRASPPHead(ends.LOW, ends.WIDTH, classes, inter_channels=128)
+        case "light":
+            return Pyramid(resnet(name, 16)), LightHead(Pyramid.CHANNELS, classes)
+    return smp.build(config.architecture, classes)  # the configuration lets nothing else through
+
+
+def _initial_state(config: SegmenterConfig, initial: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """Backbone weights as ``config`` asks for them; None for fresh ones."""
+    if config.weights == "classifier":
+        if initial is None:
             raise UserError(
                 "segmenter.weights is `classifier`, but there is no classifier; run `wsss classify` first"
             )
-        if state is not None:
-            _load_backbone(backbone, state, f"segmenter.weights {config.weights}")
-    return Segmenter(backbone, head)
-
-
-def _load_backbone(backbone: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    inner = backbone.network if hasattr(backbone, "network") else backbone
-    assert isinstance(inner, nn.Module)
-    load_into(inner, state, ignore=("fc.", "classifier."), source=source)
+        return initial
+    state = load_weights(config.weights, backbone_name(config.architecture), "segmenter.weights")
+    if state is None:
+        return None
+    return backbone_state(state, f"segmenter.weights {config.weights}", config.allow_mask_pretraining)
 
 
 class Segmenter(nn.Module):
-    """Backbone, head, and bilinear upsampling to the input's size."""
+    """Backbone, head, and bilinear upsampling to the input's size.
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    Args:
+        backbone: of which ``network`` has the names of a classifier's state dict.
+        head: takes what the backbone gives.
+        multiple: the backbone sees heights and widths that are multiples of this, padded with zeros (the mean colour)
+            on the right and at the bottom.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, multiple: int = 1) -> None:
         super().__init__()
-        self.backbone, self.head = backbone, head
+        self.backbone, self.head, self.multiple = backbone, head, multiple
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> logits (B, classes, H, W)."""
+        height, width = images.shape[-2:]
+        if self.multiple > 1:
+            images = functional.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
         logits = self.head(self.backbone(images))
-        return functional.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
-
-
-class _ResNet(nn.Module):
-    """A torchvision ResNet without its classifier; ``network`` keeps the names of its state dict."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        network.fc = nn.Identity()
-        self.network = network
-
-    def stem(self, images: Tensor) -> Tensor:
-        net = self.network
-        hidden: Tensor = net.maxpool(net.relu(net.bn1(net.conv1(images))))  # type: ignore[operator]
-        return hidden
-
-
-class Trunk(_ResNet):
-    """The last feature map of a ResNet."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, width, H / stride, W / stride)."""
-        hidden = self.stem(images)
-        for stage in ("layer1", "layer2", "layer3", "layer4"):
-            hidden = self.network.get_submodule(stage)(hidden)
-        return hidden
-
-
-class Pyramid(_ResNet):
-    """The feature maps of all four stages of a ResNet-18, fine to coarse."""
-
-    CHANNELS = (64, 128, 256, 512)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> four maps (B, CHANNELS[i], H / s, W / s) at strides s = 4, 8, 16, 16."""
-        hidden, maps = self.stem(images), []
-        for stage in ("layer1", "layer2", "layer3", "layer4"):
-            hidden = self.network.get_submodule(stage)(hidden)
-            maps.append(hidden)
-        return maps
-
-
-class MobileTrunk(nn.Module):
-    """MobileNetV3's convolutional part; ``network`` keeps torchvision's ``features.`` names."""
-
-    def __init__(self, features: nn.Module) -> None:
-        super().__init__()
-        self.network = nn.ModuleDict({"features": features})
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 960, H / 16, W / 16)."""
-        maps: Tensor = self.network["features"](images)
-        return maps
-
-
-class LightHead(nn.Module):
-    """Feature pyramid decoder: 1x1 laterals, summed top down, one 3x3 convolution (after Lin et al., FPN)."""
-
-    def __init__(self, channels: Sequence[int], classes: int, width: int = 64) -> None:
-        super().__init__()
-        self.laterals = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channel, width, kernel_size=1, bias=False), nn.BatchNorm2d(width))
-            for channel in channels
-        )
-        self.smooth = nn.Sequential(
-            nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-        )
-        self.classify = nn.Conv2d(width, classes, kernel_size=1)
-
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps fine to coarse -> logits at the finest map's resolution."""
-        merged: Tensor = self.laterals[-1](maps[-1])
-        for lateral, features in zip(reversed(self.laterals[:-1]), reversed(maps[:-1]), strict=True):
-            merged = functional.interpolate(
-                merged, size=features.shape[-2:], mode="bilinear", align_corners=False
-            )
-            merged = merged + lateral(features)
-        logits: Tensor = self.classify(self.smooth(merged))
-        return logits
+        full = functional.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        return full[..., :height, :width]
 
 
 def predict_probabilities(
