@@ -1,0 +1,288 @@
+"""What every method of the zoo promises, alone and wrapped, on four kinds of classifier."""
+
+import copy
+import gc
+import os
+import weakref
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.vgg import make_layers
+
+from wsss.config import ClassifierConfig
+from wsss.models.classifier import VGG16, build_classifier
+from wsss.saliency import METHODS, Gradient, SaliencyMethod, normalize
+from wsss.saliency.parse import WRAPPERS, parse_method, to_expression
+
+CLASSES = 12
+SIZE = (33, 47)
+TARGETS = torch.tensor([[2, 1], [0, 3], [2, 4], [0, 0], [2, 7]])  # none for image 1
+
+SESS = "window=32, step=32, scales=(32, 48)"
+EXPRESSIONS = [
+    "gradient",
+    "guided_backprop",
+    "dcsm(scales=(1, 1.2))",
+    "gradcam",
+    "gradcam++",
+    "xgradcam",
+    "integrated_gradcam(steps=3)",
+    "cameras(resolutions=(32, 48))",
+    "relevance_cam",
+    "scorecam@{early}",
+    "groupcam(groups=4)",
+    "fullgrad",
+    "fullgrad(psi=per_channel)",
+    "smooth_fullgrad(samples=2)",
+    "global_guidance",
+    f"sess(gradcam, {SESS})",
+    f"sess(guided_backprop, {SESS}, prefilter=0.5)",
+    f"sess(global_guidance, {SESS}, pool=max)",
+    f"subtraction(sess(gradcam, {SESS}))",
+    "multiscale(relevance_cam, scales=(1, 1.5))",
+]
+"""Every method and wrapper, with parameters that make it cheap."""
+
+# The maps of a class depend on which other classes the call names for the image.
+TOGETHER = ("dcsm", "subtraction")
+
+
+def residual_network() -> nn.Module:
+    return torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=CLASSES)
+
+
+def vgg_with_batch_norm() -> nn.Module:
+    with torch.device("meta"):  # its own head has 120 million weights
+        model = torchvision.models.VGG(nn.Sequential(), num_classes=CLASSES)
+    model.features = make_layers([8, "M", 16, "M", 24, 24, "M", 32], batch_norm=True)
+    head = nn.Linear(32 * 49, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, CLASSES)
+    model.classifier = nn.Sequential(*head)
+    return model
+
+
+def dilated_classifier() -> nn.Module:
+    config = ClassifierConfig(architecture="resnet18", weights="none", output_stride=16)
+    model = build_classifier(config, CLASSES)
+    for stage in ("layer1", "layer2", "layer3", "layer4"):
+        setattr(model, stage, model.get_submodule(stage)[:1])  # one block, to be fast
+    return model
+
+
+def convolutional_classifier() -> nn.Module:
+    with torch.device("meta"):
+        model = VGG16(CLASSES)
+    model.features = make_layers([8, 8, "M", 16, "M", 24, 24, "M"])
+    model.fc6, model.fc7 = nn.Conv2d(24, 32, 7, padding=3), nn.Conv2d(32, 32, 1)
+    model.fc8 = nn.Conv2d(32, CLASSES, 1)
+    return model
+
+
+NETWORKS = {
+    # name: how it is made, an inner layer, and an early one with few channels
+    "resnet": (residual_network, "layer3", "layer1"),
+    "vgg_bn": (vgg_with_batch_norm, "features.14", "features.6"),
+    "dilated": (dilated_classifier, "layer3", "layer1"),
+    "convolutional": (convolutional_classifier, "features.9", "features.3"),
+}
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, nn.Module]:
+    """Random classifiers; batch normalisation knows the statistics of noise, which keeps signals alive."""
+    made = {}
+    for name, (make, _, _) in NETWORKS.items():
+        torch.manual_seed(0)
+        made[name] = make()
+        for module in made[name].modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        with torch.no_grad():
+            made[name](torch.randn(4, 3, 64, 64))
+        made[name].eval()
+    return made
+
+
+@pytest.fixture
+def photos() -> Tensor:
+    """Blobs on noise, (3, 3, 33, 47)."""
+    generator = torch.Generator().manual_seed(1)
+    blobs = torch.randn(3, 3, 6, 8, generator=generator)
+    smooth = nn.functional.interpolate(blobs, size=SIZE, mode="bicubic")
+    return smooth + 0.2 * torch.randn(3, 3, *SIZE, generator=generator)
+
+
+def method_for(expression: str, network: str) -> SaliencyMethod:
+    _, layer, early = NETWORKS[network]
+    return parse_method(expression.format(early=early), layer=layer)
+
+
+def test_the_whole_zoo_is_here():
+    words = {word.strip("(), ") for text in EXPRESSIONS for word in text.replace("@", "(").split("(")}
+    assert set(METHODS) | set(WRAPPERS) <= words
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_each_target_gets_its_own_finite_map_whatever_the_company(networks, photos, network, expression):
+    model, method = networks[network], method_for(expression, network)
+    together = method(model, photos, TARGETS)
+    assert together.dtype == torch.float32
+    assert together.ndim == 3
+    assert together.isfinite().all()
+    assert together.min() >= 0
+    assert together.amax((1, 2)).gt(0).sum() >= 3  # otherwise the comparison says little
+    order = [3, 0, 4, 1, 2]
+    shuffled = method(model, photos.flip(0), torch.stack((2 - TARGETS[order, 0], TARGETS[order, 1]), dim=1))
+    assert (normalize(shuffled) - normalize(together)[order]).abs().max() < 1e-3
+    for row in (0, 1):
+        rows = TARGETS[:, 0] == TARGETS[row, 0] if expression.startswith(TOGETHER) else [row]
+        wanted = TARGETS[rows] * torch.tensor([0, 1])
+        alone = method(model, photos[TARGETS[row, 0]][None], wanted)
+        assert (normalize(alone) - normalize(together)[rows]).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_images_without_targets_cost_nothing(networks, photos, expression):
+    model, method = networks["convolutional"], method_for(expression, "convolutional")
+    sizes: list[int] = []
+    # At the first layer: DCSM does not call the classifier itself but its `score_map`.
+    handle = model.features[0].register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    try:
+        some = method(model, photos, TARGETS)
+        count = sum(sizes)
+        alone = method(model, photos[[0, 2]], torch.stack((TARGETS[:, 0] // 2, TARGETS[:, 1]), dim=1))
+        assert sum(sizes) == 2 * count > 0
+        assert torch.equal(some, alone)
+        assert method(model, photos, TARGETS[:0]).shape == (0, 0, 0)
+        assert sum(sizes) == 2 * count
+    finally:
+        handle.remove()
+
+
+def state_of(model: nn.Module) -> list[object]:
+    """Everything of a classifier that a method could leave changed."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [
+        [(module.training, *(len(getattr(module, name)) for name in hooks)) for module in model.modules()],
+        [(id(value), value.requires_grad, id(value.grad), value._version) for value in model.parameters()],
+        {name: value.tolist() for name, value in model.named_buffers()},
+        torch.get_rng_state().tolist(),
+        torch.is_grad_enabled(),
+        torch.is_autocast_enabled("cpu"),
+    ]
+
+
+class HeadBreaks(RuntimeError):
+    """What the classifier of the test raises at the end of its forward pass."""
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+@pytest.mark.parametrize("network", ["vgg_bn", "convolutional"])
+def test_the_classifier_is_left_as_it_was(networks, photos, network, expression):
+    model, method = copy.deepcopy(networks[network]), method_for(expression, network)
+    expected = method(model, photos, TARGETS)
+    model.train()
+    first, *_, last = model.parameters()
+    first.requires_grad_(False)
+    last.grad = torch.ones_like(last)
+    next(model.children()).eval()
+    before, outputs = state_of(model), []
+    head = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
+    handle = head.register_forward_hook(lambda module, inputs, output: outputs.append(weakref.ref(output)))
+    maps = method(model, photos, TARGETS)
+    handle.remove()
+    assert state_of(model) == before
+    torch.testing.assert_close(maps, expected)
+    assert not maps.requires_grad
+    assert not photos.requires_grad
+    assert photos.grad is None
+    assert outputs
+    assert not any(
+        output() is not None for output in outputs
+    )  # the graphs are gone, and needed no garbage collector
+
+    def breaks(module, inputs, output):
+        raise HeadBreaks
+
+    handle = head.register_forward_hook(breaks)
+    with pytest.raises(HeadBreaks):
+        method(model, photos, TARGETS)
+    handle.remove()
+    assert state_of(model) == before
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_the_callers_inference_mode_and_bf16_autocast_are_no_hindrance(networks, photos, expression):
+    model, method = networks["vgg_bn"], method_for(expression, "vgg_bn")
+    expected = normalize(method(model, photos, TARGETS))
+    with torch.inference_mode():
+        maps = method(model, photos + 0, TARGETS + 0)
+    assert not maps.is_inference()
+    torch.testing.assert_close(normalize(maps), expected)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        maps = method(model, photos, TARGETS)
+    assert maps.dtype == torch.float32
+    if not isinstance(method, Gradient):  # which does no arithmetic of its own, so none in bfloat16
+        assert not torch.equal(maps, maps.bfloat16().float())
+    both = torch.stack((normalize(maps).flatten(), expected.flatten()))
+    assert torch.corrcoef(both)[0, 1] > 0.8  # of random networks the gradients are noise-like
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_images_may_be_tiny_or_narrow(networks, expression):
+    for network, size in (("resnet", (1, 1)), ("dilated", (5, 71)), ("convolutional", (9, 8))):
+        maps = method_for(expression, network)(networks[network], torch.randn(1, 3, *size), TARGETS[1:4:2])
+        assert maps.ndim == 3
+        assert maps.isfinite().all()
+        assert maps.min() >= 0
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_repr_and_expression_lead_back_to_the_method(expression):
+    method = method_for(expression, "resnet")
+    assert parse_method(repr(method)) == method
+    assert parse_method(to_expression(method)) == method
+    assert hash(parse_method(repr(method))) == hash(method)
+
+
+def left_over(method, model: nn.Module, photos: Tensor, calls: int) -> list[object]:
+    """The objects that were made by so many calls and are still alive."""
+    gc.freeze()  # what lives now is not looked at again, which also makes this fast
+    try:
+        for _ in range(calls):
+            method(model, photos, TARGETS)
+        gc.collect()
+        return gc.get_objects()
+    finally:
+        gc.unfreeze()
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_many_calls_leave_no_objects(networks, photos, expression):
+    model, method = networks["convolutional"], method_for(expression, "convolutional")
+    method(model, photos, TARGETS)  # what is made once may stay
+    objects = left_over(method, model, photos, 10)
+    assert not [found for found in objects if issubclass(type(found), Tensor)]
+    assert len(objects) < 10  # less than one a call
+
+
+def resident() -> int:
+    """Bytes of memory of this process."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_a_thousand_calls_take_no_more_memory(networks, photos, expression):
+    model, method = networks["convolutional"], method_for(expression, "convolutional")
+    left_over(method, model, photos, 100)
+    before = resident()
+    objects = left_over(method, model, photos, 1000)
+    assert len(objects) < 10
+    assert resident() - before < 4 * 2**20  # a thousand of the smallest maps would be more
+    assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
