@@ -1,4 +1,4 @@
-"""VOC mean IoU of mask PNGs on disk; the definition is in `wsss.metrics.confusion`."""
+"""Scores of mask PNGs on disk; the definitions are in `wsss.metrics.confusion` and `wsss.metrics.boundary`."""
 
 from __future__ import annotations
 
@@ -6,22 +6,29 @@ import functools
 import multiprocessing
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from wsss.data.files import read_mask
 from wsss.data.labels import BACKGROUND, IGNORE
 from wsss.errors import UserError
+from wsss.metrics.boundary import TOLERANCE, BoundaryScore
 from wsss.metrics.confusion import ConfusionMatrix
 from wsss.metrics.sweep import ThresholdSweep
 
 __all__ = [
+    "BoundaryScore",
     "ConfusionMatrix",
+    "Counts",
     "ThresholdSweep",
-    "confusion_of_folders",
+    "boundary_score",
     "confusion_of_pairs",
+    "count_pairs",
+    "pairs_of_folders",
     "score",
     "score_folder",
 ]
@@ -36,6 +43,7 @@ def score(matrix: ConfusionMatrix, class_names: Sequence[str]) -> dict[str, Any]
 
     Returns:
         `miou`, `per_class` (name -> IoU, None for a class without ground truth), `absent` (their names),
+        `precision` and `recall` (name -> share, of the predicted and of the true pixels that are right),
         `accuracy`, `coverage` (share of pixels not predicted as 255), `images`. An undefined number is None.
 
     Raises:
@@ -43,14 +51,31 @@ def score(matrix: ConfusionMatrix, class_names: Sequence[str]) -> dict[str, Any]
     """
     if len(class_names) != len(matrix.counts):
         raise ValueError(f"{len(class_names)} class names for a matrix of {len(matrix.counts)} classes")
-    per_class = {name: _number(value) for name, value in zip(class_names, matrix.iou().tolist(), strict=True)}
+    per_class = _by_name(class_names, matrix.iou())
     return {
         "miou": _number(matrix.miou()),
         "per_class": per_class,
         "absent": [name for name, value in per_class.items() if value is None],
+        "precision": _by_name(class_names, matrix.precision()),
+        "recall": _by_name(class_names, matrix.recall()),
         "accuracy": _number(matrix.accuracy()),
         "images": matrix.images,
         "coverage": _number(matrix.coverage()),
+    }
+
+
+def boundary_score(scores: BoundaryScore, class_names: Sequence[str]) -> dict[str, Any]:
+    """The boundary F-scores as JSON-ready values.
+
+    Returns:
+        `mean` (over the classes), `per_class` (name -> F or None), `per_image` (the paper's average) and
+        `tolerance` (share of the image diagonal).
+    """
+    return {
+        "mean": _number(scores.mean()),
+        "per_class": _by_name(class_names, scores.per_class()),
+        "per_image": _number(scores.per_image()),
+        "tolerance": TOLERANCE,
     }
 
 
@@ -61,58 +86,64 @@ def score_folder(
     class_names: Sequence[str],
     *,
     ignored_as_background: bool = False,
+    boundary: bool = False,
+    confusion: bool = False,
     workers: int = 0,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Score a folder of predicted masks against one of true masks: `score` of `confusion_of_folders`."""
-    matrix = confusion_of_folders(
-        predictions,
-        truth,
-        ids,
+    """Score a folder of predicted masks against one of true masks.
+
+    Args:
+        predictions: as in `pairs_of_folders`.
+        truth: as in `pairs_of_folders`.
+        ids: as in `pairs_of_folders`.
+        class_names: C names, background first.
+        ignored_as_background: as in `count_pairs`.
+        boundary: also `boundary`, what `boundary_score` returns; several times slower.
+        confusion: also `confusion`, the matrix: C rows (true class) of C + 1 counts (predicted class, the last
+            one = 255).
+        workers: as in `count_pairs`.
+        progress: as in `count_pairs`.
+
+    Returns:
+        The entries of `score`, and those that were asked for.
+
+    Raises:
+        UserError: as `pairs_of_folders` and `count_pairs`.
+    """
+    counts = count_pairs(
+        pairs_of_folders(predictions, truth, ids),
         len(class_names),
         ignored_as_background=ignored_as_background,
+        boundary=boundary,
         workers=workers,
         progress=progress,
     )
-    return score(matrix, class_names)
+    result = score(counts.matrix, class_names)
+    if counts.boundary is not None:
+        result["boundary"] = boundary_score(counts.boundary, class_names)
+    if confusion:
+        result["confusion"] = counts.matrix.counts.tolist()
+    return result
 
 
-def confusion_of_folders(
-    predictions: Path,
-    truth: Path,
-    ids: Sequence[str] | None,
-    classes: int,
-    *,
-    ignored_as_background: bool = False,
-    workers: int = 0,
-    progress: bool = False,
-) -> ConfusionMatrix:
-    """Count `predictions/<id>.png` against `truth/<id>.png`; see `confusion_of_pairs`.
+def pairs_of_folders(predictions: Path, truth: Path, ids: Sequence[str] | None) -> list[tuple[Path, Path]]:
+    """The pairs `predictions/<id>.png`, `truth/<id>.png`.
 
     Args:
         predictions: folder of predicted masks.
         truth: folder of true masks.
         ids: which images; None = every PNG of `predictions` (nested folders too).
-        classes: C, background included.
-        ignored_as_background: as in `confusion_of_pairs`.
-        workers: as in `confusion_of_pairs`.
-        progress: as in `confusion_of_pairs`.
 
     Raises:
-        UserError: no images, or as `confusion_of_pairs`.
+        UserError: no images.
     """
     chosen = _ids_of_folder(predictions) if ids is None else ids
     if not chosen:
         raise UserError(
             f"{predictions}: no masks to score: expected PNG files there, and ids in the list if one is given"
         )
-    return confusion_of_pairs(
-        [(predictions / f"{identifier}.png", truth / f"{identifier}.png") for identifier in chosen],
-        classes,
-        ignored_as_background=ignored_as_background,
-        workers=workers,
-        progress=progress,
-    )
+    return [(predictions / f"{identifier}.png", truth / f"{identifier}.png") for identifier in chosen]
 
 
 def confusion_of_pairs(
@@ -123,61 +154,103 @@ def confusion_of_pairs(
     workers: int = 0,
     progress: bool = False,
 ) -> ConfusionMatrix:
+    """The confusion matrix of `count_pairs`."""
+    counts = count_pairs(
+        pairs, classes, ignored_as_background=ignored_as_background, workers=workers, progress=progress
+    )
+    return counts.matrix
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What is summed over images.
+
+    Attributes:
+        matrix: pixels by true and predicted class.
+        boundary: the boundary F-scores, None where nobody asked for them.
+    """
+
+    matrix: ConfusionMatrix
+    boundary: BoundaryScore | None
+
+    def __add__(self, other: Counts) -> Counts:
+        """The counts over the images of both."""
+        if self.boundary is None or other.boundary is None:
+            return Counts(self.matrix + other.matrix, None)
+        return Counts(self.matrix + other.matrix, self.boundary + other.boundary)
+
+
+def count_pairs(
+    pairs: Sequence[tuple[Path, Path]],
+    classes: int,
+    *,
+    ignored_as_background: bool = False,
+    boundary: bool = False,
+    workers: int = 0,
+    progress: bool = False,
+) -> Counts:
     """Count predicted masks against true ones, one image in memory at a time.
 
     Args:
         pairs: (predicted, true) palette PNGs of one size each, values 0..C - 1 or 255.
         classes: C, background included.
         ignored_as_background: count a predicted 255 as background (the IRN convention) instead of as wrong.
+        boundary: also the boundary F-scores; several times slower.
         workers: processes; 0 or 1 = this one.
         progress: show a progress bar.
 
     Returns:
-        The confusion matrix; the order of the images and the number of workers do not change it.
+        The counts; the number of workers does not change them.
 
     Raises:
         UserError: a missing or unreadable file, sizes that differ, a value out of range; names the file.
     """
     chunks = [pairs[start : start + 16] for start in range(0, len(pairs), 16)]
-    count = functools.partial(_count_chunk, classes, ignored_as_background)
+    count = functools.partial(_count_chunk, classes, ignored_as_background, boundary)
     workers = min(workers, len(chunks))
+    zero = Counts(ConfusionMatrix(classes), BoundaryScore(classes) if boundary else None)
     if workers <= 1:
-        return _sum(map(count, chunks), len(pairs), classes, progress)
+        return _sum(map(count, chunks), zero, len(pairs), progress)
     # spawn, not fork: the caller may have threads (torch, OpenCV) that do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        return _sum(pool.map(count, chunks), len(pairs), classes, progress)
+        return _sum(pool.map(count, chunks), zero, len(pairs), progress)
 
 
-def _sum(parts: Iterable[ConfusionMatrix], total: int, classes: int, progress: bool) -> ConfusionMatrix:
-    """Add up the matrices of the chunks; `total` is the number of images, for the progress bar."""
+def _sum(parts: Iterable[Counts], counts: Counts, total: int, progress: bool) -> Counts:
+    """Add the counts of the chunks; `total` is the number of images, for the progress bar."""
     from tqdm import tqdm
 
-    matrix = ConfusionMatrix(classes)
     with tqdm(total=total, desc="scoring", unit="image", disable=not progress) as bar:
         for part in parts:
-            matrix = matrix + part
-            bar.update(part.images)
-    return matrix
+            counts = counts + part
+            bar.update(part.matrix.images)
+    return counts
 
 
 def _count_chunk(
-    classes: int, ignored_as_background: bool, pairs: Sequence[tuple[Path, Path]]
-) -> ConfusionMatrix:
-    """The matrix of some images; a picklable function for the worker processes."""
-    matrix = ConfusionMatrix(classes)
+    classes: int, ignored_as_background: bool, boundary: bool, pairs: Sequence[tuple[Path, Path]]
+) -> Counts:
+    """The counts of some images; a picklable function for the worker processes."""
+    matrix, outlines = ConfusionMatrix(classes), BoundaryScore(classes) if boundary else None
     for predicted_path, true_path in pairs:
-        for path, what in ((predicted_path, "predicted"), (true_path, "ground-truth")):
-            if not path.is_file():
-                raise UserError(f"{path}: the {what} mask of image {predicted_path.stem} is missing")
-        predicted, true = read_mask(predicted_path), read_mask(true_path)
+        predicted, true = _read_pair(predicted_path, true_path)
         if ignored_as_background:
-            predicted = np.where(predicted == IGNORE, np.uint8(BACKGROUND), predicted)
+            predicted[predicted == IGNORE] = BACKGROUND
         try:
             matrix.update(predicted, true)
         except ValueError as error:
             raise UserError(f"{predicted_path} (scored against {true_path}): {error}") from error
-    return matrix
+        if outlines is not None:
+            outlines.update(predicted, true)
+    return Counts(matrix, outlines)
+
+
+def _read_pair(predicted: Path, true: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    for path, what in ((predicted, "predicted"), (true, "ground-truth")):
+        if not path.is_file():
+            raise UserError(f"{path}: the {what} mask of image {predicted.stem} is missing")
+    return read_mask(predicted), read_mask(true)
 
 
 def _ids_of_folder(folder: Path) -> list[str]:
@@ -185,6 +258,10 @@ def _ids_of_folder(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of masks")
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.png"))
+
+
+def _by_name(names: Sequence[str], values: npt.NDArray[np.float64]) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in zip(names, values.tolist(), strict=True)}
 
 
 def _number(value: float) -> float | None:

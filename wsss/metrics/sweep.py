@@ -10,6 +10,8 @@ import numpy.typing as npt
 from wsss.data.labels import BACKGROUND, IGNORE
 from wsss.metrics.confusion import ConfusionMatrix, Mask, check_pair
 
+_BINS = 4096
+
 
 class ThresholdSweep:
     """Confusion matrices of thresholded saliency for many background thresholds, in one pass over the images.
@@ -55,9 +57,10 @@ class ThresholdSweep:
             best, score = np.asarray(classes, dtype=np.uint8)[maps.argmax(axis=0)], maps.max(axis=0)
         check_pair(best, truth, len(self._counts))
         counted = truth != IGNORE
-        exceeded = np.searchsorted(self.thresholds, score[counted], side="left")
-        cells = np.ravel_multi_index((truth[counted], best[counted], exceeded), self._counts.shape)
-        self._counts += np.bincount(cells, minlength=self._counts.size).reshape(self._counts.shape)
+        exceeded = exceeded_thresholds(self.thresholds, score[counted])
+        rows, columns, depth = self._counts.shape
+        cells = (truth[counted] * np.intp(columns) + best[counted]) * depth + exceeded
+        self._counts += np.bincount(cells, minlength=self._counts.size).reshape(rows, columns, depth)
         self.images += 1
 
     def __add__(self, other: ThresholdSweep) -> ThresholdSweep:
@@ -87,3 +90,29 @@ class ThresholdSweep:
             return float(self.thresholds[0]), matrices[0]
         position = int(np.nanargmax(mious))
         return float(self.thresholds[position]), matrices[position]
+
+
+def exceeded_thresholds(
+    thresholds: npt.NDArray[np.float32], values: npt.NDArray[np.float32]
+) -> npt.NDArray[np.intp]:
+    """How many of the ascending thresholds each value exceeds: `np.searchsorted`, faster on many values.
+
+    [0, 1] is cut into bins so narrow that each holds one threshold at most. What a bin says about its values
+    is then one comparison short of the answer. The number of bins is a power of two: scaling rounds nothing.
+
+    Args:
+        thresholds: `(T,)` float32, ascending, without repeats.
+        values: any shape, float32.
+
+    Returns:
+        Counts 0..T, of the shape of `values`.
+    """
+    inside = values.size > 0 and values.min() >= 0 and values.max() <= 1  # False with NaN
+    occupied = np.floor(thresholds * np.float32(_BINS))
+    if not inside or len(thresholds) == 0 or len(np.unique(occupied)) < len(occupied):
+        return np.searchsorted(thresholds, values, side="left")
+    edges = np.arange(_BINS + 1, dtype=np.float32) / np.float32(_BINS)
+    below = np.searchsorted(thresholds, edges, side="left")[(values * np.float32(_BINS)).astype(np.intp)]
+    following = np.append(thresholds, np.float32(np.inf))
+    exceeded: npt.NDArray[np.intp] = below + (following[below] < values)
+    return exceeded

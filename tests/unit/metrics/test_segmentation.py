@@ -14,7 +14,6 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from wsss.errors import UserError
 from wsss.metrics.segmentation import (
     ConfusionMatrix,
-    confusion_of_folders,
     confusion_of_pairs,
     score,
     score_folder,
@@ -226,8 +225,8 @@ def test_nested_ids_are_found(tmp_path: Path) -> None:
     for folder in (predictions, truth):
         (folder / "cats").mkdir()
         (folder / "0.png").rename(folder / "cats" / "a.png")
-    assert confusion_of_folders(predictions, truth, None, 4).images == 1
-    assert confusion_of_folders(predictions, truth, ["cats/a"], 4).images == 1
+    assert score_folder(predictions, truth, None, NAMES)["images"] == 1
+    assert score_folder(predictions, truth, ["cats/a"], NAMES)["images"] == 1
 
 
 def test_errors_name_the_file(tmp_path: Path) -> None:
