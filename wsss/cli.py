@@ -214,7 +214,8 @@ def _score(name: str, words: list[str]) -> int:
 
     parser = argparse.ArgumentParser(
         prog="wsss score",
-        description="PASCAL VOC mIoU of a folder of predicted masks against a folder of true masks.",
+        description="PASCAL VOC mIoU, precision and recall of a folder of predicted masks against a folder of true "
+        "masks.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -234,11 +235,22 @@ def _score(name: str, words: list[str]) -> int:
         action="store_true",
         help="count a predicted 255 as background (IRN's convention)",
     )
+    parser.add_argument(
+        "--boundary",
+        action="store_true",
+        help="also boundary F-scores, within 0.75 %% of the image diagonal (Csurka et al. 2013); slower",
+    )
+    parser.add_argument(
+        "--confusion", action="store_true", help="also list which classes are taken for which most often"
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes (default: this one)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON, with the whole confusion matrix, instead of a table"
+    )
     options = parser.parse_args(words)
     from wsss.data.labels import read_classes, read_ids
     from wsss.metrics.segmentation import score_folder
+    from wsss.metrics.table import score_table
 
     for folder in (options.predictions, options.truth):
         if not folder.is_dir():
@@ -249,22 +261,13 @@ def _score(name: str, words: list[str]) -> int:
         read_ids(options.ids) if options.ids else None,
         ("background", *read_classes(options.classes)),
         ignored_as_background=options.ignored_as_background,
+        boundary=options.boundary,
+        confusion=options.confusion or options.json,
         workers=options.workers,
         progress=sys.stderr.isatty(),
     )
-    print(json.dumps(result, indent=2) if options.json else _score_table(result))
+    print(json.dumps(result, indent=2) if options.json else score_table(result, options.confusion))
     return 0
-
-
-def _score_table(result: dict[str, Any]) -> str:
-    rows = [
-        f"  {name:<20}{'absent' if value is None else f'{100 * value:6.2f}'}"
-        for name, value in result["per_class"].items()
-    ]
-    miou = "undefined" if result["miou"] is None else f"{100 * result['miou']:.2f} %"
-    head = f"mIoU {miou} over {result['images']} images, {len(rows) - len(result['absent'])} of {len(rows)} classes"
-    tail = f"pixels with an answer (not 255): {100 * (result['coverage'] or 0):.2f} %"
-    return "\n".join([head, *rows, tail])
 
 
 def _predict(name: str, words: list[str]) -> int:
