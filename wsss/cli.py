@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if debug:
             raise
-        print(f"\nwsss {name}: interrupted; the same command continues where it stopped", file=sys.stderr)
+        way = "the same command with --skip-existing" if name == "predict" else "the same command"
+        print(f"\nwsss {name}: interrupted; {way} continues where it stopped", file=sys.stderr)
         return 130
     except OSError as error:
         if debug:
@@ -270,11 +271,26 @@ def _score(name: str, words: list[str]) -> int:
     return 0
 
 
+_PREDICT_EXAMPLES = """\
+examples:
+  wsss predict holiday.jpg photos/ --checkpoint runs/voc/segmenter/last.ckpt --output masks --overlay
+  wsss predict photos/ --checkpoint runs/voc/segmenter/last.ckpt --output masks --ms-flip --crf --skip-existing
+
+JPEG, PNG, WebP, BMP and TIFF; grey, CMYK, transparent (laid on white), 16-bit; turned as their EXIF orientation
+says. Masks have the photo's size: 0 is background, 1 the first class; the table at the end names the indices.
+A network knows objects at the size at which it was trained: for photos of a phone or a camera try --long-side 1024.
+"""
+
+
 def _predict(name: str, words: list[str]) -> int:
     import argparse
 
     parser = argparse.ArgumentParser(
-        prog="wsss predict", description="Masks for new photos.", allow_abbrev=False
+        prog="wsss predict",
+        description="Masks for new photos of any size.",
+        epilog=_PREDICT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="photos, or folders of photos")
     parser.add_argument("--checkpoint", type=Path, required=True, help="runs/<name>/segmenter/last.ckpt")
@@ -284,20 +300,53 @@ def _predict(name: str, words: list[str]) -> int:
     parser.add_argument(
         "--ms-flip", action="store_true", help="several scales and mirrored: better, 17 times slower"
     )
+    parser.add_argument("--crf", action="store_true", help="refine along edges with a dense CRF")
+    parser.add_argument(
+        "--long-side",
+        type=int,
+        metavar="PIXELS",
+        help="predict larger photos reduced to this longer side, then enlarge (default: at their own size)",
+    )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        default=1024,
+        metavar="PIXELS",
+        help="beyond this longer side predict in overlapping, blended tiles; smaller takes less memory "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--overlay", action="store_true", help="also write <name>_overlay.jpg")
+    parser.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="also write <name>.npz: probabilities float16 (classes, height, width), classes (names)",
+    )
+    parser.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="keep what is in the folder and predict the rest, to continue (default: write everything anew)",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where to compute")
     options = parser.parse_args(words)
-    from wsss.predict import predict_files
+    from wsss.predict import PredictOptions, predict_files
 
-    predict_files(
-        options.images,
-        options.checkpoint,
-        options.output,
+    chosen = PredictOptions(
         ms_flip=options.ms_flip,
+        crf=options.crf,
+        tile=options.tile,
+        long_side=options.long_side,
         overlay=options.overlay,
-        accelerator=options.device,
+        probabilities=options.probabilities,
+        skip_existing=options.skip_existing,
     )
+    print(predict_files(options.images, options.checkpoint, options.output, chosen, options.device))
     return 0
+
+
+def _export(name: str, words: list[str]) -> int:
+    from wsss.export.command import main as export
+
+    return export(words)
 
 
 _EXPLAIN_EXAMPLES = """\
@@ -447,6 +496,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "compare": (_compare, "leaderboard of saliency methods"),
     "score": (_score, "VOC mIoU of any two folders of masks"),
     "predict": (_predict, "masks for new photos"),
+    "export": (_export, "a segmenter as ONNX or for torch alone; an archive for the VOC test server"),
     "explain": (_explain, "where a classifier sees a class in a photo"),
     "data": (_data, "make or check a data set"),
 }

@@ -1,23 +1,71 @@
 """Masks for anybody's photos, with a trained segmenter."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional
 
 from wsss import runtime
 from wsss.config import EvaluateConfig, RuntimeConfig
 from wsss.data.dataset import walk_images
 from wsss.data.files import atomic_path, read_image, write_mask
-from wsss.data.transforms import normalize_image, to_tensor
+from wsss.data.transforms import normalize_image, resize_long_side, to_tensor
 from wsss.errors import UserError
-from wsss.evaluation import label_map
 from wsss.models.segmenter import predict_probabilities
-from wsss.report.overlay import overlay_mask
+from wsss.refine.crf import CRFParameters, crf_probabilities
+from wsss.refine.stage import crf_parameters
+from wsss.report.overlay import overlay_mask, shrink
 from wsss.tasks.segmentation import load_segmenter
+from wsss.tiling import SMALLEST_TILE, blended_rows
+
+OVERLAY_SIDE = 2048
+"""Longest side of an overlay in pixels: enough for a screen."""
+
+Strips = Iterator[tuple[int, Tensor]]
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What is predicted and what is written."""
+
+    ms_flip: bool = False
+    """Predict at the scales of ``evaluate.scales`` and mirrored."""
+    crf: bool = False
+    """Refine with the dense CRF of ``evaluate.crf_parameters``, tile by tile."""
+    tile: int = 1024
+    """Photos with a longer side than this many pixels are predicted in overlapping tiles."""
+    long_side: int | None = None
+    """Predict photos that are larger at this longer side; results have the photo's size all the same."""
+    overlay: bool = False
+    """Also write ``<name>_overlay.jpg``, its longer side at most ``OVERLAY_SIDE``."""
+    probabilities: bool = False
+    """Also write ``<name>.npz``."""
+    skip_existing: bool = False
+    """Leave out photos of which every file is there, whatever has written it."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be."""
+        if self.tile < SMALLEST_TILE:
+            raise UserError(f"--tile is {self.tile}, but a tile needs at least {SMALLEST_TILE} pixels a side")
+        if self.long_side is not None and self.long_side < 1:
+            raise UserError(f"--long-side is {self.long_side}, but must be at least 1 pixel")
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """What is appended to a photo's name for each of its files; the mask, written last, ends the tuple."""
+        return (
+            *(("_overlay.jpg",) if self.overlay else ()),
+            *((".npz",) if self.probabilities else ()),
+            ".png",
+        )
 
 
 def find_photos(paths: Sequence[Path]) -> dict[str, Path]:
@@ -49,53 +97,66 @@ def predict_files(
     paths: Sequence[Path],
     checkpoint: Path,
     output: Path,
-    *,
-    ms_flip: bool = False,
-    overlay: bool = False,
+    options: PredictOptions | None = None,
     accelerator: Literal["auto", "cpu", "gpu"] = "auto",
-) -> None:
-    """Write ``output/<name>.png`` (palette, size of the photo) for every photo.
+) -> str:
+    """Write ``output/<name>.png`` (palette, size of the photo) for every photo, and what ``options`` ask for.
 
     Args:
         paths: photos or folders of photos.
         checkpoint: of a segmenter.
         output: folder; made if it is missing.
-        ms_flip: predict at the scales of ``evaluate.scales`` and mirrored.
-        overlay: also write ``<name>_overlay.jpg``.
+        options: what to predict and to write; None means ``PredictOptions()``.
         accelerator: device.
+
+    Returns:
+        A table of the classes that were found, in how many of the photos.
 
     Raises:
         UserError: unreadable checkpoint or photos; the readable photos are predicted all the same.
     """
+    options = options or PredictOptions()
     photos = find_photos(paths)
-    _check_targets(photos, output, overlay)
-    model, _ = load_segmenter(checkpoint)
+    _check_targets(photos, output, options)
+    todo = [
+        item for item in photos.items() if not (options.skip_existing and _is_done(item[0], output, options))
+    ]
+    model, classes = load_segmenter(checkpoint)
     hardware = RuntimeConfig(accelerator=accelerator)
     model = runtime.prepare(model, hardware)  # type: ignore[assignment]
-    scales = EvaluateConfig().scales if ms_flip else (1.0,)
+    device = runtime.device(hardware)
+    found: Counter[int] = Counter()
     broken: list[str] = []
-    with torch.inference_mode(), runtime.autocast(hardware):
-        for name, path in runtime.progress(photos.items(), hardware, "predict", len(photos)):
+    with (
+        torch.inference_mode(),
+        runtime.autocast(hardware),
+        runtime.bar(hardware, "predict", len(photos), len(photos) - len(todo)) as bar,
+    ):
+        for name, path in todo:
             try:
                 image = read_image(path)
             except UserError as error:
                 broken.append(str(error))
-                continue
-            batch = normalize_image(to_tensor(image)[None].to(runtime.device(hardware)))
-            mask = label_map(predict_probabilities(model, batch, scales, flip=ms_flip)[0])
-            write_mask(output / f"{name}.png", mask)
-            if overlay:
-                _write_jpeg(output / f"{name}_overlay.jpg", overlay_mask(image, mask))
+            else:
+                mask = _predict_file(
+                    image, tile_predictor(model, device, options), classes, output / name, options
+                )
+                found.update(np.flatnonzero(np.bincount(mask.ravel())).tolist())
+            bar.update(1)
     if broken:
         raise UserError(f"{len(broken)} of {len(photos)} photos could not be read: {'; '.join(broken)}")
+    return _summary(found, classes, len(todo), len(photos) - len(todo), output)
 
 
-def _check_targets(photos: Mapping[str, Path], output: Path, overlay: bool) -> None:
-    """Raises UserError where a mask or an overlay would replace one of the photos."""
+def _is_done(name: str, output: Path, options: PredictOptions) -> bool:
+    return all((output / f"{name}{ending}").is_file() for ending in options.endings)
+
+
+def _check_targets(photos: Mapping[str, Path], output: Path, options: PredictOptions) -> None:
+    """Raises UserError where a file that is written would replace one of the photos."""
     originals = {path.resolve() for path in photos.values()}
-    endings = (".png", "_overlay.jpg") if overlay else (".png",)
     for name in photos:
-        for ending in endings:
+        for ending in options.endings:
             target = output / f"{name}{ending}"
             if target.resolve() in originals:
                 raise UserError(
@@ -103,6 +164,124 @@ def _check_targets(photos: Mapping[str, Path], output: Path, overlay: bool) -> N
                 )
 
 
-def _write_jpeg(path: Path, image: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> None:
+def _summary(found: Mapping[int, int], classes: Sequence[str], new: int, kept: int, output: Path) -> str:
+    """Number of photos, and below it mask index, class and number of photos for the classes that were found."""
+    rows = [f"{index:5}  {classes[index]:<20}{found[index]:6}" for index in sorted(found)]
+    head = f"{new} photos predicted, masks in {output}" + (f"; {kept} were there already" if kept else "")
+    return "\n".join([head, *(["index  class               photos", *rows] if rows else [])])
+
+
+# -- one photo --------------------------------------------------------------------------------------
+
+
+def tile_predictor(
+    model: torch.nn.Module, device: torch.device, options: PredictOptions
+) -> Callable[[Tensor], Tensor]:
+    """The function (3, h, w) uint8 RGB -> (C, h, w) float32 probabilities that every tile goes through."""
+    evaluate = EvaluateConfig()
+    scales = evaluate.scales if options.ms_flip else (1.0,)
+    constants = crf_parameters(evaluate.crf_parameters)
+
+    def predict(tile: Tensor) -> Tensor:
+        images = normalize_image(tile[None].to(device))
+        probabilities = predict_probabilities(model, images, scales, flip=options.ms_flip)[0].float().cpu()
+        return _refined(probabilities, tile, constants) if options.crf else probabilities
+
+    return predict
+
+
+def _refined(probabilities: Tensor, tile: Tensor, constants: CRFParameters) -> Tensor:
+    photo = np.ascontiguousarray(tile.permute(1, 2, 0).numpy())
+    return torch.from_numpy(crf_probabilities(probabilities.numpy(), photo, constants))
+
+
+def _predict_file(
+    image: npt.NDArray[np.uint8],
+    predict: Callable[[Tensor], Tensor],
+    classes: Sequence[str],
+    target: Path,
+    options: PredictOptions,
+) -> npt.NDArray[np.uint8]:
+    """Predict one photo and write its files; returns the mask (H, W)."""
+    strips = photo_strips(to_tensor(image), predict, options)
+    mask = np.empty(image.shape[:2], np.uint8)
+    stored = np.empty((len(classes), *mask.shape), np.float16) if options.probabilities else None
+    for top, probabilities in strips:
+        rows = slice(top, top + probabilities.shape[1])
+        mask[rows] = probabilities.argmax(0).to(torch.uint8).numpy()
+        if stored is not None:
+            stored[:, rows] = probabilities.numpy()
+    if options.overlay:
+        drawn = overlay_mask(shrink(image, OVERLAY_SIDE), shrink(mask, OVERLAY_SIDE))
+        _write_jpeg(_beside(target, "_overlay.jpg"), drawn)
+    if stored is not None:
+        write_probabilities(_beside(target, ".npz"), stored, classes)
+    write_mask(_beside(target, ".png"), mask)
+    return mask
+
+
+def _beside(target: Path, ending: str) -> Path:
+    return target.with_name(f"{target.name}{ending}")
+
+
+def photo_strips(image: Tensor, predict: Callable[[Tensor], Tensor], options: PredictOptions) -> Strips:
+    """Probabilities of a photo from top to bottom, at its own size.
+
+    Args:
+        image: (3, H, W) uint8 RGB.
+        predict: of a tile, see `tile_predictor`.
+        options: ``tile`` and ``long_side`` are used.
+
+    Yields:
+        (first row, (C, rows, W) float32): strips that follow each other without gap and cover the photo.
+    """
+    side = options.long_side
+    if side is None or max(image.shape[-2:]) <= side:
+        yield from blended_rows(image, predict, options.tile)
+        return
+    small = resize_long_side(image, side)
+    strips = [strip for _, strip in blended_rows(small, predict, options.tile)]
+    yield from enlarged_rows(torch.cat(strips, dim=1), (image.shape[-2], image.shape[-1]))
+
+
+def enlarged_rows(probabilities: Tensor, size: tuple[int, int], rows: int = 256) -> Strips:
+    """Bilinear upsampling to ``size``, in strips so that the whole never is in memory.
+
+    Args:
+        probabilities: (C, h, w) float32.
+        size: (H, W), at least (h, w).
+        rows: height of a strip.
+
+    Yields:
+        (first row, (C, at most rows, W) float32), together what ``interpolate(align_corners=False)`` gives.
+    """
+    wide = functional.interpolate(
+        probabilities, size=size[1], mode="linear", align_corners=False
+    )  # rows act as channels: only the width grows
+    height = wide.shape[1]
+    centre = ((torch.arange(size[0]) + 0.5) * (height / size[0]) - 0.5).clamp(0, height - 1)
+    upper = centre.floor().long().clamp(max=max(0, height - 2))
+    lower, share = (upper + 1).clamp(max=height - 1), (centre - upper)[:, None]
+    for top in range(0, size[0], rows):
+        part = slice(top, top + rows)
+        yield top, torch.lerp(wide[:, upper[part]], wide[:, lower[part]], share[part])
+
+
+# -- files ------------------------------------------------------------------------------------------
+
+
+def write_probabilities(path: Path, probabilities: npt.NDArray[np.float16], classes: Sequence[str]) -> None:
+    """Writes a compressed .npz without pickles, atomically.
+
+    It holds ``probabilities`` float16 (C, H, W), background first, and ``classes``, the C names (str).
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:  # a stream: savez would add a suffix
+        np.savez_compressed(stream, probabilities=probabilities, classes=np.array(classes, dtype=np.str_))
+
+
+def _write_jpeg(path: Path, image: npt.NDArray[np.uint8]) -> None:
     with atomic_path(path) as temporary:
         Image.fromarray(image).save(temporary, format="JPEG", quality=90)

@@ -1,6 +1,7 @@
 """Tiles: their windows, and that no seam is left, against predictions of the whole photo."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def test_windows_cover_every_pixel_with_weights_that_sum_to_one(length: int, til
 def test_neighbours_share_a_quarter_of_a_tile_and_borders_inside_the_photo_weigh_nothing(tile: int) -> None:
     cut = windows(3333, tile)
     assert len(cut) > 2
-    for (start, weights), (after, rising) in zip(cut[:-1], cut[1:], strict=True):
+    for (start, weights), (after, rising) in pairwise(cut):
         assert start + len(weights) - after >= tile // 4
         margin = tile // 16
         assert not weights[-margin:].any()

@@ -147,11 +147,27 @@ def crf_labels(
     Returns:
         `(H, W)` uint8 in 0..C - 1.
     """
+    refined = crf_probabilities(probabilities, image, parameters, backend, device)
+    return np.asarray(refined.argmax(axis=0), dtype=np.uint8)
+
+
+def crf_probabilities(
+    probabilities: npt.NDArray[np.float32],
+    image: npt.NDArray[np.uint8],
+    parameters: CRFParameters,
+    backend: str = "auto",
+    device: str | None = None,
+) -> npt.NDArray[np.float32]:
+    """What `crf_labels` takes the labels from: `(C, H, W)` float32, 0 for classes that take no part.
+
+    Where fewer than two classes take part there is nothing to refine: the probabilities themselves.
+    """
     possible = np.flatnonzero(probabilities.max(axis=(1, 2)) >= CRF_MIN_PROBABILITY)
     if len(possible) < 2:
-        return np.asarray(probabilities.argmax(axis=0), dtype=np.uint8)
-    refined = dense_crf(probabilities[possible], image, parameters, backend, device)
-    return np.asarray(possible[refined.argmax(axis=0)], dtype=np.uint8)
+        return probabilities
+    refined = np.zeros_like(probabilities)
+    refined[possible] = dense_crf(probabilities[possible], image, parameters, backend, device)
+    return refined
 
 
 def _chosen(backend: str, device: str | None) -> _Backend:

@@ -1,0 +1,130 @@
+"""``wsss export``: its options. Nothing heavy is imported before they are understood."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+_RAW = argparse.RawDescriptionHelpFormatter
+
+_EXAMPLES = """\
+examples:
+  wsss export onnx --checkpoint runs/voc/segmenter/last.ckpt --output model.onnx
+  wsss export torch --checkpoint runs/voc/segmenter/last.ckpt --output model.pt2
+  wsss export voc-server runs/voc --kind predictions_crf --output results.tgz
+`wsss export WHAT --help` shows the options of each and how the file is used.
+"""
+
+_ONNX_USE = """\
+The network takes `image`, float32 (N, 3, H, W), RGB in 0..1 (the photo divided by 255; ImageNet's mean and
+deviation are inside), and gives `probabilities`, float32 (N, classes, H, W), background first. N, H and W are free;
+H and W are at least the `smallest_side` in the metadata. Needs the extra: pip install "wsss[onnx]".
+
+  import json, numpy, onnxruntime
+  session = onnxruntime.InferenceSession("model.onnx")
+  classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+  image = photo.transpose(2, 0, 1)[None].astype(numpy.float32) / 255    # photo: (H, W, 3) uint8 RGB
+  mask = session.run(None, {"image": image})[0][0].argmax(0)
+"""
+
+_TORCH_USE = """\
+The file is an exported program (torch.export); torch alone loads it. It takes float32 (N, 3, H, W), RGB in 0..1 (the
+photo divided by 255; ImageNet's mean and deviation are inside), and gives probabilities (N, classes, H, W),
+background first. N, H and W are free; H and W are at least the `smallest_side` in the metadata.
+
+  import json, torch
+  extra = {"wsss.json": ""}
+  network = torch.export.load("model.pt2", extra_files=extra).module()
+  classes = json.loads(extra["wsss.json"])["classes"]
+  image = torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 255  # photo: (H, W, 3) uint8 RGB
+  mask = network(image)[0].argmax(0)
+"""
+
+_SERVER_USE = """\
+The archive holds results/VOC2012/Segmentation/comp6_test_cls/<id>.png, 8-bit palette PNGs with the values 0..20. The
+same masks always give the same bytes. For the test set: predict its photos, then name its list.
+
+  wsss predict VOCdevkit/VOC2012/JPEGImages --checkpoint runs/voc/segmenter/last.ckpt --output masks
+  wsss export voc-server masks --ids VOCdevkit/VOC2012/ImageSets/Segmentation/test.txt \\
+      --photos VOCdevkit/VOC2012/JPEGImages --output results.tgz
+"""
+
+
+def main(words: Sequence[str]) -> int:
+    """Run ``wsss export WORDS``; returns the exit status. Raises UserError where the input is at fault."""
+    options = _parser().parse_args(words)
+    match options.what:
+        case "voc-server":
+            from wsss.export.archive import export_archive
+
+            print(export_archive(options.source, options.output, options.kind, options.ids, options.photos))
+        case "onnx":
+            from wsss.export.network import export_onnx
+
+            print(export_onnx(options.checkpoint, options.output, options.opset))
+        case "torch":
+            from wsss.export.network import export_torch
+
+            print(export_torch(options.checkpoint, options.output))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wsss export",
+        description="Take a trained segmenter, or its masks, elsewhere.",
+        epilog=_EXAMPLES,
+        formatter_class=_RAW,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    onnx = _network_parser(commands, "onnx", "the segmenter as ONNX, checked with onnxruntime", _ONNX_USE)
+    onnx.add_argument(
+        "--opset",
+        type=int,
+        default=18,
+        metavar="N",
+        help="version of ONNX's operators (default: %(default)s)",
+    )
+    _network_parser(commands, "torch", "the segmenter as one file that torch alone loads", _TORCH_USE)
+    server = commands.add_parser(
+        "voc-server",
+        help="an archive of masks for PASCAL VOC's test server",
+        description="Pack masks as PASCAL VOC's test server takes them.",
+        epilog=_SERVER_USE,
+        formatter_class=_RAW,
+        allow_abbrev=False,
+    )
+    server.add_argument(
+        "source", type=Path, metavar="RUN", help="run directory, or a folder of <id>.png masks"
+    )
+    server.add_argument("--output", type=Path, required=True, metavar="FILE.tgz", help="the archive")
+    server.add_argument(
+        "--kind",
+        choices=("predictions", "predictions_ms_flip", "predictions_crf"),
+        default="predictions",
+        help="which masks of a run directory (default: %(default)s)",
+    )
+    server.add_argument(
+        "--ids", type=Path, metavar="FILE", help="the list that must be whole (default: every mask there is)"
+    )
+    server.add_argument(
+        "--photos", type=Path, metavar="DIR", help="JPEGImages: every mask must have its photo's size"
+    )
+    return parser
+
+
+def _network_parser(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str, use: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=f"Write {text}.",
+        epilog=use,
+        formatter_class=_RAW,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="runs/<name>/segmenter/last.ckpt")
+    suffix = "onnx" if name == "onnx" else "pt2"
+    parser.add_argument("--output", type=Path, required=True, metavar=f"FILE.{suffix}", help="the file")
+    return parser
