@@ -5,8 +5,9 @@ with any number of worker processes, and a training that is continued from a che
 uninterrupted one would have seen.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from wsss.data.dataset import Record
-from wsss.data.files import image_size, read_image, read_truth
+from wsss.data.files import image_size, read_confidence, read_image, read_truth
 from wsss.data.transforms import TrainTransform, normalize_image, resize_long_side, to_tensor
 from wsss.errors import UserError
 
@@ -55,7 +56,7 @@ def _rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
-class _Augmented(Dataset[tuple[Tensor, Tensor]]):
+class _Augmented(Dataset[tuple[Tensor, ...]]):
     """Base of the training sets: decodes, then augments with a generator state of its own."""
 
     def __init__(self, records: Sequence[Record], transform: TrainTransform, seed: int) -> None:
@@ -68,7 +69,7 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
         """(mask that is transformed along or None, fixed target or None)."""
         raise NotImplementedError
 
-    def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, key: int) -> tuple[Tensor, ...]:
         epoch, index = divmod(key, len(self.records))
         record = self.records[index]
         image = to_tensor(read_image(record.image))
@@ -98,24 +99,41 @@ class ClassificationData(_Augmented):
 class SegmentationData(_Augmented):
     """Augmented photos (3, crop, crop) and masks (crop, crop) int64 with 255 = ignore.
 
-    ``classes`` counts the background; None leaves the masks' values unchecked.
+    Args:
+        records: with masks.
+        transform: moves photo and mask together.
+        seed: of the augmentation.
+        classes: number of classes, background included; None leaves the masks' values unchecked.
+        confidence: id -> file of its confidence map (see `read_confidence`), a function that can be pickled; an item
+            then has a third part, the map (crop, crop) float32 in [0, 1], moved along with the mask.
     """
 
     def __init__(
-        self, records: Sequence[Record], transform: TrainTransform, seed: int, classes: int | None = None
+        self,
+        records: Sequence[Record],
+        transform: TrainTransform,
+        seed: int,
+        classes: int | None = None,
+        confidence: Callable[[str], Path] | None = None,
     ) -> None:
         super().__init__(records, transform, seed)
-        self.classes = classes
+        self.classes, self.confidence = classes, confidence
 
     def target(self, record: Record) -> tuple[Tensor | None, Tensor | None]:
-        """The mask."""
+        """The mask (H, W), or the mask and its confidence (2, H, W)."""
         if record.mask is None:
             raise UserError(f"{record.id} has no mask to train on")
-        return torch.from_numpy(read_truth(record.mask, record.image, self.classes)), None
+        mask = torch.from_numpy(read_truth(record.mask, record.image, self.classes))
+        if self.confidence is None:
+            return mask, None
+        confidence = read_confidence(self.confidence(record.id), (mask.shape[0], mask.shape[1]))
+        return torch.stack([mask, torch.from_numpy(confidence)]), None
 
-    def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
-        photo, mask = super().__getitem__(key)
-        return photo, mask.long()
+    def __getitem__(self, key: int) -> tuple[Tensor, ...]:
+        photo, moved = super().__getitem__(key)
+        if self.confidence is None:
+            return photo, moved.long()
+        return photo, moved[0].long(), moved[1].float() / 255
 
 
 class LabelledPhotos(Dataset[tuple[Tensor, Tensor]]):

@@ -84,7 +84,8 @@ class TrainTransform:
         color_jitter: strength of brightness, contrast and saturation changes.
 
     Called with a photo (3, H, W) uint8 and optionally its mask (H, W) uint8, it returns
-    (3, crop, crop) float32 and the mask (crop, crop) uint8, padded with 255.
+    (3, crop, crop) float32 and the mask (crop, crop) uint8, padded with 255. Several maps of a photo can go through
+    as one mask (K, H, W).
     """
 
     def __init__(self, resize: RandomLongSide | RandomScale, crop: int, color_jitter: float = 0.0) -> None:

@@ -1,6 +1,7 @@
 """Optimiser and schedule, shared by both tasks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,13 +12,22 @@ from wsss.config import OptimizerConfig
 
 
 def build_optimizer(
-    backbone: Iterable[nn.Parameter], head: Iterable[nn.Parameter], config: OptimizerConfig
+    backbone: Iterable[nn.Parameter],
+    head: Iterable[nn.Parameter],
+    config: OptimizerConfig,
+    head_biases: Sequence[nn.Parameter] = (),
 ) -> Optimizer:
-    """SGD or AdamW over the trainable parameters, the head with ``lr * head_factor``."""
-    groups = [
+    """SGD or AdamW over the trainable parameters, the head with ``lr * head_factor``.
+
+    ``head_biases`` learn at twice the head's rate and without weight decay, as Caffe's recipes for DeepLab have it.
+    """
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in backbone if p.requires_grad], "lr": config.lr},
         {"params": [p for p in head if p.requires_grad], "lr": config.lr * config.head_factor},
     ]
+    if head_biases:
+        fast = 2 * config.lr * config.head_factor
+        groups.append({"params": list(head_biases), "lr": fast, "weight_decay": 0.0})
     if config.name == "adamw":
         return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)

@@ -1,25 +1,27 @@
 """Training a segmentation network on masks, true or pseudo."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.nn import functional
 
 from wsss.config import SegmenterConfig, to_dict
-from wsss.data.labels import IGNORE
 from wsss.metrics.segmentation import ConfusionMatrix
 from wsss.models.backbones import freeze_batchnorm
+from wsss.models.heads import AtrousClassifiers
 from wsss.models.segmenter import Segmenter, build_segmenter
+from wsss.tasks.averaging import WeightAverage
 from wsss.tasks.checkpoints import parse_config, read_checkpoint
+from wsss.tasks.losses import balanced_cross_entropy, bootstrapped_cross_entropy, pixel_cross_entropy
 from wsss.tasks.optimization import build_optimizer, build_schedule
 
 
 class SegmentationTask(LightningModule):
-    """Cross entropy over the pixels that are not 255.
+    """One of ``losses`` over the pixels that are not 255, and the running mean of the weights where it is asked for.
 
     Args:
         config: the segmenter's configuration as a plain dictionary.
@@ -43,13 +45,20 @@ class SegmentationTask(LightningModule):
         self.frozen_batchnorm = (
             frozen if frozen is not None else self.config.weights not in ("none", "classifier")
         )
+        self.average = WeightAverage(self.model, self.config.ema) if self.config.ema > 0 else None
         self.classes = len(classes)
         self.confusion = ConfusionMatrix(self.classes)
         self.train()  # freezes BatchNorm; Lightning itself never calls it (since 2.2 it keeps every mode)
 
+    @property
+    def result(self) -> Segmenter:
+        """The network to validate and to use: the mean of the weights, or the one that is trained."""
+        network = self.model if self.average is None else self.average.network
+        return cast("Segmenter", network)
+
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised -> logits (B, classes, H, W)."""
-        logits: Tensor = self.model(images)
+        """(B, 3, H, W) normalised -> logits (B, classes, H, W) of `result`."""
+        logits: Tensor = self.result(images)
         return logits
 
     def train(self, mode: bool = True) -> "SegmentationTask":
@@ -57,14 +66,33 @@ class SegmentationTask(LightningModule):
         super().train(mode)
         if self.frozen_batchnorm:
             freeze_batchnorm(self.model.backbone)
+        if self.average is not None:
+            self.average.eval()
         return self
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        """One batch: photos (B, 3, crop, crop), masks (B, crop, crop) int64."""
-        images, masks = batch
-        loss = pixel_cross_entropy(self(images).float(), masks)
+    def training_step(self, batch: Sequence[Tensor], batch_index: int) -> Tensor:
+        """One batch: photos (B, 3, crop, crop), masks (B, crop, crop) int64, and weights as the masks, or none."""
+        images, masks, *weights = batch
+        loss = self.loss(self.model(images).float(), masks, weights[0] if weights else None)
         self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(images))
         return loss
+
+    def loss(self, logits: Tensor, masks: Tensor, weights: Tensor | None) -> Tensor:
+        """The configured loss; see ``losses``."""
+        smoothing = self.config.label_smoothing
+        match self.config.loss:
+            case "balanced":
+                return balanced_cross_entropy(logits, masks, weights, smoothing)
+            case "bootstrap":
+                hard = self.config.bootstrap == "hard"
+                return bootstrapped_cross_entropy(logits, masks, weights, smoothing, hard=hard)
+            case "cross_entropy":
+                return pixel_cross_entropy(logits, masks, weights, smoothing)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Take the weights of this step into their mean."""
+        if self.average is not None:
+            self.average.update(self.model)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         """Photos of one size (B, 3, H, W) and true masks (B, H, W)."""
@@ -79,9 +107,15 @@ class SegmentationTask(LightningModule):
         self.confusion = ConfusionMatrix(self.classes)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Two learning rates, poly schedule per step."""
+        """Two learning rates (DeepLabV2: a third one for the head's biases), poly schedule per step."""
+        head = dict(self.model.head.named_parameters())
+        own = isinstance(self.model.head, AtrousClassifiers)
+        biases = [name for name in head if own and name.endswith("bias")]
         optimizer = build_optimizer(
-            self.model.backbone.parameters(), self.model.head.parameters(), self.config.optimizer
+            self.model.backbone.parameters(),
+            (value for name, value in head.items() if name not in biases),
+            self.config.optimizer,
+            head_biases=[head[name] for name in biases],
         )
         schedule = build_schedule(
             optimizer, int(self.trainer.estimated_stepping_batches), self.config.optimizer
@@ -89,19 +123,8 @@ class SegmentationTask(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def pixel_cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
-    """Mean cross entropy over the pixels that are not 255; zero (not NaN) if there are none.
-
-    Args:
-        logits: (B, classes, H, W) float32.
-        masks: (B, H, W) int64, 0..classes - 1 or 255.
-    """
-    total = functional.cross_entropy(logits, masks, ignore_index=IGNORE, reduction="sum")
-    return total / (masks != IGNORE).sum().clamp(min=1)
-
-
 def load_segmenter(path: Path) -> tuple[Segmenter, tuple[str, ...]]:
-    """A trained segmenter from its checkpoint, in eval mode on the CPU.
+    """A trained segmenter from its checkpoint, in eval mode on the CPU; trained with ``ema``, the mean of its weights.
 
     Returns:
         (network, class names with background first).
@@ -113,8 +136,7 @@ def load_segmenter(path: Path) -> tuple[Segmenter, tuple[str, ...]]:
     hyper = checkpoint["hyper_parameters"]
     task = SegmentationTask(hyper["config"], list(hyper["classes"]), pretrained=False)
     task.load_state_dict(checkpoint["state_dict"])
-    task.model.eval()
-    return task.model, tuple(hyper["classes"])
+    return task.result.eval(), tuple(hyper["classes"])
 
 
 def new_task(

@@ -1,0 +1,76 @@
+"""Losses of a segmenter on masks that may be wrong: pure functions of logits and masks.
+
+Everywhere: logits (B, classes, H, W) float32; masks (B, H, W) int64, 0..classes - 1 or 255, which is left out;
+weights (B, H, W) float32 in [0, 1] or None, how much every pixel counts; label_smoothing in [0, 1), the share of a
+pixel's label that is spread evenly over all classes. The result is a scalar, zero (not NaN) where nothing counts.
+"""
+
+from torch import Tensor
+from torch.nn import functional
+
+from wsss.data.labels import BACKGROUND, IGNORE
+
+# Trust in the label, with which Reed et al. report their experiments.
+HARD_BETA, SOFT_BETA = 0.8, 0.95
+
+
+def pixel_cross_entropy(
+    logits: Tensor, masks: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Mean cross entropy, weighted: sum of weight times loss over the sum of the weights."""
+    losses = _losses(logits, masks, label_smoothing)
+    return _mean(losses, _counted(masks != IGNORE, weights))
+
+
+def balanced_cross_entropy(
+    logits: Tensor, masks: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Half the mean over the background's pixels and half the mean over all others, both over the whole batch.
+
+    The balanced seed loss of DSRG (Huang et al. 2018, section 3.2), which AdvCAM and RIB name as theirs for
+    training from ImageNet weights. DSRG sums both means; the halves, as in AFA's code (Ru et al. 2022), keep the
+    scale of the plain loss. Where a batch has no pixel of one kind that half is zero, and the other stays a half.
+    """
+    losses = _losses(logits, masks, label_smoothing)
+    background = masks == BACKGROUND
+    others = (masks != IGNORE) & ~background
+    return 0.5 * (_mean(losses, _counted(background, weights)) + _mean(losses, _counted(others, weights)))
+
+
+def bootstrapped_cross_entropy(
+    logits: Tensor,
+    masks: Tensor,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    *,
+    hard: bool = True,
+) -> Tensor:
+    """Cross entropy with labels mixed with the network's own prediction (Reed et al. 2014, "Training deep neural
+    networks on noisy labels with bootstrapping").
+
+    ``-sum over k of (beta t_k + (1 - beta) z_k) log q_k`` with the label t, the predicted probabilities q, and the
+    prediction z: hard, one for the most probable class and zero for the others, beta 0.8; soft, q itself, beta 0.95,
+    whose second term is the entropy of q. Soft gradients go through both q.
+    """
+    beta = HARD_BETA if hard else SOFT_BETA
+    logarithms = functional.log_softmax(logits, dim=1)
+    own = -logarithms.max(1).values if hard else -(logarithms.exp() * logarithms).sum(1)
+    losses = beta * _losses(logits, masks, label_smoothing) + (1 - beta) * own
+    return _mean(losses, _counted(masks != IGNORE, weights))
+
+
+def _losses(logits: Tensor, masks: Tensor, label_smoothing: float) -> Tensor:
+    """(B, H, W) cross entropy of every pixel, zero where the mask is 255."""
+    return functional.cross_entropy(
+        logits, masks, ignore_index=IGNORE, label_smoothing=label_smoothing, reduction="none"
+    )
+
+
+def _counted(chosen: Tensor, weights: Tensor | None) -> Tensor:
+    """Weight of every pixel: zero outside ``chosen``."""
+    return chosen.float() if weights is None else weights * chosen
+
+
+def _mean(losses: Tensor, weights: Tensor) -> Tensor:
+    total = weights.sum()
+    return (losses * weights).sum() / total.where(total > 0, 1.0)
