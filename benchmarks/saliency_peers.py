@@ -1,4 +1,4 @@
-"""What `saliency.py` compares with: grad-cam, captum, and plain loops as the authors' repositories run them.
+"""What `saliency.py` and `agreement.py` compare with: grad-cam, captum, and plain loops as authors run them.
 
 Every function gives maps (N, H, W) of the classes of one image (1, 3, H, W). The libraries take one class
 a call, so that is what is timed.
@@ -11,7 +11,7 @@ import numpy as np
 import pytorch_grad_cam as grad_cam
 import torch
 import torch.nn.functional as F
-from captum.attr import GuidedBackprop
+from captum.attr import GuidedBackprop, Saliency
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
@@ -27,6 +27,12 @@ def sess(model: nn.Module, image: Tensor, classes: Sequence[int]) -> Tensor:
     """grad-cam's SESS around its Grad-CAM: 12 scales, windows of 224 whatever the image's size."""
     method = grad_cam.SESS(model, [model.get_submodule("layer4")], window_size=224)
     return torch.cat([torch.from_numpy(method(image, [ClassifierOutputTarget(c)])) for c in classes])
+
+
+def gradient(model: nn.Module, image: Tensor, classes: Sequence[int]) -> Tensor:
+    """captum's saliency, class by class."""
+    method = Saliency(model)
+    return torch.cat([method.attribute(image.clone().requires_grad_(), target=c) for c in classes]).amax(1)
 
 
 def guided_backprop(model: nn.Module, image: Tensor, classes: Sequence[int]) -> Tensor:
