@@ -146,11 +146,15 @@ def _pair_counts(prediction: Mask, truth: Mask, classes: int) -> npt.NDArray[np.
     """
     _check_shapes(prediction, truth)
     predicted, true = prediction.ravel(), truth.ravel()
+    if not predicted.size:
+        return np.zeros((classes, classes + 1), dtype=np.int64)
     changes = predicted[1:] != predicted[:-1]
     changes |= true[1:] != true[:-1]
-    starts = np.flatnonzero(np.concatenate(([predicted.size > 0], changes)))
-    lengths = np.diff(starts, append=predicted.size)
-    predicted, true = predicted[starts], true[starts]
+    ends = np.concatenate((np.flatnonzero(changes), [predicted.size - 1]))
+    lengths = ends.copy()
+    lengths[0] += 1
+    lengths[1:] -= ends[:-1]
+    predicted, true = predicted[ends], true[ends]
     _check_values("prediction", predicted, classes)
     _check_values("ground truth", true, classes)
     # 255 becomes class C: the last column, and a last row that is dropped.

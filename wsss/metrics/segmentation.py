@@ -247,10 +247,16 @@ def _count_chunk(
 
 
 def _read_pair(predicted: Path, true: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    for path, what in ((predicted, "predicted"), (true, "ground-truth")):
-        if not path.is_file():
-            raise UserError(f"{path}: the {what} mask of image {predicted.stem} is missing")
-    return read_mask(predicted), read_mask(true)
+    return _read(predicted, "predicted"), _read(true, "ground-truth")
+
+
+def _read(path: Path, what: str) -> npt.NDArray[np.uint8]:
+    try:
+        return read_mask(path)
+    except UserError as error:
+        if path.is_file():
+            raise
+        raise UserError(f"{path}: the {what} mask of image {path.stem} is missing") from error
 
 
 def _ids_of_folder(folder: Path) -> list[str]:
