@@ -154,7 +154,11 @@ def capture(model: nn.Module) -> ExportedProgram:
 
 
 def onnx_bytes(program: ExportedProgram, metadata: dict[str, Any], opset: int) -> bytes:
-    """The ONNX file of a captured network."""
+    """The ONNX file of a captured network.
+
+    Raises:
+        UserError: the exporter fails, or has no such opset.
+    """
     import onnx
 
     try:
@@ -176,6 +180,15 @@ def onnx_bytes(program: ExportedProgram, metadata: dict[str, Any], opset: int) -
     made = next(entry.version for entry in model.opset_import if entry.domain == "")
     if made != opset:
         raise UserError(f"the exporter gives opset {made} instead of {opset}: use --opset {made}")
+    _describe(model, metadata)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def _describe(model: Any, metadata: dict[str, Any]) -> None:
+    """Names the free axes of an ONNX model and gives it the metadata; what is no text becomes JSON."""
+    from onnx.helper import set_model_props
+
     for value in (*model.graph.input, *model.graph.output):
         for axis, name in ((0, "batch"), (2, "height"), (3, "width")):
             value.type.tensor_type.shape.dim[axis].dim_param = name
@@ -184,9 +197,7 @@ def onnx_bytes(program: ExportedProgram, metadata: dict[str, Any], opset: int) -
         key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for key, value in metadata.items()
     }
-    onnx.helper.set_model_props(model, texts)
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
+    set_model_props(model, texts)
 
 
 def onnx_runner(content: bytes) -> Run:
