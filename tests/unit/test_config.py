@@ -78,3 +78,20 @@ def test_every_part_is_frozen() -> None:
 def test_impossible_values_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message.replace(".", r"\.")):
         replace(Config(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "unet"}, r"segmenter.architecture is unet, .*deeplabv2_resnet101, .*smp:NAME"),
+        ({"label_smoothing": 1.0}, r"segmenter.label_smoothing is 1.0, but must be in \[0, 1\)"),
+        ({"ema": -0.1}, r"segmenter.ema is -0.1, but must be in \[0, 1\)"),
+    ],
+)
+def test_segmenter_settings_that_mean_nothing_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SegmenterConfig(**changes)
+
+
+def test_networks_of_the_extra_are_named_with_a_prefix() -> None:
+    assert SegmenterConfig(architecture="smp:Unet").architecture == "smp:Unet"

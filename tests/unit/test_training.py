@@ -5,6 +5,8 @@ import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from torch.utils.data import DataLoader
 from wsss import training
 from wsss.config import ClassifierConfig, OptimizerConfig, RuntimeConfig, SegmenterConfig
 from wsss.data.dataset import Record
-from wsss.data.files import write_mask
+from wsss.data.files import write_confidence, write_mask
 from wsss.data.modules import (
     ClassificationData,
     LabelledPhotos,
@@ -29,6 +31,7 @@ from wsss.data.modules import (
 )
 from wsss.data.transforms import RandomLongSide, RandomScale, TrainTransform
 from wsss.errors import UserError
+from wsss.models.segmenter import Segmenter
 from wsss.tasks import classification, segmentation
 from wsss.training import AtomicCheckpoints, fit
 
@@ -317,3 +320,106 @@ def test_fit_freezes_the_batchnorm_of_the_segmenters_backbone_only(
     assert all(
         torch.equal(value, task.model.state_dict()[name]) for name, value in network.state_dict().items()
     )
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segmenters of a few weights, so that writing checkpoints takes no time."""
+
+    def build(config: SegmenterConfig, classes: int, **_: Any) -> Segmenter:
+        backbone = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU())
+        return Segmenter(backbone, nn.Sequential(nn.Dropout(0.5), nn.Conv2d(8, classes, 1)))
+
+    monkeypatch.setattr(segmentation, "build_segmenter", build)
+
+
+def train_segmenter(
+    records: list[Record], folder: Path, settings: SegmenterConfig
+) -> segmentation.SegmentationTask:
+    """A fresh task with fixed initial weights, fitted in ``folder`` for three epochs of two steps."""
+    torch.manual_seed(0)
+    task = segmentation.new_task(settings, ("background", *CLASSES))
+    fit(
+        task,
+        train_loader(
+            SegmentationData(records, TrainTransform(RandomScale(0.9, 1.1), 32), 0), 5, seed=0, workers=0
+        ),
+        DataLoader(TrueMasks(records[:2]), batch_size=1),
+        folder,
+        epochs=3,
+        monitor=("val_mIoU", "max"),
+        config=CPU,
+        seed=0,
+    )
+    return task
+
+
+@pytest.mark.usefixtures("tiny")
+def test_continued_training_has_the_same_mean_of_its_weights(
+    tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SegmenterConfig(architecture="light", weights="none", ema=0.6)
+    whole = train_segmenter(records, tmp_path / "whole", settings)
+    with monkeypatch.context() as patch:
+        with_callback(patch, StopAfter(2))
+        with pytest.raises(Interrupted):
+            train_segmenter(records, tmp_path / "parts", settings)
+    train_segmenter(records, tmp_path / "parts", settings)
+    for name in ("last.ckpt", "best.ckpt"):
+        expected, found = weights(tmp_path / "whole" / name), weights(tmp_path / "parts" / name)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[key], found[key]) for key in expected), name
+    assert (tmp_path / "whole/metrics.csv").read_text() == (tmp_path / "parts/metrics.csv").read_text()
+    network, _ = segmentation.load_segmenter(tmp_path / "parts/last.ckpt")
+    mean, trained = whole.result.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(value, mean[name]) for name, value in network.state_dict().items())
+    assert not torch.equal(mean["head.1.weight"], trained["head.1.weight"])
+    assert int(weights(tmp_path / "parts/last.ckpt")["average.updates"]) == 6
+
+
+@pytest.mark.usefixtures("tiny")
+def test_mean_of_the_weights_does_not_change_the_training(tmp_path: Path, records: list[Record]) -> None:
+    plain = SegmenterConfig(architecture="light", weights="none")
+    states = [
+        train_segmenter(records, tmp_path / str(settings.ema), settings).model.state_dict()
+        for settings in (plain, replace(plain, ema=0.9))
+    ]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+@pytest.mark.usefixtures("tiny")
+def test_confidence_maps_reach_the_loss(
+    tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    real = segmentation.pixel_cross_entropy
+
+    def spy(logits: Tensor, masks: Tensor, given: Tensor | None, smoothing: float) -> Tensor:
+        assert given is not None
+        seen.append(given[masks != 255])
+        return real(logits, masks, given, smoothing)
+
+    monkeypatch.setattr(segmentation, "pixel_cross_entropy", spy)
+    for record in records:
+        write_confidence(tmp_path / "sure" / f"{record.id}.png", np.full((36, 40), 0.6, np.float32))
+    task = segmentation.new_task(
+        SegmenterConfig(architecture="light", weights="none"), ("background", *CLASSES)
+    )
+    transform = TrainTransform(RandomScale(0.9, 1.1), 32)
+    data = SegmentationData(records, transform, 0, confidence=partial(png, tmp_path / "sure"))
+    fit(
+        task,
+        train_loader(data, 5, seed=0, workers=0),
+        None,
+        tmp_path / "s",
+        epochs=1,
+        monitor=("val_mIoU", "max"),
+        config=CPU,
+        seed=0,
+    )
+    assert len(seen) == 2
+    assert torch.cat(seen).unique().tolist() == pytest.approx([0.6])
+
+
+def png(folder: Path, identifier: str) -> Path:
+    return folder / f"{identifier}.png"

@@ -10,27 +10,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 
-from wsss.config import ClassifierConfig, SegmenterConfig
+from wsss.config import SEGMENTERS, ClassifierConfig, SegmenterConfig
 from wsss.errors import UserError
 from wsss.models.classifier import build_classifier
-from wsss.models.segmenter import Pyramid, Trunk, backbone_name, build_segmenter, predict_probabilities
+from wsss.models.encoders import Pyramid, Trunk
+from wsss.models.heads import AtrousClassifiers, PlusHead
+from wsss.models.segmenter import Segmenter, backbone_name, build_segmenter, predict_probabilities
 
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
-Architecture = Literal[
-    "deeplabv3_resnet18", "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large", "light", "deeplabv3_resnet101"
-]
 
 
-def config(architecture: Architecture, weights: str = "none", stride: Literal[8, 16] = 16) -> SegmenterConfig:
+def config(architecture: str, weights: str = "none", stride: Literal[8, 16] | None = None) -> SegmenterConfig:
     return SegmenterConfig(architecture=architecture, weights=weights, output_stride=stride)
 
 
 @pytest.mark.parametrize(
     "architecture",
-    ["deeplabv3_resnet18", "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large", "light"],
+    [name for name in SEGMENTERS if not name.endswith("101")],
 )
 def test_backbone_takes_torchvisions_classification_weights_and_logits_have_the_inputs_size(
-    tmp_path: Path, architecture: Architecture
+    tmp_path: Path, architecture: str
 ) -> None:
     state = getattr(models, backbone_name(architecture))(weights=None).state_dict()
     for name, value in state.items():
@@ -54,6 +53,93 @@ def test_deeplab_has_the_configured_stride_and_atrous_rates(stride: Literal[8, 1
         assert model.backbone(IMAGES).shape == (2, 512, 64 // stride, 96 // stride)
     rates = {m.dilation[0] for m in model.head.modules() if isinstance(m, nn.Conv2d)} - {1}
     assert rates == ({6, 12, 18} if stride == 16 else {12, 24, 36})
+
+
+@pytest.mark.parametrize(("stride", "rates"), [(None, (6, 12, 18, 24)), (16, (3, 6, 9, 12))])
+def test_deeplabv2_sums_four_dilated_classifiers(stride: Literal[16] | None, rates: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = build_segmenter(config("deeplabv2_resnet50", stride=stride), 3).eval()
+    head = model.head
+    assert isinstance(head, AtrousClassifiers)
+    with torch.no_grad():
+        features = model.backbone(IMAGES)
+        step = stride or 8
+        assert features.shape == (2, 2048, 64 // step, 96 // step)
+        expected = sum(
+            F.conv2d(features, layer.weight, layer.bias, padding=rate, dilation=rate)
+            for layer, rate in zip(head.classifiers, rates, strict=True)
+        )
+        torch.testing.assert_close(head(features), expected)
+    assert [name for name, _ in head.named_parameters()] == [
+        f"classifiers.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")
+    ]
+    assert all(layer.weight.std().item() == pytest.approx(0.01, rel=0.05) for layer in head.classifiers)
+    assert all(torch.count_nonzero(layer.bias) == 0 for layer in head.classifiers)
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_deeplabv3plus_joins_the_first_stage_and_the_pyramid(stride: Literal[8, 16]) -> None:
+    torch.manual_seed(0)
+    model = build_segmenter(config("deeplabv3plus_resnet50", stride=stride), 3).eval()
+    head = model.head
+    assert isinstance(head, PlusHead)
+    with torch.no_grad():
+        low, high = model.backbone(IMAGES)
+        assert low.shape == (2, 256, 16, 24)
+        assert high.shape == (2, 2048, 64 // stride, 96 // stride)
+        assert head.reduce(low).shape == (2, 48, 16, 24)
+        logits = head((low, high))
+        assert logits.shape == (2, 3, 16, 24)
+        assert not torch.allclose(head((low + 1, high)), logits)
+        assert not torch.allclose(head((low, high + 1)), logits)
+    convolutions = [m for m in head.refine.modules() if isinstance(m, nn.Conv2d)]
+    assert [(m.in_channels, m.out_channels, m.kernel_size) for m in convolutions] == [
+        (304, 256, (3, 3)),
+        (256, 256, (3, 3)),
+    ]
+    rates = {m.dilation[0] for m in head.pyramid.modules() if isinstance(m, nn.Conv2d)} - {1}
+    assert rates == ({6, 12, 18} if stride == 16 else {12, 24, 36})
+
+
+def test_lraspp_equals_torchvisions() -> None:
+    torch.manual_seed(0)
+    peer = models.segmentation.lraspp_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=5
+    ).eval()
+    model = build_segmenter(config("lraspp_mobilenet_v3_large"), 5).eval()
+    names = {"backbone.": "backbone.network.features.", "classifier.": "head."}
+    state = {}
+    for name, value in peer.state_dict().items():
+        prefix = next(prefix for prefix in names if name.startswith(prefix))
+        state[names[prefix] + name.removeprefix(prefix)] = value
+    model.load_state_dict(state)
+    with torch.no_grad():
+        assert torch.equal(model(IMAGES), peer(IMAGES)["out"])
+
+
+@pytest.mark.parametrize("architecture", [name for name in SEGMENTERS if name.endswith("101")])
+def test_networks_on_resnet101_have_all_its_blocks(architecture: str) -> None:
+    with torch.device("meta"):
+        model = build_segmenter(config(architecture), 21)
+    assert len(model.backbone.network.layer3) == 23
+    assert backbone_name(architecture) == "resnet101"
+
+
+def test_backbone_sees_multiples_and_the_padding_is_cut_off() -> None:
+    """A one-to-one network: every pixel has to come back at its place."""
+    seen: list[Tensor] = []
+
+    class Eye(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(images)
+            return images
+
+    images = torch.randn(2, 3, 33, 50)
+    assert torch.equal(Segmenter(Eye(), nn.Identity(), multiple=32)(images), images)
+    assert seen[0].shape == (2, 3, 64, 64)
+    assert torch.count_nonzero(seen[0][..., 33:, :]) == 0
+    assert torch.equal(Segmenter(Eye(), nn.Identity())(images), images)
+    assert seen[1].shape == images.shape
 
 
 def test_mobilenet_has_stride_16() -> None:

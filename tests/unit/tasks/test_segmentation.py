@@ -1,6 +1,7 @@
-"""The segmentation task: cross entropy with ignored pixels, mIoU, learning rates, checkpoints."""
+"""The segmentation task: choice of the loss, mean of the weights, mIoU, learning rates, checkpoints."""
 
-import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,45 +10,10 @@ import torch
 from torch import Tensor
 
 from wsss.config import SegmenterConfig
-from wsss.tasks.segmentation import SegmentationTask, load_segmenter, new_task, pixel_cross_entropy
+from wsss.tasks.losses import balanced_cross_entropy, bootstrapped_cross_entropy, pixel_cross_entropy
+from wsss.tasks.segmentation import SegmentationTask, load_segmenter, new_task
 
 NAMES = ("background", "cat", "dog")
-
-
-def brute_force(logits: Tensor, masks: Tensor) -> float:
-    losses = []
-    for image in range(len(masks)):
-        for row in range(masks.shape[1]):
-            for column in range(masks.shape[2]):
-                label = int(masks[image, row, column])
-                if label != 255:
-                    values = logits[image, :, row, column].tolist()
-                    losses.append(math.log(sum(math.exp(v) for v in values)) - values[label])
-    return sum(losses) / len(losses)
-
-
-def test_cross_entropy_is_the_mean_over_the_pixels_that_are_not_ignored() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 3, 4, 5, generator=generator)
-    masks = torch.randint(0, 3, (2, 4, 5), generator=generator)
-    masks[0, :3] = 255  # images of unequal weight: a mean of means would differ
-    assert pixel_cross_entropy(logits, masks).item() == pytest.approx(brute_force(logits, masks), rel=1e-6)
-
-
-def test_batch_of_ignored_pixels_gives_zero_and_no_gradient() -> None:
-    logits = torch.randn(1, 3, 4, 5, requires_grad=True)
-    loss = pixel_cross_entropy(logits, torch.full((1, 4, 5), 255))
-    loss.backward()
-    assert loss.item() == 0
-    assert logits.grad is not None
-    assert torch.count_nonzero(logits.grad) == 0
-
-
-def test_ignored_pixels_get_no_gradient() -> None:
-    logits = torch.randn(1, 3, 2, 2, requires_grad=True)
-    pixel_cross_entropy(logits, torch.tensor([[[0, 255], [1, 2]]])).backward()
-    assert logits.grad is not None
-    assert (logits.grad.abs().sum(1)[0] > 0).tolist() == [[True, False], [True, True]]
 
 
 def light(**changes: object) -> SegmenterConfig:
@@ -92,6 +58,79 @@ def test_backbone_and_head_have_their_own_learning_rates() -> None:
     assert [id(p) for p in fast["params"]] == [id(p) for p in task.model.head.parameters()]
     config = task.config.optimizer
     assert fast["initial_lr"] == pytest.approx(config.lr * config.head_factor)
+
+
+def test_deeplabv2s_biases_learn_at_twenty_times_the_backbones_rate_without_decay() -> None:
+    config = SegmenterConfig(architecture="deeplabv2_resnet50", weights="none")
+    with torch.device("meta"):
+        task = new_task(config, NAMES)
+    task._trainer = type("Stub", (), {"estimated_stepping_batches": 10})()  # type: ignore[assignment]
+    slow, fast, biases = task.configure_optimizers()["optimizer"].param_groups  # type: ignore[index]
+    assert len(slow["params"]) == len(list(task.model.backbone.parameters()))
+    head = dict(task.model.head.named_parameters())
+    assert [id(p) for p in fast["params"]] == [id(head[f"classifiers.{i}.weight"]) for i in range(4)]
+    assert [id(p) for p in biases["params"]] == [id(head[f"classifiers.{i}.bias"]) for i in range(4)]
+    rates = [group["initial_lr"] / config.optimizer.lr for group in (slow, fast, biases)]
+    assert rates == pytest.approx([1, 10, 20])
+    assert (fast["weight_decay"], biases["weight_decay"]) == (config.optimizer.weight_decay, 0)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, pixel_cross_entropy),
+        ({"loss": "balanced", "label_smoothing": 0.1}, balanced_cross_entropy),
+        ({"loss": "bootstrap"}, bootstrapped_cross_entropy),
+        ({"loss": "bootstrap", "bootstrap": "soft"}, partial(bootstrapped_cross_entropy, hard=False)),
+    ],
+)
+def test_training_step_takes_the_configured_loss_and_the_batchs_weights(
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, object],
+    expected: Callable[..., Tensor],
+    weighted: bool,
+) -> None:
+    task = new_task(light(**changes), NAMES).eval()
+    monkeypatch.setattr(task, "log", lambda *args, **_: None)
+    images, masks, weights = (
+        torch.randn(2, 3, 32, 32),
+        torch.randint(0, 3, (2, 32, 32)),
+        torch.rand(2, 32, 32),
+    )
+    batch = (images, masks, weights) if weighted else (images, masks)
+    with torch.no_grad():
+        found = task.training_step(batch, 0)
+        smoothing = float(changes.get("label_smoothing", 0.0))  # type: ignore[arg-type]
+        wanted = expected(task.model(images), masks, weights if weighted else None, smoothing)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_mean_of_the_weights_is_what_is_validated_and_loaded(tmp_path: Path) -> None:
+    task = new_task(light(ema=0.5), NAMES)
+    images = torch.randn(1, 3, 32, 48)
+    values = (1.0, 2.0, 4.0)
+    for value in values:
+        torch.nn.init.constant_(task.model.head.classify.bias, value)
+        task.on_train_batch_end(None, None, 0)
+    assert task.result.head.classify.bias.tolist() == pytest.approx([(1.5 + 4) / 2] * 3)
+    task.eval()
+    assert torch.equal(task(images), task.result(images))
+    assert not torch.allclose(task(images), task.model(images))
+    torch.save({"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams)}, tmp_path / "c.ckpt")
+    network, _ = load_segmenter(tmp_path / "c.ckpt")
+    assert torch.equal(network(images), task(images))
+    trained = {id(p) for p in task.model.parameters()}
+    task._trainer = type("Stub", (), {"estimated_stepping_batches": 10})()  # type: ignore[assignment]
+    groups = task.configure_optimizers()["optimizer"].param_groups  # type: ignore[index]
+    assert {id(p) for group in groups for p in group["params"]} == trained
+
+
+def test_mean_of_the_weights_is_never_in_training_mode() -> None:
+    task = new_task(light(ema=0.9), NAMES)
+    task.train()
+    assert task.model.training
+    assert not any(module.training for module in task.result.modules())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,140 @@
+"""Losses against plain loops in numpy, pixel by pixel."""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor
+
+from wsss.tasks.losses import balanced_cross_entropy, bootstrapped_cross_entropy, pixel_cross_entropy
+
+Array = npt.NDArray[np.float64]
+CLASSES = 4
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "cross entropy": pixel_cross_entropy,
+    "balanced": balanced_cross_entropy,
+    "hard bootstrap": bootstrapped_cross_entropy,
+    "soft bootstrap": lambda *args: bootstrapped_cross_entropy(*args, hard=False),
+}
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, masks and weights of two images; the first one has few pixels that count."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, CLASSES, 5, 6, generator=generator)
+    masks = torch.randint(0, CLASSES, (2, 5, 6), generator=generator)
+    masks[0, :4] = 255
+    masks[1, 3:] = 0
+    return logits, masks, torch.rand(2, 5, 6, generator=generator)
+
+
+def reference(
+    name: str, logits: Tensor, masks: Tensor, weights: Tensor | None, smoothing: float = 0.0
+) -> float:
+    """The definition, one pixel after the other."""
+    sums = {"background": [0.0, 0.0], "others": [0.0, 0.0]}
+    for image, row, column in np.ndindex(*masks.shape):
+        label = int(masks[image, row, column])
+        if label == 255:
+            continue
+        values = logits[image, :, row, column].double().numpy()
+        probabilities = np.exp(values - values.max())
+        probabilities /= probabilities.sum()
+        target = np.full(CLASSES, smoothing / CLASSES)
+        target[label] += 1 - smoothing
+        if name == "hard bootstrap":
+            target = 0.8 * target + 0.2 * (np.arange(CLASSES) == probabilities.argmax())
+        elif name == "soft bootstrap":
+            target = 0.95 * target + 0.05 * probabilities
+        loss = -(target * np.log(probabilities)).sum()
+        weight = 1.0 if weights is None else float(weights[image, row, column])
+        total = sums["background" if label == 0 else "others"]
+        total[0] += weight * loss
+        total[1] += weight
+    if name == "balanced":
+        return sum(0.5 * loss / weight for loss, weight in sums.values() if weight)
+    return (sums["background"][0] + sums["others"][0]) / (sums["background"][1] + sums["others"][1])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_is_its_definition_over_the_pixels_that_are_not_ignored(
+    batch: tuple[Tensor, Tensor, Tensor], name: str, weighted: bool, smoothing: float
+) -> None:
+    logits, masks, weights = batch
+    given = weights if weighted else None
+    expected = reference(name, logits, masks, given, smoothing)
+    assert LOSSES[name](logits, masks, given, smoothing).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_batch_of_ignored_pixels_gives_zero_and_no_gradient(name: str) -> None:
+    logits = torch.randn(1, 3, 4, 5, requires_grad=True)
+    for weights in (None, torch.ones(1, 4, 5)):
+        loss = LOSSES[name](logits, torch.full((1, 4, 5), 255), weights)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert loss.item() == 0
+        assert torch.count_nonzero(gradient) == 0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_pixels_of_weight_zero_count_like_ignored_ones(
+    batch: tuple[Tensor, Tensor, Tensor], name: str
+) -> None:
+    logits, masks, _ = batch
+    weights = torch.ones(2, 5, 6)
+    weights[1, 0] = 0
+    without = masks.clone()
+    without[1, 0] = 255
+    torch.testing.assert_close(LOSSES[name](logits, masks, weights), LOSSES[name](logits, without, None))
+    assert LOSSES[name](logits, masks, torch.zeros(2, 5, 6)).item() == 0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_ignored_pixels_get_no_gradient(name: str) -> None:
+    logits = torch.randn(1, 3, 2, 2, requires_grad=True)
+    LOSSES[name](logits, torch.tensor([[[0, 255], [1, 2]]])).backward()
+    assert logits.grad is not None
+    assert (logits.grad.abs().sum(1)[0] > 0).tolist() == [[True, False], [True, True]]
+
+
+@pytest.mark.parametrize(("label", "share"), [(0, 0.5), (2, 0.5)])
+def test_balanced_loss_of_a_batch_with_one_kind_of_pixel_is_its_half(label: int, share: float) -> None:
+    logits, masks = torch.randn(2, 3, 4, 4), torch.full((2, 4, 4), label)
+    expected = share * pixel_cross_entropy(logits, masks)
+    torch.testing.assert_close(balanced_cross_entropy(logits, masks), expected)
+
+
+def test_background_and_objects_have_equal_weight_however_small_the_objects_are() -> None:
+    logits = torch.zeros(1, 2, 10, 10)
+    logits[:, 0] = 2.0  # everything is called background
+    masks = torch.zeros(1, 10, 10, dtype=torch.long)
+    masks[0, 0, 0] = 1
+    right, wrong = np.log1p(np.exp(-2.0)), np.log1p(np.exp(2.0))
+    assert balanced_cross_entropy(logits, masks).item() == pytest.approx((right + wrong) / 2)
+    assert pixel_cross_entropy(logits, masks).item() == pytest.approx(0.99 * right + 0.01 * wrong)
+
+
+@pytest.mark.parametrize("hard", [True, False])
+def test_bootstrapping_pulls_less_at_a_pixel_that_the_network_is_sure_is_labelled_wrong(hard: bool) -> None:
+    def pull(loss: Callable[..., Tensor]) -> float:
+        logits = torch.tensor([6.0, 0.0]).view(1, 2, 1, 1).requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(logits, torch.ones(1, 1, 1, dtype=torch.long)), logits)
+        return float(gradient.abs().sum())
+
+    plain = pull(pixel_cross_entropy)
+    robust = pull(lambda *args: bootstrapped_cross_entropy(*args, hard=hard))
+    assert robust < 0.97 * plain
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_huge_logits_stay_finite(name: str) -> None:
+    logits = torch.tensor([1e4, -1e4, 0.0]).view(1, 3, 1, 1).requires_grad_()
+    loss = LOSSES[name](logits, torch.ones(1, 1, 1, dtype=torch.long))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient).all()
