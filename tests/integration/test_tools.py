@@ -185,6 +185,24 @@ def test_score_prints_a_table(pair: tuple[Path, Path], command: Any) -> None:
     assert "pixels with an answer (not 255)" in done.out
 
 
+def test_score_shows_boundaries_and_confusions_on_request(pair: tuple[Path, Path], command: Any) -> None:
+    plain, full = command("score", *pair).out, command("score", *pair, "--boundary", "--confusion").out
+    assert "boundary F" in full and "boundary F" not in plain
+    assert "aeroplane            as no answer" in full and "taken for" not in plain
+    result = json.loads(command("score", *pair, "--boundary", "--json").out)
+    assert set(result["boundary"]) == {"mean", "per_class", "per_image", "tolerance"}
+    assert result["confusion"][0][:2] == [10, 1]
+    assert (len(result["confusion"]), len(result["confusion"][0])) == (21, 22)
+
+
+def test_score_names_the_file_whose_size_differs(pair: tuple[Path, Path], command: Any) -> None:
+    write_mask(pair[0] / "b.png", np.zeros((3, 4), np.uint8))
+    for words in ([], ["--boundary"]):
+        sentence = command("score", *pair, *words).sentence
+        assert f"{pair[0] / 'b.png'} (scored against {pair[1] / 'b.png'})" in sentence
+        assert "the prediction is (3, 4) pixels (height, width), the ground truth (3, 3)" in sentence
+
+
 def test_score_in_processes_is_the_same(finished: Path, shapes: Path, command: Any) -> None:
     words = [
         finished / "pseudo_masks",

@@ -3,17 +3,20 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
-from torchmetrics.classification import MulticlassJaccardIndex
+from torchmetrics.classification import MulticlassJaccardIndex, MulticlassPrecision, MulticlassRecall
 
 from wsss.errors import UserError
 from wsss.metrics.segmentation import (
+    BoundaryScore,
     ConfusionMatrix,
+    boundary_score,
     confusion_of_pairs,
     score,
     score_folder,
@@ -97,6 +100,50 @@ def test_iou_agrees_with_torchmetrics_where_predictions_have_no_255() -> None:
     for prediction, truth in pairs:
         peer.update(torch.from_numpy(prediction).long(), torch.from_numpy(truth).long())
     np.testing.assert_allclose(matrix_of(pairs).iou(), peer.compute().numpy(), rtol=1e-6)
+
+
+def test_precision_and_recall_agree_with_torchmetrics() -> None:
+    pairs = random_pairs(ignore_prediction=0)
+    options: dict[str, Any] = {"num_classes": 4, "average": "none", "ignore_index": 255}
+    precision, recall = MulticlassPrecision(**options), MulticlassRecall(**options)
+    for prediction, truth in pairs:
+        for peer in (precision, recall):
+            peer.update(torch.from_numpy(prediction).long(), torch.from_numpy(truth).long())
+    np.testing.assert_allclose(matrix_of(pairs).precision(), precision.compute().numpy(), rtol=1e-6)
+    np.testing.assert_allclose(matrix_of(pairs).recall(), recall.compute().numpy(), rtol=1e-6)
+
+
+def test_precision_and_recall_of_classes_that_nobody_predicts_or_sees_are_undefined() -> None:
+    result = score(matrix_of([(as_mask([0, 2, 255]), as_mask([0, 1, 1]))]), NAMES)
+    # A predicted 255 is a missed pixel of the cat, and no prediction of any class.
+    assert result["precision"] == {"background": 1, "cat": None, "dog": 0, "sofa": None}
+    assert result["recall"] == {"background": 1, "cat": 0, "dog": None, "sofa": None}
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (40, 50), (0, 5)])
+@pytest.mark.parametrize("classes", [1, 4, 255])
+@pytest.mark.parametrize("share", [0.0, 0.05, 1.0])
+def test_counts_agree_with_a_histogram_of_pairs(shape: tuple[int, int], classes: int, share: float) -> None:
+    """Flat masks, masks with a few changes, and noise."""
+    generator = np.random.default_rng(0)
+    values = np.append(np.arange(classes), 255).astype(np.uint8)
+    truth, prediction = (np.full(shape, generator.choice(values)) for _ in range(2))
+    for mask in (truth, prediction):
+        changed = generator.random(shape) < share
+        mask[changed] = generator.choice(values, int(changed.sum()))
+    table = np.zeros((256, 256), np.int64)
+    np.add.at(table, (truth.ravel(), prediction.ravel()), 1)
+    counts = matrix_of([(prediction, truth)], classes).counts
+    np.testing.assert_array_equal(counts[:, :-1], table[:classes, :classes])
+    np.testing.assert_array_equal(counts[:, -1], table[:classes, 255])
+
+
+def test_masks_need_not_be_contiguous() -> None:
+    prediction, truth = random_pairs(1)[0]
+    expected = matrix_of([(prediction[::2, ::-1].copy(), truth[::2, ::-1].copy())])
+    np.testing.assert_array_equal(
+        matrix_of([(prediction[::2, ::-1], truth[::2, ::-1])]).counts, expected.counts
+    )
 
 
 def test_miou_is_global_and_not_a_mean_over_images() -> None:
@@ -195,11 +242,23 @@ def test_scoring_folders_gives_the_numbers_of_the_arrays(tmp_path: Path) -> None
     )
 
 
+def test_boundaries_and_the_matrix_are_given_on_request(tmp_path: Path) -> None:
+    pairs = random_pairs()
+    predictions, truth = write_pairs(tmp_path, pairs)
+    result = score_folder(predictions, truth, None, NAMES, boundary=True, confusion=True)
+    scores = BoundaryScore(4)
+    for prediction, true in pairs:
+        scores.update(prediction, true)
+    assert result.pop("boundary") == boundary_score(scores, NAMES)
+    assert result.pop("confusion") == matrix_of(pairs).counts.tolist()
+    assert result == score(matrix_of(pairs), NAMES)
+
+
 def test_workers_do_not_change_the_result(tmp_path: Path) -> None:
     predictions, truth = write_pairs(tmp_path, random_pairs() * 7)
-    alone = score_folder(predictions, truth, None, NAMES)
+    alone = score_folder(predictions, truth, None, NAMES, boundary=True)
     assert alone["images"] == 21
-    assert score_folder(predictions, truth, None, NAMES, workers=2) == alone
+    assert score_folder(predictions, truth, None, NAMES, boundary=True, workers=2) == alone
 
 
 def test_pairs_may_lie_in_different_folders_with_different_names(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 
 from wsss.metrics.confusion import ConfusionMatrix
-from wsss.metrics.sweep import ThresholdSweep
+from wsss.metrics.sweep import ThresholdSweep, exceeded_thresholds
 from wsss.refine.background import seed_mask
 
 Image = tuple[npt.NDArray[np.float32], tuple[int, ...], npt.NDArray[np.uint8]]
@@ -78,3 +78,24 @@ def test_what_does_not_fit_is_refused() -> None:
         sweep.update(np.zeros((1, 3, 4), np.float32), (1,), truth + np.uint8(9))
     with pytest.raises(ValueError, match="cannot add sweeps"):
         sweep + ThresholdSweep(4, (0.5,))
+
+
+@pytest.mark.parametrize(
+    "thresholds",
+    [
+        np.arange(1, 100) / 100,
+        np.arange(4097) / 4096,  # on the edges of the bins
+        (0.5, 0.50001),  # two in one bin
+        (-0.5, 0, 1, 1.5),
+        (0.3,),
+        (),
+    ],
+)
+def test_exceeded_thresholds_agrees_with_searchsorted(thresholds: npt.ArrayLike) -> None:
+    grid = np.asarray(thresholds, np.float32)
+    around = np.concatenate((grid, np.nextafter(grid, np.float32(9)), np.nextafter(grid, np.float32(-9))))
+    noise = np.random.default_rng(0).random(1000, dtype=np.float32)
+    inside = np.concatenate((around, noise, np.float32([0, 1, 1e-30]))).clip(0, 1)
+    outside = np.float32([-1, -1e-9, 0.5, 2, np.inf])
+    for values in (inside, outside, np.float32([0.5, np.nan]), inside[:0]):
+        np.testing.assert_array_equal(exceeded_thresholds(grid, values), np.searchsorted(grid, values))
