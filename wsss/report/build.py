@@ -29,6 +29,9 @@ from wsss.rundir import RunDirectory
 
 GALLERY_ROWS = 12
 
+NOT_WEAK = "; backbone pre-trained on masks: not weakly supervised"
+"""Said beside every number of a segmenter whose backbone may have seen masks (segmenter.allow_mask_pretraining)."""
+
 Picture = npt.NDArray[np.uint8]
 
 
@@ -82,6 +85,8 @@ def protocols(config: Config) -> dict[str, tuple[str, str]]:
 def _mask_note(name: str, entry: dict[str, Any]) -> str:
     if name == "seed":
         return f"; mean threshold {entry['threshold']:.3f}; oracle: best threshold"
+    if entry.get("mask_pretraining"):
+        return NOT_WEAK
     if name != "mask":
         return ""
     kept = "" if entry.get("kept_miou") is None else f" with mIoU {percent(entry['kept_miou'])}"
@@ -99,7 +104,11 @@ def _tiles(metrics: dict[str, Any]) -> tuple[Tile, ...]:
         ("pseudo-mask mIoU", "mask", "miou", "train, CRF"),
         ("val mIoU", "val", "miou", "single scale, no CRF"),
     )
-    tiles = [Tile(label, (metrics.get(entry) or {}).get(key), note) for label, entry, key, note in rows]
+    tiles = [
+        Tile(label, values.get(key), note + (NOT_WEAK if values.get("mask_pretraining") else ""))
+        for label, entry, key, note in rows
+        for values in [metrics.get(entry) or {}]
+    ]
     if metrics.get("retention") is not None:
         tiles.append(Tile("retention", metrics["retention"], "val mIoU / same network on true masks"))
     return tuple(tiles)

@@ -182,3 +182,14 @@ def test_gallery_is_a_sample_evenly_spaced_over_the_labelled_photos(
     labelled = [record.id for record in data.train if record.labels]
     assert shown[:GALLERY_ROWS] == [labelled[i * len(labelled) // GALLERY_ROWS] for i in range(GALLERY_ROWS)]
     assert shown[GALLERY_ROWS:] == [f"v{i * 30 // GALLERY_ROWS}" for i in range(GALLERY_ROWS)]
+
+
+def test_numbers_of_a_backbone_that_saw_masks_say_so(tmp_path: Path, run: RunDirectory) -> None:
+    data = dataset(tmp_path)
+    said = "backbone pre-trained on masks: not weakly supervised"
+    run.update_metrics(**METRICS)
+    assert said not in " ".join(build(data, run)[1].words)
+    run.update_metrics(val=score(0.6, mask_pretraining=True), val_crf=score(0.7, mask_pretraining=True))
+    words = " ".join(build(data, run)[1].words)
+    assert f"val photos; single scale, no CRF; {said}" in words
+    assert words.count(said) == 3  # the tile and the two rows
