@@ -231,7 +231,10 @@ def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resizing of images (B, 3, H, W), antialiased when smaller, as PIL and torchvision do."""
     if tuple(images.shape[-2:]) == tuple(size):
         return images
-    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+    # Half precision is refused on the CPU, and would blur on top of it.
+    precise = images if images.dtype == torch.float64 else images.float()
+    resized = F.interpolate(precise, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return resized.to(images.dtype)
 
 
 def gaussian_blur(maps: Tensor, kernel_size: int, sigma: float) -> Tensor:

@@ -82,11 +82,11 @@ class ScoreCAM(SaliencyMethod):
         if self.weights == "posterior":
             weights = activation.new_zeros((len(classes), len(activation)))
             if bool(live.any()):
-                scores = posterior(score_batches(classifier, masked), self.score)
+                scores = posterior(score_batches(classifier, masked, image.dtype), self.score)
                 weights[:, live] = scores[:, classes].T
             return weights
         # The mask of a constant channel is zero everywhere: one black image stands for all of them.
-        logits = score_batches(classifier, chain(masked, [torch.zeros_like(image)[None]]))
+        logits = score_batches(classifier, chain(masked, [torch.zeros_like(image)[None]]), image.dtype)
         black = len(logits) - 1
         return logits[torch.where(live, live.cumsum(0) - 1, black)][:, classes].T.softmax(1)
 
@@ -218,7 +218,7 @@ class GroupEvidence:
 
     def _gains(self, targets: Tensor, groups: Tensor, blurred: Tensor, position: Tensor) -> Tensor:
         """a (N, groups); 0 for dead groups."""
-        size, score = self.method.batch_size, self.method.score
+        size, score, dtype = self.method.batch_size, self.method.score, self.images.dtype
         gains = groups.new_zeros(groups.shape[:2])
         live = groups.amax((2, 3)) > groups.amin((2, 3))
         rows, parts = live.nonzero(as_tuple=True)
@@ -231,9 +231,9 @@ class GroupEvidence:
                 mask = masks(groups[row, part], strong[0])[:, None]
                 yield fast_layout(strong * mask + weak * (1 - mask))
 
-        floor = score_batches(self.classifier, (fast_layout(some) for some in torch.split(blurred, size)))
+        floor = score_batches(self.classifier, map(fast_layout, torch.split(blurred, size)), dtype)
         floor = posterior(floor, score)[position[rows], targets[rows, 1]]
-        scored = posterior(score_batches(self.classifier, mixed()), score)
+        scored = posterior(score_batches(self.classifier, mixed(), dtype), score)
         gains[rows, parts] = (scored[torch.arange(len(rows)), targets[rows, 1]] - floor).relu()
         return gains
 
@@ -270,10 +270,10 @@ def group_sums(channels: Tensor, groups: int) -> Tensor:
     return padded.view(len(channels), groups, width, *channels.shape[2:]).sum(2).relu()
 
 
-def score_batches(classifier: nn.Module, batches: Iterable[Tensor]) -> Tensor:
-    """Logits (n, C), float32, of batches of images (b, 3, H, W) that are made one at a time."""
+def score_batches(classifier: nn.Module, batches: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
+    """Logits (n, C), float32, of batches of images (b, 3, H, W) that are made one at a time, passed as `dtype`."""
     with evaluating(classifier), torch.no_grad():
-        return torch.cat([check_logits(classifier(batch), batch) for batch in batches])
+        return torch.cat([check_logits(classifier(batch.to(dtype)), batch) for batch in batches])
 
 
 def fast_layout(images: Tensor) -> Tensor:
