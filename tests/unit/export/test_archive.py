@@ -92,14 +92,14 @@ def test_a_run_directory_has_masks_of_each_kind(masks: Path, tmp_path: Path) -> 
     assert "3 masks" in said
     assert "the test set of VOC 2012 has 1456 photos" in said
     assert "--photos JPEGImages" in said
-    with pytest.raises(UserError, match="neither masks .* nor the folder predictions_ms_flip"):
+    with pytest.raises(UserError, match=r"neither masks .* nor the folder predictions_ms_flip"):
         export_archive(tmp_path, tmp_path / "r.tgz", "predictions_ms_flip")
 
 
 def test_a_missing_mask_is_named(masks: Path, ids: Path, tmp_path: Path) -> None:
     (masks / "2009_000003.png").unlink()
     with pytest.raises(
-        UserError, match=r"masks has no image 2009_000003 of the 3 ids in .*test\.txt; the archive must"
+        UserError, match=r"masks has no image 2009_000003 of the 3 ids in .*test\.txt; the archive"
     ):
         export_archive(masks, tmp_path / "r.tgz", ids=ids)
     (masks / "2008_000001.png").unlink()
