@@ -1,8 +1,5 @@
 """The interface, the guards around the classifier, and map arithmetic."""
 
-import gc
-import weakref
-
 import cv2
 import numpy as np
 import pytest
@@ -29,49 +26,11 @@ def test_the_zoo_maps_names_to_methods():
     assert all(issubclass(method, SaliencyMethod) for method in METHODS.values())
 
 
-def test_repr_rebuilds_the_method():
-    method = MultiScale(GlobalGuidanceCAM(layer="layer3", smooth=1.5), scales=[1, 2], flip=False)
-    assert eval(repr(method)) == method
-    assert hash(eval(repr(method))) == hash(method)
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_the_classifier_is_left_as_it_was(resnet, images, targets, fails):
-    model = nn.Sequential(resnet, nn.Dropout())
-    resnet.layer2.train()
-    resnet.fc.train()
-    resnet.conv1.weight.requires_grad_(False)
-    before = state_of(model)
-    try:
-        if fails:
-            model[1].forward = lambda x: (_ for _ in ()).throw(RuntimeError("head broke"))
-            with pytest.raises(RuntimeError, match="head broke"):
-                GradCAM("0.layer4")(model, images, targets)
-        else:
-            GradCAM("0.layer4")(model, images, targets)
-        assert state_of(model) == before
-        assert images.grad is None
-        assert not images.requires_grad
-    finally:
-        resnet.eval().requires_grad_(True)
-
-
 def test_a_layer_without_feature_maps_also_leaves_no_hook(resnet, images, targets):
     before = state_of(resnet)
     with pytest.raises(Exception, match="feature maps"):
         GradCAM("fc")(resnet, images, targets)
     assert state_of(resnet) == before
-
-
-def test_batch_norm_in_train_mode_gives_the_maps_and_statistics_of_eval_mode(resnet, images, targets):
-    expected = GradCAM("layer4")(resnet, images, targets)
-    statistics = resnet.bn1.running_mean.clone()
-    resnet.train()
-    try:
-        torch.testing.assert_close(GradCAM("layer4")(resnet, images, targets), expected)
-        assert torch.equal(resnet.bn1.running_mean, statistics)
-    finally:
-        resnet.eval()
 
 
 def test_evaluating_does_not_call_overridden_train():
@@ -99,28 +58,11 @@ def test_gradient_contexts_of_the_caller_do_not_matter(resnet, images, targets, 
     assert not maps.is_inference()
 
 
-def test_bf16_autocast_gives_float32_maps_close_to_float32(resnet, images, targets):
-    expected = normalize(GradCAM("layer4")(resnet, images, targets))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        maps = GradCAM("layer4")(resnet, images, targets)
-    assert maps.dtype == torch.float32
-    assert (normalize(maps) - expected).abs().max() < 0.1
-    # bfloat16 has 8 bits: arithmetic that had stayed in it would leave no others set.
-    assert not torch.equal(maps, maps.bfloat16().float())
-
-
 def test_channels_last_does_not_change_maps(resnet, images, targets):
     expected = GlobalGuidanceCAM("layer3")(resnet, images, targets)
     last = images.contiguous(memory_format=torch.channels_last)
     maps = GlobalGuidanceCAM("layer3")(resnet, last, targets)
     torch.testing.assert_close(normalize(maps), normalize(expected), atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("size", [(33, 97), (1, 1), (224, 40)])
-def test_any_input_size_works(resnet, size):
-    maps = GradCAM("layer4")(resnet, torch.randn(1, 3, *size), torch.tensor([[0, 2]]))
-    assert maps.shape == (1, -(-size[0] // 32), -(-size[1] // 32))
-    assert maps.isfinite().all()
 
 
 def test_no_targets_cost_nothing(images):
@@ -133,18 +75,6 @@ def test_no_targets_cost_nothing(images):
     assert maps.shape == (0, 0, 0)
     assert upsample(maps, (5, 6)).shape == (0, 5, 6)
     assert normalize(maps).shape == (0, 0, 0)
-
-
-def test_only_images_with_targets_pass_the_classifier(resnet, images):
-    sizes = []
-    handle = resnet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    try:
-        some = GradCAM("layer4")(resnet, images, torch.tensor([[2, 1], [2, 4]]))
-    finally:
-        handle.remove()
-    alone = GradCAM("layer4")(resnet, images[2:], torch.tensor([[0, 1], [0, 4]]))
-    assert sizes == [1]
-    torch.testing.assert_close(some, alone)
 
 
 @pytest.mark.parametrize(
@@ -166,18 +96,6 @@ def test_targets_out_of_range_are_refused(resnet, images, rows, message):
 def test_images_that_are_not_float_batches_are_refused(resnet):
     with pytest.raises(ValueError, match="images must be floats"):
         GradCAM("layer4")(resnet, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.tensor([[0, 0]]))
-
-
-def test_the_graph_dies_with_its_evidence(resnet, images):
-    gc.disable()
-    try:
-        evidence = GradCAM("layer4").forward(resnet, images)
-        evidence.maps(torch.tensor([[0, 1], [0, 2]]))
-        graph = weakref.ref(evidence.output)
-        del evidence
-        assert graph() is None
-    finally:
-        gc.enable()
 
 
 def test_nan_becomes_zero_with_a_warning():

@@ -60,12 +60,6 @@ def test_is_cam_below_a_pooled_head(resnet, images, targets):
     torch.testing.assert_close(maps * maps[0].numel(), cam.detach(), rtol=1e-4, atol=1e-4)
 
 
-def test_order_and_company_of_targets_do_not_matter(resnet, images, targets):
-    together = GradCAM("layer3")(resnet, images, targets)
-    for row, target in enumerate(targets):
-        torch.testing.assert_close(together[row], GradCAM("layer3")(resnet, images, target[None])[0])
-
-
 def test_a_repeated_target_gets_the_same_map(resnet, images):
     maps = GradCAM("layer4")(resnet, images, torch.tensor([[1, 4], [1, 4]]))
     assert torch.equal(maps[0], maps[1])
@@ -243,14 +237,3 @@ def test_xgrad_cam_warns_before_a_relu(vgg, images, targets):
 def test_an_impossible_eps_is_refused(method, eps):
     with pytest.raises(UserError, match="eps must be above 0"):
         method("layer4", eps=eps)
-
-
-@pytest.mark.parametrize("method", [GradCAMPlusPlus("layer3"), XGradCAM("layer3")])
-def test_bf16_autocast_gives_float32_maps_and_leaves_the_classifier_alone(resnet, images, targets, method):
-    expected = normalize(method(resnet, images, targets))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        maps = method(resnet, images, targets)
-    assert maps.dtype == torch.float32
-    assert (normalize(maps) - expected).abs().mean() < 0.05
-    assert all(parameter.requires_grad and parameter.grad is None for parameter in resnet.parameters())
-    assert not any(module._forward_hooks for module in resnet.modules())

@@ -1,8 +1,5 @@
 """Gradient and guided backpropagation against captum's own and a plain-loop oracle, and their cost."""
 
-import gc
-import weakref
-
 import captum.attr
 import pytest
 import torch
@@ -189,55 +186,6 @@ def test_one_forward_and_as_many_backwards_as_classes_on_one_image(
         handle.remove()
     assert forwards == [3, 2]
     assert len(backwards) == 6
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_leaks_nothing(resnet, images, targets, method):
-    graphs = []
-
-    def watch(module, inputs, output):
-        graphs.append(weakref.ref(output))
-
-    handle = resnet.register_forward_hook(watch)
-    resnet.train()
-    try:
-        method(resnet, images, targets)
-        method.gradients(resnet, images, targets)
-        gc.collect()
-        assert [graph() for graph in graphs] == [None, None]
-        assert all(module.training for module in resnet.modules())
-        assert all(p.requires_grad and p.grad is None for p in resnet.parameters())
-        assert not images.requires_grad
-        hooks = [h for m in resnet.modules() for h in (*m._forward_hooks, *m._backward_hooks)]
-        assert len(hooks) == 1  # the one of this test
-    finally:
-        handle.remove()
-        resnet.eval()
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_is_float32_and_close_under_bf16_autocast(resnet, images, targets, method):
-    expected = method(resnet, images, targets)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        maps = method(resnet, images, targets)
-        signed = method.gradients(resnet, images, targets)
-    assert maps.dtype == signed.dtype == torch.float32
-    for ours, exact in zip(maps, expected, strict=True):
-        assert (
-            torch.corrcoef(torch.stack((ours.flatten(), exact.flatten())))[0, 1] > 0.8
-        )  # gradients of a random net are noise-like
-
-
-@pytest.mark.parametrize("size", [(1, 1), (33, 47), (64, 7)])
-@pytest.mark.parametrize("method", METHODS)
-def test_maps_have_the_size_of_any_image(resnet, method, size):
-    with torch.inference_mode():
-        maps = method(resnet, torch.randn(1, 3, *size), torch.tensor([[0, 3]]))
-        signed = method.gradients(resnet, torch.randn(1, 3, *size), torch.tensor([[0, 3]]))
-    assert maps.shape == (1, *size)
-    assert signed.shape == (1, 3, *size)
-    assert maps.isfinite().all()
-    assert maps.min() >= 0
 
 
 @pytest.mark.parametrize("call", [GuidedBackprop(), GuidedBackprop().gradients])

@@ -84,17 +84,6 @@ def test_black_is_what_the_transforms_make_of_black():
     torch.testing.assert_close(baseline_of(torch.zeros(1), "black")[0], expected)
 
 
-def test_bf16_autocast_gives_float32_maps_and_leaves_the_classifier_alone(resnet, images, targets):
-    method = IntegratedGradCAM("layer4", steps=3)
-    expected = method(resnet, images, targets)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        maps = method(resnet, images, targets)
-    assert maps.dtype == torch.float32
-    assert (maps - expected).abs().max() < 0.1 * expected.max()
-    assert all(parameter.requires_grad and parameter.grad is None for parameter in resnet.parameters())
-    assert not any(module._forward_hooks for module in resnet.modules())
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

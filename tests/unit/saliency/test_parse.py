@@ -32,19 +32,6 @@ def test_expressions_build_what_they_say(text, expected):
     assert parse_method(text, layer="layer4") == expected
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        GradCAM("layer3"),
-        SESS(GlobalGuidanceCAM("layer3"), prefilter=0.5, score="softmax"),
-        ClassSubtraction(SESS(GradCAM("features.29"))),
-    ],
-)
-def test_repr_and_expression_lead_back_to_the_method(method):
-    assert parse_method(repr(method)) == method
-    assert parse_method(to_expression(method)) == method
-
-
 def test_an_expression_leaves_defaults_out():
     assert to_expression(SESS(GradCAM("layer4"), window=112)) == "sess(gradcam@layer4, window=112)"
 
