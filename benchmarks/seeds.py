@@ -107,8 +107,12 @@ def quality(
     config = replace(config, refine=replace(config.refine, background=BackgroundConfig(**asdict(best.rule))))
     bar = partial(runtime.bar, config.runtime, "refine")
     refine.write_all(records, run, config.refine, runtime.workers(config.runtime), bar)
-    config = replace(config, evaluate=replace(config.evaluate, oracle_images=1))
-    numbers = evaluation.mask_metrics(config, names, records, run)
+    config = replace(
+        config,
+        evaluate=replace(config.evaluate, oracle_images=1),
+        extend=replace(config.extend, method="none"),
+    )
+    numbers = evaluation.mask_metrics(config, config.refine, names, records, run)
     seed, mask = numbers["seed"], numbers["mask"]
     return {
         "rule": describe(best.rule), "seed": seed["miou"], "oracle": seed["oracle_miou"],

@@ -14,16 +14,18 @@ from wsss import evaluation, runtime
 from wsss.config import BackgroundConfig, Config, RuntimeConfig
 from wsss.data.dataset import Record
 from wsss.data.files import read_image, read_json, read_truth, write_json
-from wsss.data.transforms import normalize_image, to_tensor
+from wsss.data.transforms import normalize_image, resize_long_side, to_tensor
 from wsss.metrics.segmentation import ConfusionMatrix
-from wsss.refine.background import BackgroundParameters, background_threshold, seed_mask
+from wsss.refine.background import BackgroundParameters, background_threshold, prepare_maps, seed_mask
 from wsss.refine.calibrate import CANDIDATES, Evidence, describe, evidence_of_seeds, mean_evidence
-from wsss.refine.stage import load_maps
+from wsss.refine.stage import SALIENCY, load_maps
 from wsss.rundir import RunDirectory
 from wsss.tasks.classification import load_classifier
 
-PHOTOS = 100
+PHOTOS = 50
 """Photos that are looked at, evenly spaced over the training list; each costs two dozen forwards a class."""
+LONG_SIDE = 320
+"""Larger photos are reduced to this, in pixels: the classifier answers the same, in less time."""
 
 
 @dataclass
@@ -40,49 +42,55 @@ class Candidate:
         return self.truth.miou() if self.truth.images else None
 
 
-def resolve(config: Config, run: RunDirectory) -> Config:
-    """``config`` with the background rule that the refinement of this run chose, where it is `calibrated`."""
+def resolve(config: Config, run: RunDirectory, source: str = SALIENCY) -> Config:
+    """``config`` with the background rule that this run chose for the maps of ``source``, where it is `calibrated`."""
     if config.refine.background.rule != "calibrated":
         return config
-    return _with_rule(config, read_json(run.calibration)["chosen"])
+    rule = read_json(run.calibration)[source]["chosen"]
+    return replace(config, refine=replace(config.refine, background=BackgroundConfig(**rule)))
 
 
-def calibrate(config: Config, records: Sequence[Record], classes: int, run: RunDirectory) -> None:
+def calibrate(
+    config: Config, records: Sequence[Record], classes: int, run: RunDirectory, sources: Sequence[str]
+) -> None:
     """Choose the background rule of the largest gain; writes ``calibration.json`` and prints the table.
 
     Args:
         config: of the run; its background rule plays no part.
-        records: training photos with stored saliency; without any label the default constant is taken.
+        records: training photos with stored maps; without any label the default constant is taken.
         classes: number of classes, background included.
         run: the run directory.
+        sources: folders of maps, each of which gets its own rule.
     """
     sample = evaluation.evenly([record for record in records if record.labels], PHOTOS)
-    if not sample:
-        write_json(run.calibration, _facts([], BackgroundParameters(), 0))
-        return
-    candidates = judge(config, sample, classes, run)
-    best = max(candidates, key=lambda candidate: candidate.evidence.gain)
-    write_json(run.calibration, _facts(candidates, best.rule, len(sample)))
-    print(table(candidates, best, len(sample)))
+    facts = {}
+    for source in sources:
+        candidates = judge(config, sample, classes, run, source) if sample else []
+        best = max(candidates, key=lambda candidate: candidate.evidence.gain, default=None)
+        facts[source] = _facts(candidates, best.rule if best else BackgroundParameters(), len(sample))
+        if best:
+            print(table(candidates, best, len(sample), source))
+    write_json(run.calibration, facts)
 
 
-def _with_rule(config: Config, rule: dict[str, Any]) -> Config:
-    return replace(config, refine=replace(config.refine, background=BackgroundConfig(**rule)))
-
-
-def judge(config: Config, sample: Sequence[Record], classes: int, run: RunDirectory) -> list[Candidate]:
+def judge(
+    config: Config, sample: Sequence[Record], classes: int, run: RunDirectory, source: str = SALIENCY
+) -> list[Candidate]:
     """Every candidate on every photo of the sample."""
     path = run.checkpoint("classifier", config.saliency.checkpoint)
     network = runtime.prepare(load_classifier(path)[0], config.runtime)
     parts: list[list[Evidence]] = [[] for _ in CANDIDATES]
     truths = [ConfusionMatrix(classes) for _ in CANDIDATES]
     for record in runtime.progress(sample, config.runtime, "calibrate", len(sample)):
-        saliency, maps = load_maps(run, record)
+        saliency, maps = load_maps(run, record, source)
         indices = [int(index) for index in saliency.classes]
         image = to_tensor(read_image(record.image)).to(runtime.device(config.runtime))
+        if max(image.shape) > LONG_SIDE:
+            image = resize_long_side(image, LONG_SIDE)
+        small = prepare_maps(saliency.maps, (image.shape[1], image.shape[2]))
         found = evidence_of_seeds(
             normalize_image(image),
-            maps,
+            small,
             indices,
             CANDIDATES,
             lambda x: _probabilities(network, x, config.runtime),
@@ -101,11 +109,12 @@ def _probabilities(network: nn.Module, images: Tensor, hardware: RuntimeConfig) 
         return torch.sigmoid(network(images).float())
 
 
-def table(candidates: Sequence[Candidate], best: Candidate, photos: int) -> str:
+def table(candidates: Sequence[Candidate], best: Candidate, photos: int, source: str = SALIENCY) -> str:
     """What the person sees: the criterion, and beside it the seeds' mIoU where there are masks."""
     oracle = max((c.miou for c in candidates if c.miou is not None), default=None)
     lines = [
-        f"background rules on {photos} training photos: what the seeds hold of the classifier's evidence, no masks",
+        f"background rules for the maps in {source}/ on {photos} training photos: "
+        "what the seeds hold of the classifier's evidence, no masks",
         f"  {'rule':<16}{'kept':>8}{'removed':>9}{'area':>8}{'gain':>8}"
         + ("" if oracle is None else f"{'seed mIoU (oracle, not used)':>32}"),
     ]

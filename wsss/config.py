@@ -175,6 +175,29 @@ class BackgroundConfig:
 
 
 @dataclass(frozen=True)
+class ExtendConfig:
+    """From seeds to the extent of objects, by what the classifier's inner layers find alike; no mask takes part."""
+
+    method: Literal["none", "walk", "pixels"] = "pixels"
+    """walk: a random walk spreads the saliency over cells that look alike; pixels: a linear classifier of cells,
+    learnt from the seeds of many photos in rounds, then a walk; none: the CRF starts from the saliency."""
+    photos: int = 500
+    """pixels: photos that are learnt from, evenly spaced; each takes 3 to 6 MB of memory."""
+    rounds: int = 4
+    """pixels: how often the classifier of cells is trained, each time on what the one before was sure of."""
+    low: float = 0.2
+    """pixels: cells with less saliency (after the walk) are background in the first round."""
+    high: float = 0.35
+    """pixels: cells with more saliency are of their class in the first round; between the two they are left out."""
+    radius: int = 12
+    """Distance of the walk's steps, in cells of 8 pixels."""
+    power: float = 15.0
+    """Exponent of the cosine similarity of two cells; larger walks stay closer to what looks the same."""
+    steps: int = 16
+    """Steps of the walk on saliency; probabilities of cells take half as many."""
+
+
+@dataclass(frozen=True)
 class RefineConfig:
     """From saliency to pseudo-masks."""
 
@@ -190,6 +213,13 @@ class RefineConfig:
     confidence: float = 0.7
     """Trust of the CRF in the saliency: probability of a seed's label (IRN's gt_prob)."""
     crf: CRFConfig = field(default_factory=CRFConfig)
+    soft_crf: CRFConfig = field(
+        default_factory=lambda: CRFConfig(
+            gaussian_sxy=1.0, bilateral_sxy=67.0, bilateral_srgb=3.0, bilateral_compat=4.0
+        )
+    )
+    backend: Literal["auto", "pydensecrf", "torch"] = "auto"
+    """Where the CRF is computed; they agree. auto: torch on a GPU, else pydensecrf in processes, else torch."""
 
 
 SEGMENTERS = (
@@ -370,6 +400,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
+    extend: ExtendConfig = field(default_factory=ExtendConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -386,6 +417,8 @@ class Config:
             ("classifier.batch_size", self.classifier.batch_size, 1),
             ("classifier.crop", self.classifier.crop, 32),
             ("saliency.batch_size", self.saliency.batch_size, 1),
+            ("extend.photos", self.extend.photos, 1),
+            ("extend.rounds", self.extend.rounds, 1),
             ("segmenter.epochs", self.segmenter.epochs, 1),
             ("segmenter.val_every", self.segmenter.val_every, 1),
             ("segmenter.batch_size", self.segmenter.batch_size, 1),

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from wsss import runtime
-from wsss.config import Config, EvaluateConfig, RuntimeConfig
+from wsss.config import Config, EvaluateConfig, RefineConfig, RuntimeConfig
 from wsss.data.dataset import Record
 from wsss.data.files import write_mask
 from wsss.data.modules import same_size_batches
@@ -102,39 +102,66 @@ def with_masks(records: Sequence[Record]) -> list[Record]:
     return [record for record in records if record.mask is not None]
 
 
-def mask_metrics(
-    config: Config, class_names: Sequence[str], train: Sequence[Record], run: RunDirectory
-) -> dict[str, Any]:
-    """``seed`` and ``mask``: the training photos that have ground truth, before and after the CRF.
+def source(config: Config) -> str:
+    """Folder of the maps that the refinement starts from."""
+    return refine.SALIENCY if config.extend.method == "none" else refine.EXTENDED
 
-    The oracles beside them choose the threshold with the true masks; nothing in a run uses them.
+
+def rule_source(config: Config) -> str:
+    """Folder of the maps that the background rule is for: probabilities bring their own background."""
+    return refine.EXTENDED if config.extend.method == "walk" else refine.SALIENCY
+
+
+def mask_metrics(
+    config: Config,
+    seeds: RefineConfig,
+    class_names: Sequence[str],
+    train: Sequence[Record],
+    run: RunDirectory,
+) -> dict[str, Any]:
+    """``seed``, ``extended`` and ``mask``: the training photos that have ground truth, step by step.
+
+    The oracles beside them choose the background with the true masks; nothing in a run uses them.
+
+    Args:
+        config: of the run; the background rule is chosen.
+        seeds: the refinement with the background rule for the saliency itself.
+        class_names: background first.
+        train: training photos.
+        run: the run directory.
     """
     records = with_masks(train)
     if not records:
-        return {"seed": None, "mask": None}
+        return dict.fromkeys(("seed", "extended", "mask"))
     classes, workers = len(class_names), runtime.workers(config.runtime)
-    bar = partial(runtime.bar, config.runtime)
+    bar, maps = partial(runtime.bar, config.runtime), source(config)
     matrix, sweep, threshold = refine.score_seeds(
-        records, run, config.refine, classes, workers, partial(bar, "score seeds")
+        records, run, seeds, classes, workers, partial(bar, "score seeds")
     )
     best_threshold, best = sweep.best()
     seed = {
         **score(matrix, class_names),
         "threshold": round(threshold, 4),
-        **_oracle(best.miou(), round(best_threshold, 4), matrix.miou()),
+        **_oracle("threshold", best.miou(), round(best_threshold, 4), matrix.miou()),
     }
+    extended = None
+    if maps == refine.EXTENDED:
+        found = refine.score_extended(
+            records, run, config.refine, classes, workers, partial(bar, "score extended")
+        )
+        extended = {"method": config.extend.method, **score(found, class_names)}
     labels = _confusion(records, run, refine.LABELS, config, classes)
     masks = _confusion(records, run, refine.MASKS, config, classes)
     mask = {
         **score(labels, class_names),
-        "threshold": round(threshold, 4),
+        "threshold": None if config.extend.method == "pixels" else round(threshold, 4),
         "coverage": _number(masks.coverage()),
         "kept_miou": _number(masks.kept().miou()),
         "kept_accuracy": _number(masks.kept().accuracy()),
         "reliability": _reliability(config, classes, records, run, bar),
         **_mask_oracle(config, class_names, records, run, bar),
     }
-    return {"seed": seed, "mask": mask}
+    return {"seed": seed, "extended": extended, "mask": mask}
 
 
 def _reliability(
@@ -142,35 +169,31 @@ def _reliability(
 ) -> dict[str, Any]:
     """Coverage against accuracy as the confidence that is asked for falls, on the sample of the oracle."""
     sample = evenly(records, config.evaluate.oracle_images)
-    workers = runtime.workers(config.runtime)
-    curve = refine.score_confidence(
-        sample, run, config.refine, classes, workers, partial(bar, "mask confidence")
-    )
+    workers, title = runtime.workers(config.runtime), partial(bar, "mask confidence")
+    curve = refine.score_confidence(sample, run, config.refine, classes, workers, title, source(config))
     return {"images": len(sample), **curve.points()}
 
 
 def _mask_oracle(
     config: Config, class_names: Sequence[str], records: list[Record], run: RunDirectory, bar: Any
 ) -> dict[str, Any]:
-    """Best constant threshold after the CRF, on a sample: every candidate costs a CRF or two per photo."""
+    """Best constant background after the CRF, on a sample: every candidate costs a CRF or two per photo."""
     sample = evenly(records, config.evaluate.oracle_images)
-    classes, workers = len(class_names), runtime.workers(config.runtime)
-    matrices = refine.score_oracle(sample, run, config.refine, classes, workers, partial(bar, "mask oracle"))
-    threshold, best = max(matrices.items(), key=lambda item: item[1].miou())
+    classes, workers, title = len(class_names), runtime.workers(config.runtime), partial(bar, "mask oracle")
+    matrices = refine.score_oracle(sample, run, config.refine, classes, workers, title, source(config))
+    value, best = max(matrices.items(), key=lambda item: item[1].miou())
     own = _confusion(sample, run, refine.LABELS, config, classes)
+    kind = "background_factor" if config.extend.method == "pixels" else "threshold"
     return {
-        **_oracle(best.miou(), threshold, own.miou()),
+        **_oracle(kind, best.miou(), value, own.miou()),
         "oracle_images": len(sample),
         "miou_on_oracle_images": _number(own.miou()),
     }
 
 
-def _oracle(best: float, threshold: float, own: float) -> dict[str, Any]:
-    """The best constant threshold, or None where the run's own rule (a threshold per photo) beats them all."""
-    return {
-        "oracle_miou": _number(max(best, own)),
-        "oracle_threshold": threshold if best >= own else None,
-    }
+def _oracle(kind: str, best: float, value: float, own: float) -> dict[str, Any]:
+    """The best constant, or None where the run's own rule (which may differ by photo) beats them all."""
+    return {"oracle_miou": _number(max(best, own)), f"oracle_{kind}": value if best >= own else None}
 
 
 def evenly(records: list[Record], count: int) -> list[Record]:

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
@@ -51,7 +51,7 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
 
 
 def unordered(
-    executor: ProcessPoolExecutor | None, function: Callable[[T], R], items: Iterable[T], ahead: int
+    executor: Executor | None, function: Callable[[T], R], items: Iterable[T], ahead: int
 ) -> Iterator[R]:
     """Apply ``function`` to ``items``, yielding results as they come; at most ``ahead`` are in memory."""
     if executor is None:

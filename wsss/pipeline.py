@@ -2,6 +2,7 @@
 
     classify    fine-tune a multi-label classifier on photos and their image labels
     saliency    class-discriminative saliency of every training photo
+    extend      from the parts that the saliency marks to whole objects
     refine      background score and dense CRF: pseudo-masks, uncertain pixels 255
     segment     train a segmentation network on the pseudo-masks
     supervise   only on request: the same network on the true masks, as a ceiling
@@ -22,7 +23,7 @@ from typing import Any
 from lightning import seed_everything
 from torch.utils.data import DataLoader
 
-from wsss import evaluation, runtime
+from wsss import evaluation, extension, runtime
 from wsss.calibration import calibrate, resolve
 from wsss.config import Config, EvaluateConfig, to_dict
 from wsss.data.dataset import Dataset, Record
@@ -97,24 +98,56 @@ def write_saliency(context: Context) -> dict[str, Any]:
     return {"images": len(context.dataset.train), "method": repr(method)}
 
 
+def extend(context: Context) -> dict[str, Any]:
+    """Maps of all training photos that cover whole objects."""
+    config, run, records = context.config, context.run, context.dataset.train
+    settings, hardware = config.extend, config.runtime
+    if settings.method == "none":
+        return {"images": 0}
+    network, _, _ = classification.load_classifier(run.checkpoint("classifier", config.saliency.checkpoint))
+    if settings.method == "walk":
+        for part in shares(records):
+            extension.write_walks(network, settings, part, run, hardware)
+        return {"images": len(records)}
+    pixels = extension.PixelExtension(network, settings, hardware)
+    if not run.extension.is_file():
+        if rank_and_world()[0] == 0:
+            sample = extension.sample(records, settings)
+            layer = pixels.learn(sample, run, len(context.dataset.class_names), config.seed)
+            extension.write_layer(run.extension, layer)
+        else:
+            wait_for_file(run.extension)
+    layer = extension.read_layer(run.extension)
+    for part in shares(records):
+        extension.write_pixels(pixels, layer, part, run)
+    return {"images": len(records)}
+
+
 def refine(context: Context) -> dict[str, Any]:
     """Pseudo-masks of all training photos."""
-    config, records = _calibrated(context), context.dataset.train
-    bar = partial(runtime.bar, config.runtime, "refine")
+    source, records, run = evaluation.source(context.config), context.dataset.train, context.run
+    _calibrate(context)
+    config = resolve(context.config, run, evaluation.rule_source(context.config))
+    bar, workers = partial(runtime.bar, config.runtime, "refine"), runtime.workers(config.runtime)
+    device = runtime.device(config.runtime)
+    gpu = str(device) if device.type == "cuda" else None
     for part in shares(records):
-        refine_stage.write_all(part, context.run, config.refine, runtime.workers(config.runtime), bar)
+        refine_stage.write_all(
+            part, run, config.refine, workers, bar, source, gpu, config.segmenter.confidence_weighted
+        )
     return {"images": len(records), "background": asdict(config.refine.background)}
 
 
-def _calibrated(context: Context) -> Config:
-    """The configuration with a background rule; chosen here if it is not given and not chosen yet."""
-    config, run = context.config, context.run
-    if config.refine.background.rule == "calibrated" and not run.calibration.is_file():
-        if rank_and_world()[0] == 0:
-            calibrate(config, context.dataset.train, len(context.dataset.class_names), run)
-        else:
-            wait_for_file(run.calibration)
-    return resolve(config, run)
+def _calibrate(context: Context) -> None:
+    """Choose the background rule if it is neither given nor chosen yet."""
+    config, run, dataset = context.config, context.run, context.dataset
+    if config.refine.background.rule != "calibrated" or run.calibration.is_file():
+        return
+    if rank_and_world()[0] == 0:
+        sources = dict.fromkeys((refine_stage.SALIENCY, evaluation.rule_source(config)))
+        calibrate(config, dataset.train, len(dataset.class_names), run, tuple(sources))
+    else:
+        wait_for_file(run.calibration)
 
 
 def train_segmenter(context: Context) -> dict[str, Any]:
@@ -123,7 +156,9 @@ def train_segmenter(context: Context) -> dict[str, Any]:
     records = [
         replace(record, mask=run.mask(refine_stage.MASKS, record.id)) for record in context.dataset.train
     ]
-    return _train_segmenter(context, records, "segmenter")
+    confidence = partial(run.mask, refine_stage.CONFIDENCE)
+    weighted = context.config.segmenter.confidence_weighted
+    return _train_segmenter(context, records, "segmenter", confidence if weighted else None)
 
 
 def train_supervised(context: Context) -> dict[str, Any]:
@@ -131,7 +166,12 @@ def train_supervised(context: Context) -> dict[str, Any]:
     return _train_segmenter(context, evaluation.with_masks(context.dataset.train), "segmenter_supervised")
 
 
-def _train_segmenter(context: Context, records: Sequence[Record], folder: str) -> dict[str, Any]:
+def _train_segmenter(
+    context: Context,
+    records: Sequence[Record],
+    folder: str,
+    confidence: Callable[[str], Path] | None = None,
+) -> dict[str, Any]:
     config, dataset, run = context.config, context.dataset, context.run
     settings, hardware = config.segmenter, config.runtime
     initial = None
@@ -148,7 +188,7 @@ def _train_segmenter(context: Context, records: Sequence[Record], folder: str) -
     fit(
         task,
         train_loader(
-            SegmentationData(records, transform, config.seed, len(dataset.class_names)),
+            SegmentationData(records, transform, config.seed, len(dataset.class_names), confidence),
             settings.batch_size,
             config.seed,
             workers,
@@ -167,8 +207,10 @@ def _train_segmenter(context: Context, records: Sequence[Record], folder: str) -
 
 def score_masks(context: Context) -> dict[str, Any]:
     """``seed`` and ``mask`` in metrics.json."""
-    config, dataset, run = resolve(context.config, context.run), context.dataset, context.run
-    run.update_metrics(**evaluation.mask_metrics(config, dataset.class_names, dataset.train, run))
+    config, dataset, run = context.config, context.dataset, context.run
+    seeds = resolve(config, run).refine
+    config = resolve(config, run, evaluation.rule_source(config))
+    run.update_metrics(**evaluation.mask_metrics(config, seeds, dataset.class_names, dataset.train, run))
     return {"images": len(evaluation.with_masks(dataset.train))}
 
 
@@ -200,7 +242,10 @@ def _predict_and_score(
 
     evaluation.predict_records(model, dataset.val, path, settings, config.runtime, f"predict ({folder})")
     plain = replace(config, evaluate=settings)
-    return evaluation.prediction_metrics(plain, dataset.class_names, dataset.val, run, prefix)
+    numbers = evaluation.prediction_metrics(plain, dataset.class_names, dataset.val, run, prefix)
+    if config.segmenter.mask_pretraining:
+        numbers = {name: entry and {**entry, "mask_pretraining": True} for name, entry in numbers.items()}
+    return numbers
 
 
 def _update_retention(run: RunDirectory) -> None:
@@ -273,11 +318,23 @@ STAGES: dict[str, Stage] = {
         title="saliency of the training photos",
         files=lambda context: [context.run.saliency(record.id) for record in context.dataset.train],
     ),
+    "extend": Stage(
+        extend,
+        lambda config, data: [to_dict(config.extend), config.seed],
+        after=("saliency",),
+        outputs=(refine_stage.EXTENDED, "extension.npz"),
+        title="from the saliency to whole objects",
+        files=lambda context: [
+            context.run.maps(refine_stage.EXTENDED, record.id)
+            for record in context.dataset.train
+            if context.config.extend.method != "none"
+        ],
+    ),
     "refine": Stage(
         refine,
-        lambda config, data: to_dict(config.refine),
-        after=("saliency",),
-        outputs=(refine_stage.LABELS, refine_stage.MASKS, "calibration.json"),
+        lambda config, data: [to_dict(config.refine), config.segmenter.confidence_weighted],
+        after=("extend",),
+        outputs=(refine_stage.LABELS, refine_stage.MASKS, refine_stage.CONFIDENCE, "calibration.json"),
         title="pseudo-masks: background and dense CRF",
         files=lambda context: [
             context.run.mask(folder, record.id)
@@ -313,7 +370,7 @@ STAGES: dict[str, Stage] = {
         after=("refine",),
         outputs=(),
         title="score seeds and pseudo-masks",
-        metrics=("seed", "mask"),
+        metrics=("seed", "extended", "mask"),
     ),
     "evaluate": Stage(
         evaluate,

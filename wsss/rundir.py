@@ -73,6 +73,11 @@ class RunDirectory:
         """The background rules that were compared, and the chosen one (JSON)."""
         return self.root / "calibration.json"
 
+    @property
+    def extension(self) -> Path:
+        """The classifier of cells of the extension (arrays)."""
+        return self.root / "extension.npz"
+
     def checkpoint(self, folder: str, name: str = "last") -> Path:
         """``<folder>/<name>.ckpt``, folder being classifier, segmenter or segmenter_supervised."""
         return self.root / folder / f"{name}.ckpt"
@@ -80,6 +85,10 @@ class RunDirectory:
     def saliency(self, identifier: str) -> Path:
         """Saliency of one training photo."""
         return self.root / "saliency" / f"{identifier}.npz"
+
+    def maps(self, source: str, identifier: str) -> Path:
+        """Maps of one training photo; source is saliency or extended."""
+        return self.root / source / f"{identifier}.npz"
 
     def mask(self, folder: str, identifier: str) -> Path:
         """A mask; folder is pseudo_masks, pseudo_labels, predictions, ..."""

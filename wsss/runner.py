@@ -21,7 +21,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "run": tuple(STAGES),
     "classify": ("classify",),
     "saliency": ("saliency",),
-    "refine": ("refine",),
+    "refine": ("extend", "refine"),
     "segment": ("segment", "supervise"),
     "evaluate": ("score_masks", "evaluate", "evaluate_supervised"),
     "report": (),
@@ -189,6 +189,7 @@ def print_summary(context: Context) -> None:
         ("classifier mAP, val", "classifier", "mAP"),
         ("seed mIoU, train (saliency, no CRF)", "seed", "miou"),
         ("   oracle threshold (uses masks)", "seed", "oracle_miou"),
+        ("extended seed mIoU, train (no CRF)", "extended", "miou"),
         ("pseudo-mask mIoU, train (CRF)", "mask", "miou"),
         ("val mIoU, single scale, no CRF", "val", "miou"),
         ("val mIoU, multi-scale + flip", "val_ms_flip", "miou"),
@@ -204,6 +205,8 @@ def print_summary(context: Context) -> None:
         for title, entry, key in rows
         if isinstance(metrics.get(entry), dict) and metrics[entry].get(key) is not None
     ]
+    if (metrics.get("val") or {}).get("mask_pretraining"):
+        lines.append("  not weakly supervised: the segmenter's backbone may have seen masks")
     if metrics.get("retention") is not None:
         lines.append(f"  {'retention (val / oracle)':<44}{metrics['retention']:.4f}")
     print("\n".join(lines))

@@ -81,9 +81,11 @@ def loader_workers(config: RuntimeConfig) -> int:
     return max(1, count - 1) if config.workers is None and device(config).type == "cpu" else count
 
 
-def progress(items: Iterable[T], config: RuntimeConfig, title: str, total: int) -> "tqdm[T]":
+def progress(
+    items: Iterable[T], config: RuntimeConfig, title: str, total: int, unit: str = "img"
+) -> "tqdm[T]":
     """Iterate with a progress bar on stderr; a line every half minute where stderr is no terminal."""
-    return tqdm(items, desc=title, total=total, **_style(config))
+    return tqdm(items, desc=title, total=total, **{**_style(config), "unit": unit})
 
 
 def bar(config: RuntimeConfig, title: str, total: int, done: int) -> "tqdm[Any]":

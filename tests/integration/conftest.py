@@ -30,6 +30,7 @@ SETTINGS = {
         "crop": 64,
     },
     "saliency": {"scales": [0.5, 1.0], "batch_size": 1},
+    "extend": {"method": "none"},
     "segmenter": {
         "architecture": "light",
         "weights": "classifier",

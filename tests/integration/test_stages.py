@@ -34,7 +34,7 @@ def test_running_again_skips_everything(run: Path, tiny: list[str], command: Any
     before, numbers = times(run), metrics(run)
     done = command("run", *tiny, "--output", run)
     assert done.status == 0
-    assert done.err.count("done before") == 6
+    assert done.err.count("done before") == 7
     assert times(run) == before
     assert metrics(run) == numbers
 
@@ -44,14 +44,14 @@ def test_the_stored_configuration_continues_the_run(run: Path, command: Any) -> 
     stored = yaml.safe_load((run / "config.yaml").read_text())
     done = command("run", "--config", run / "config.yaml", "--output", run)
     assert done.status == 0
-    assert done.err.count("done before") == 6
+    assert done.err.count("done before") == 7
     assert times(run) == before
     assert yaml.safe_load((run / "config.yaml").read_text()) == {**stored, "output": str(run)}
 
 
 def test_where_it_computes_does_not_make_anything_stale(run: Path, tiny: list[str], command: Any) -> None:
     done = command("run", *tiny, "--output", run, "--runtime.workers", 1, "--runtime.precision", "bf16")
-    assert done.err.count("done before") == 6
+    assert done.err.count("done before") == 7
 
 
 def test_another_threshold_redoes_refine_and_what_follows(
@@ -70,7 +70,7 @@ def test_another_threshold_redoes_refine_and_what_follows(
     same = [
         name for name, entry in stages(run).items() if entry["fingerprint"] == entries[name]["fingerprint"]
     ]
-    assert same == ["classify", "saliency"]
+    assert same == ["classify", "saliency", "extend"]
     assert metrics(run)["seed"]["threshold"] == pytest.approx(0.45)
 
 
@@ -130,7 +130,7 @@ def test_supervised_trains_only_the_twin_and_adds_its_numbers(
     before, numbers = times(run), metrics(run)
     done = command("run", *tiny, "--output", run, "--segmenter.supervised", "true")
     assert done.status == 0
-    assert done.err.count("done before") == 6
+    assert done.err.count("done before") == 7
     assert times(run) == before
     after = metrics(run)
     assert {name: after[name] for name in numbers} == numbers
@@ -194,7 +194,7 @@ def test_a_new_photo_makes_the_run_stale(run: Path, shapes_copy: Path, tiny: lis
 def test_a_run_directory_may_move(run: Path, tiny: list[str], command: Any, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     os.rename(run, moved)
-    assert command("run", *tiny, "--output", moved).err.count("done before") == 6
+    assert command("run", *tiny, "--output", moved).err.count("done before") == 7
 
 
 def test_calibrated_masks_are_those_of_the_rule_with_the_largest_gain(
@@ -202,7 +202,7 @@ def test_calibrated_masks_are_those_of_the_rule_with_the_largest_gain(
 ) -> None:
     outcome = command("refine", *tiny, "--output", run, "--calibrate")
     assert outcome.status == 0, outcome.err
-    facts = json.loads((run / "calibration.json").read_text())
+    facts = json.loads((run / "calibration.json").read_text())["saliency"]
     gains = [
         candidate["kept"] - candidate["removed"] - candidate["area"] for candidate in facts["candidates"]
     ]
@@ -226,3 +226,19 @@ def test_the_table_of_the_calibration_says_what_masks_would_choose(
 
 def test_calibrate_is_an_option_of_refine_only(tiny: list[str], run: Path, command: Any) -> None:
     assert command("saliency", *tiny, "--output", run, "--calibrate").status == 2
+
+
+@pytest.mark.parametrize("method", ["pixels", "walk"])
+def test_masks_from_extended_maps_are_scored_step_by_step(
+    method: str, run: Path, tiny: list[str], command: Any
+) -> None:
+    options = [*tiny, "--output", run, "--extend.method", method, "--extend.rounds", 2, "--extend.steps", 4]
+    assert command("refine", *options).status == 0
+    assert len(list((run / "extended").glob("*.npz"))) == len(list((run / "saliency").glob("*.npz")))
+    assert (run / "extension.npz").is_file() == (method == "pixels")
+    assert command("evaluate", *options).status == 0  # the segmenter is another one's: only masks are scored
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["extended"]["method"] == method
+    assert metrics["extended"]["images"] == metrics["seed"]["images"] == metrics["mask"]["images"]
+    assert ("oracle_background_factor" in metrics["mask"]) == (method == "pixels")
+    assert "extended seeds" in (run / "report.html").read_text()

@@ -14,7 +14,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wsss import evaluation
-from wsss.config import BackgroundConfig, Config, CRFConfig, EvaluateConfig, RefineConfig, RuntimeConfig
+from wsss.config import (
+    BackgroundConfig,
+    Config,
+    CRFConfig,
+    EvaluateConfig,
+    ExtendConfig,
+    RefineConfig,
+    RuntimeConfig,
+)
 from wsss.data.dataset import Record
 from wsss.data.files import Saliency, read_image, read_mask, write_mask, write_saliency
 from wsss.data.transforms import normalize_image
@@ -27,7 +35,12 @@ Mask = npt.NDArray[np.uint8]
 CPU = RuntimeConfig(accelerator="cpu", precision="float32", workers=0, progress=False)
 CRF = CRFConfig(iterations=2)
 EVALUATE = EvaluateConfig(scales=(0.5, 1.0), crf_parameters=CRF, oracle_images=4)
-CONFIG = Config(refine=RefineConfig(crf=CRF), evaluate=EVALUATE, runtime=CPU)
+CONFIG = Config(
+    extend=ExtendConfig(method="none"),
+    refine=RefineConfig(BackgroundConfig("constant"), crf=CRF),
+    evaluate=EVALUATE,
+    runtime=CPU,
+)
 NAMES = ("background", "cat", "dog", "bird")
 SIZES = ((16, 20), (20, 16), (16, 20), (18, 18), (16, 20), (16, 20))
 
@@ -234,7 +247,7 @@ def fill(run: RunDirectory, records: list[Record]) -> None:
 
 def test_mask_numbers_are_those_of_plain_loops(records: list[Record], run: RunDirectory) -> None:
     fill(run, records)
-    found = mask_metrics(CONFIG, NAMES, records, run)
+    found = mask_metrics(CONFIG, CONFIG.refine, NAMES, records, run)
     masked = records[:5]
     labels = [(read_mask(run.mask("pseudo_labels", r.id)), truth_of(r)) for r in masked]
     masks = [(read_mask(run.mask("pseudo_masks", r.id)), truth_of(r)) for r in masked]
@@ -255,8 +268,8 @@ def test_mask_numbers_are_those_of_plain_loops(records: list[Record], run: RunDi
 @pytest.mark.parametrize(
     "background",
     [
-        BackgroundConfig(threshold=0.155),
-        BackgroundConfig(threshold=0.995),
+        BackgroundConfig("constant", threshold=0.155),
+        BackgroundConfig("constant", threshold=0.995),
         BackgroundConfig("power"),
         BackgroundConfig("otsu"),
     ],
@@ -268,7 +281,7 @@ def test_oracles_are_never_below_the_runs_own_numbers(
     for record in records[:5]:  # perfect labels: no threshold is as good
         write_mask(run.mask("pseudo_labels", record.id), truth_of(record) % 255)
     config = replace(CONFIG, refine=replace(CONFIG.refine, background=background))
-    found = mask_metrics(config, NAMES, records, run)
+    found = mask_metrics(config, config.refine, NAMES, records, run)
     assert found["seed"]["oracle_miou"] >= found["seed"]["miou"]
     assert found["mask"]["oracle_miou"] >= found["mask"]["miou_on_oracle_images"]
     assert found["mask"]["oracle_miou"] == pytest.approx(1.0)
@@ -294,12 +307,16 @@ def test_seed_oracle_with_thresholds_of_each_photo_is_not_below_them(
             write_mask(run.mask(folder, record.id), truth)
         records.append(record)
     config = replace(CONFIG, refine=replace(CONFIG.refine, background=BackgroundConfig("otsu")))
-    seed = mask_metrics(config, NAMES, records, run)["seed"]
+    seed = mask_metrics(config, config.refine, NAMES, records, run)["seed"]
     assert seed["oracle_miou"] >= seed["miou"]
 
 
 def test_without_true_masks_there_are_no_numbers(records: list[Record], run: RunDirectory) -> None:
-    assert mask_metrics(CONFIG, NAMES, records[5:], run) == {"seed": None, "mask": None}
+    assert mask_metrics(CONFIG, CONFIG.refine, NAMES, records[5:], run) == {
+        "seed": None,
+        "extended": None,
+        "mask": None,
+    }
 
 
 def test_masks_of_nothing_but_ignored_pixels_have_no_numbers_that_json_refuses(
@@ -308,7 +325,7 @@ def test_masks_of_nothing_but_ignored_pixels_have_no_numbers_that_json_refuses(
     fill(run, records)
     for record, size in zip(records[:2], SIZES, strict=False):
         write_mask(record.mask or Path(), np.full(size, 255, np.uint8))
-    found = mask_metrics(CONFIG, NAMES, records[:2], run)
+    found = mask_metrics(CONFIG, CONFIG.refine, NAMES, records[:2], run)
     assert found["seed"]["miou"] is None
     assert found["mask"]["kept_miou"] is None
     json.dumps(found, allow_nan=False)
@@ -320,7 +337,7 @@ def test_masks_that_are_uncertain_everywhere_have_no_kept_miou(
     fill(run, records)
     for record, size in zip(records, SIZES, strict=True):
         write_mask(run.mask("pseudo_masks", record.id), np.full(size, 255, np.uint8))
-    mask = mask_metrics(CONFIG, NAMES, records, run)["mask"]
+    mask = mask_metrics(CONFIG, CONFIG.refine, NAMES, records, run)["mask"]
     assert mask["coverage"] == 0
     assert mask["kept_miou"] is None
     assert not math.isnan(mask["miou"])

@@ -330,7 +330,7 @@ class Saliency:
     """The saliency maps of one photo, one per class on its label.
 
     Attributes:
-        classes: (K,) int16 mask indices 1..C, K may be 0.
+        classes: (K,) int16 mask indices 1..C, K may be 0. Index 0 first: the maps are probabilities.
         maps: (K, h, w) float16 in [0, 1], h and w are the method's own resolution.
         size: (H, W) of the photo.
     """
@@ -380,4 +380,27 @@ def read_saliency(path: Path) -> Saliency:
     except (*_DECODE_ERRORS, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise UserError(
             f"{path} is not a whole saliency archive ({error}): remove it and run the saliency stage again"
+        ) from error
+
+
+def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    """Writes numeric arrays as an .npz without pickles, atomically. Raises UserError where the disk refuses."""
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **arrays)  # type: ignore[arg-type]  # numpy's stub takes them for its flag
+
+
+def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
+    """Reads arrays of an .npz; pickles are refused.
+
+    Raises:
+        UserError: the file is missing, truncated, or lacks one of `names`.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in names}
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: run the stage that makes it again") from error
+    except (*_DECODE_ERRORS, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): remove it and run the stage that makes it again"
         ) from error

@@ -90,11 +90,7 @@ def default_layers(classifier: nn.Module) -> tuple[str, ...]:
 
 
 def features(classifier: nn.Module, images: Tensor, layers: Sequence[str], stride: int = 8) -> Tensor:
-    """What the layers say about each cell, as one unit vector in which every layer counts the same.
-
-    Each layer's activation is divided by its length in every cell, brought bilinearly to one grid,
-    divided by its length again, and the layers are concatenated, so that the scalar product of two cells is
-    the mean of the layers' cosine similarities.
+    """What the layers say about each cell: `cells` of the `activations` of one forward.
 
     Args:
         classifier: maps images (B, 3, H, W) to logits; run once in eval mode without gradients, left as it was.
@@ -108,11 +104,37 @@ def features(classifier: nn.Module, images: Tensor, layers: Sequence[str], strid
     Raises:
         UserError: a layer is unknown, does not run, or gives no feature maps.
     """
+    return cells(activations(classifier, images, layers), grid(images, stride))
+
+
+def activations(classifier: nn.Module, images: Tensor, layers: Sequence[str]) -> list[Tensor]:
+    """The outputs `(B, k, u, v)` float32 of some layers in one forward; arguments and errors as `features`."""
     with evaluating(classifier), torch.no_grad(), _outputs(classifier, layers) as outputs:
         classifier(images)
-    size = (-(-images.shape[-2] // stride), -(-images.shape[-1] // stride))
-    with torch.no_grad(), exact(images.device):
-        parts = [_unit(_resized(_unit(_taken(outputs, layer)), size)) for layer in layers]
+    return [_taken(outputs, layer) for layer in layers]
+
+
+def grid(images: Tensor, stride: int) -> tuple[int, int]:
+    """Rows and columns of cells of `stride` pixels that cover images `(B, 3, H, W)`."""
+    return -(-images.shape[-2] // stride), -(-images.shape[-1] // stride)
+
+
+def cells(activations: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """One unit vector per cell of a grid, in which every layer counts the same.
+
+    Each layer's activation is divided by its length in every cell, brought bilinearly to the grid,
+    divided by its length again, and the layers are concatenated, so that the scalar product of two cells is
+    the mean of the layers' cosine similarities.
+
+    Args:
+        activations: `(B, k, u, v)` each, of one or more layers.
+        size: rows and columns of the grid.
+
+    Returns:
+        `(B, D, *size)` float32, D the sum of the channels.
+    """
+    with torch.no_grad(), exact(activations[0].device):
+        parts = [_unit(_resized(_unit(part), size)) for part in activations]
         return torch.cat(parts, dim=1) / math.sqrt(len(parts))
 
 

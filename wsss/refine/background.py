@@ -71,6 +71,25 @@ def prepare_maps(maps: npt.NDArray[np.floating], size: tuple[int, int]) -> Maps:
     return prepared
 
 
+def prepare_probabilities(maps: npt.NDArray[np.floating], size: tuple[int, int]) -> Maps:
+    """Bring stored probabilities to the photo's size.
+
+    Args:
+        maps: `(C, h, w)` float of any precision, non-negative, background first.
+        size: `(H, W)` of the photo in pixels.
+
+    Returns:
+        `(C, H, W)` float32, bilinear as in `prepare_maps`, sums to one over C.
+    """
+    height, width = size
+    prepared = np.empty((len(maps), height, width), dtype=np.float32)
+    for source, target in zip(maps, prepared, strict=True):
+        cv2.resize(source.astype(np.float32), (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
+    total = prepared.sum(axis=0)
+    prepared /= np.where(total > 0, total, 1)
+    return prepared
+
+
 def background_threshold(maps: Maps, parameters: BackgroundParameters) -> float:
     """The saliency above which the rule calls a pixel of this image foreground.
 

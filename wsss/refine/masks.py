@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,9 @@ from wsss.refine.background import (
     seed_mask,
 )
 from wsss.refine.crf import CRFParameters, dense_crf
+
+CRF = Callable[[npt.NDArray[np.float32], npt.NDArray[np.uint8], CRFParameters], npt.NDArray[np.float32]]
+"""`dense_crf` with a backend and a device."""
 
 UNCERTAINTY_RULES = ("agreement", "posterior", "none")
 
@@ -44,7 +48,9 @@ class RefineParameters:
     """How far the CRF trusts the saliency: the probability of a seed's label (IRN's gt_prob), or the weight
     of the scores against a uniform distribution."""
     crf: CRFParameters = field(default_factory=CRFParameters)
-    """Constants of the dense CRF."""
+    """Constants of the dense CRF that starts from seeds."""
+    soft_crf: CRFParameters = field(default_factory=lambda: CRFParameters(10, 1, 3, 67, 3, 4))
+    """Constants of the dense CRF that starts from probabilities: DeepLab's, for probabilities of a network."""
 
     def __post_init__(self) -> None:
         """Refuse unknown rules and values out of range."""
@@ -79,6 +85,7 @@ def refine_mask(
     image: npt.NDArray[np.uint8],
     parameters: RefineParameters | None = None,
     backend: str = "auto",
+    device: str | None = None,
 ) -> RefinedMask:
     """Make the pseudo-mask of one image. Only its own classes and the background enter the CRF.
 
@@ -89,6 +96,7 @@ def refine_mask(
         image: `(H, W, 3)` uint8 RGB.
         parameters: None means `RefineParameters()`.
         backend: of `dense_crf`.
+        device: of `dense_crf`.
 
     Returns:
         `RefinedMask(labels, mask, confidence)`.
@@ -100,16 +108,59 @@ def refine_mask(
     parameters = parameters or RefineParameters()
     indices = _check(maps, classes, image)
     if len(indices) == 1:
-        empty = np.full(image.shape[:2], BACKGROUND, dtype=np.uint8)
-        return RefinedMask(empty, empty.copy(), np.ones(image.shape[:2], dtype=np.float32))
+        return _empty(image)
     rule = _agreement if parameters.uncertainty == "agreement" else _posterior
-    posterior, certain = rule(maps, image, parameters, backend)
+    posterior, certain = rule(maps, image, parameters, partial(dense_crf, backend=backend, device=device))
     mask = indices[posterior.argmax(axis=0)]
     return RefinedMask(mask, np.where(certain, mask, np.uint8(IGNORE)), posterior.max(axis=0))
 
 
+def _empty(image: npt.NDArray[np.uint8]) -> RefinedMask:
+    """The mask of a photo without classes: background everywhere, and certain."""
+    empty = np.full(image.shape[:2], BACKGROUND, dtype=np.uint8)
+    return RefinedMask(empty, empty.copy(), np.ones(image.shape[:2], dtype=np.float32))
+
+
+def refine_probabilities(
+    probabilities: Maps,
+    classes: Sequence[int] | npt.NDArray[np.integer],
+    image: npt.NDArray[np.uint8],
+    parameters: RefineParameters | None = None,
+    backend: str = "auto",
+    device: str | None = None,
+) -> RefinedMask:
+    """Make the pseudo-mask of one image from probabilities that know a background of their own.
+
+    One CRF starts from them. Certain is what its posterior is sure of (`posterior_limit`), or everything with
+    `uncertainty="none"`; "agreement" needs seeds of two strictnesses and is read as "posterior" here.
+
+    Args:
+        probabilities: `(K + 1, H, W)` float32, background first, sums to one (`prepare_probabilities`).
+        classes: the K mask indices (1..C) of the image-level labels.
+        image: `(H, W, 3)` uint8 RGB.
+        parameters: None means `RefineParameters()`.
+        backend: of `dense_crf`.
+        device: of `dense_crf`.
+
+    Returns:
+        `RefinedMask(labels, mask, confidence)`.
+
+    Raises:
+        ValueError: sizes, types or class indices that do not fit.
+        UserError: the CRF backend is not installed.
+    """
+    parameters = parameters or RefineParameters()
+    indices = _check(probabilities[1:], classes, image)
+    if len(indices) == 1:
+        return _empty(image)
+    posterior = dense_crf(probabilities, image, parameters.soft_crf, backend, device)
+    labels, confidence = indices[posterior.argmax(axis=0)], posterior.max(axis=0)
+    limit = 0.0 if parameters.uncertainty == "none" else parameters.posterior_limit
+    return RefinedMask(labels, np.where(confidence >= limit, labels, np.uint8(IGNORE)), confidence)
+
+
 def _agreement(
-    maps: Maps, image: npt.NDArray[np.uint8], parameters: RefineParameters, backend: str
+    maps: Maps, image: npt.NDArray[np.uint8], parameters: RefineParameters, crf: CRF
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Two CRFs, from a generous and from a strict seed (IRN, Ahn et al., CVPR 2019, and its code).
 
@@ -125,7 +176,7 @@ def _agreement(
     for factor in (parameters.low_factor, parameters.high_factor):
         seed = seed_mask(maps, positions, min(threshold * factor, HIGHEST_THRESHOLD))
         unary = label_probabilities(seed, len(maps) + 1, parameters.confidence)
-        posteriors.append(dense_crf(unary, image, parameters.crf, backend))
+        posteriors.append(crf(unary, image, parameters.crf))
     generous, strict = posteriors
     mean = (generous + strict) / np.float32(2)
     labels = mean.argmax(axis=0)
@@ -134,7 +185,7 @@ def _agreement(
 
 
 def _posterior(
-    maps: Maps, image: npt.NDArray[np.uint8], parameters: RefineParameters, backend: str
+    maps: Maps, image: npt.NDArray[np.uint8], parameters: RefineParameters, crf: CRF
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """One CRF from the soft scores; certain is what its posterior is sure of (CLIP-ES, Lin et al., 2023).
 
@@ -143,7 +194,7 @@ def _posterior(
     """
     scores = background_scores(maps, parameters.background)
     unary = score_probabilities(scores, parameters.confidence)
-    posterior = dense_crf(unary, image, parameters.crf, backend)
+    posterior = crf(unary, image, parameters.crf)
     limit = 0.0 if parameters.uncertainty == "none" else parameters.posterior_limit
     return posterior, posterior.max(axis=0) >= limit
 

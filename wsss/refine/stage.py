@@ -1,6 +1,7 @@
 """The refinement stage: saliency archives to pseudo-masks, in several processes, without torch."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -11,22 +12,40 @@ import numpy.typing as npt
 
 from wsss.config import CRFConfig, RefineConfig
 from wsss.data.dataset import Record
-from wsss.data.files import Saliency, read_image, read_saliency, read_truth, write_mask
+from wsss.data.files import Saliency, read_image, read_saliency, read_truth, write_confidence, write_mask
+from wsss.data.labels import BACKGROUND
 from wsss.errors import UserError
 from wsss.metrics.reliability import ReliabilityCurve
 from wsss.metrics.segmentation import ConfusionMatrix
 from wsss.metrics.sweep import ThresholdSweep
 from wsss.parallel import pool, unordered
-from wsss.refine.background import BackgroundParameters, Maps, background_threshold, prepare_maps, seed_mask
+from wsss.refine.background import (
+    BackgroundParameters,
+    Maps,
+    background_threshold,
+    prepare_maps,
+    prepare_probabilities,
+    seed_mask,
+)
 from wsss.refine.crf import CRFParameters, crf_labels
-from wsss.refine.masks import RefineParameters, refine_mask
+from wsss.refine.masks import RefinedMask, RefineParameters, refine_mask, refine_probabilities
 from wsss.rundir import RunDirectory
+
+SALIENCY, EXTENDED = "saliency", "extended"
+"""Folders of maps: of the saliency stage, and after the extension to whole objects."""
 
 LABELS, MASKS = "pseudo_labels", "pseudo_masks"
 """Folders of the arg-max labels (no 255; what mask.miou scores) and of the masks with 255 (what is trained on)."""
 
+CONFIDENCE = "pseudo_confidence"
+"""Folder of the CRF's posterior of the labels, where the training weights pixels with it."""
+
+GPU_THREADS = 4
+"""Enough to read and write while one of them has the GPU."""
+
 # A factor of about 1.4 between the candidates of the oracle; each costs two CRFs an image.
-ORACLE_THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+ORACLE_THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+ORACLE_FACTORS = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
 
 
 def crf_parameters(config: CRFConfig) -> CRFParameters:
@@ -49,13 +68,21 @@ def parameters(config: RefineConfig) -> RefineParameters:
             posterior_limit=config.posterior_limit,
             confidence=config.confidence,
             crf=crf_parameters(config.crf),
+            soft_crf=crf_parameters(config.soft_crf),
         )
     except ValueError as error:
         raise UserError(f"refine: {error}") from error
 
 
 def write_all(
-    records: Sequence[Record], run: RunDirectory, config: RefineConfig, workers: int, progress: Any
+    records: Sequence[Record],
+    run: RunDirectory,
+    config: RefineConfig,
+    workers: int,
+    progress: Any,
+    source: str = SALIENCY,
+    device: str | None = None,
+    confidence: bool = False,
 ) -> None:
     """Write ``pseudo_masks/<id>.png`` and ``pseudo_labels/<id>.png`` for every record that lacks them.
 
@@ -65,30 +92,69 @@ def write_all(
         config: how to refine.
         workers: processes.
         progress: context manager factory ``progress(total, done)`` of a bar with ``update``.
+        source: where the maps are: `SALIENCY` or `EXTENDED`.
+        device: of a GPU; then threads read, write and wait for it, and there are no processes.
+        confidence: also write ``pseudo_confidence/<id>.png``, grey, 255 = sure.
     """
-    folders = (LABELS, MASKS)
-    todo = [r for r in records if not all(run.mask(folder, r.id).is_file() for folder in folders)]
-    refine = partial(_refine_one, run, parameters(config))
-    with progress(len(records), len(records) - len(todo)) as bar, pool(min(workers, len(todo))) as executor:
+    todo = [record for record in records if not _is_done(run, record, confidence)]
+    device = None if config.backend == "pydensecrf" else device
+    refine = partial(_refine_one, run, parameters(config), source, config.backend, device, confidence)
+    executors = ThreadPoolExecutor(GPU_THREADS) if device else pool(min(workers, len(todo)))
+    with progress(len(records), len(records) - len(todo)) as bar, executors as executor:
         for _ in unordered(executor, refine, todo, ahead=4 * workers):
             bar.update(1)
 
 
-def _refine_one(run: RunDirectory, settings: RefineParameters, record: Record) -> None:
-    if all(run.mask(folder, record.id).is_file() for folder in (LABELS, MASKS)):
+def _refine_one(
+    run: RunDirectory,
+    settings: RefineParameters,
+    source: str,
+    backend: str,
+    device: str | None,
+    confidence: bool,
+    record: Record,
+) -> None:
+    if _is_done(run, record, confidence):
         return  # another process made it meanwhile (see `wsss.shards`)
-    saliency, maps = load_maps(run, record)
-    image = read_image(record.image)
-    if image.shape[:2] != saliency.size:
-        raise UserError(f"{record.image} changed since its saliency was made; run `wsss saliency` again")
-    labels, mask, _ = refine_mask(maps, saliency.classes, image, settings)
+    labels, mask, posterior = refine_stored(run, settings, source, record, backend, device)
+    if confidence:
+        write_confidence(run.mask(CONFIDENCE, record.id), posterior)
     write_mask(run.mask(LABELS, record.id), labels)
     write_mask(run.mask(MASKS, record.id), mask)  # last: it marks the image as done
 
 
-def load_maps(run: RunDirectory, record: Record) -> tuple[Saliency, Maps]:
+def _is_done(run: RunDirectory, record: Record, confidence: bool) -> bool:
+    folders = (LABELS, MASKS, CONFIDENCE) if confidence else (LABELS, MASKS)
+    return all(run.mask(folder, record.id).is_file() for folder in folders)
+
+
+def refine_stored(
+    run: RunDirectory,
+    settings: RefineParameters,
+    source: str,
+    record: Record,
+    backend: str = "auto",
+    device: str | None = None,
+) -> RefinedMask:
+    """The refined mask of stored maps: of probabilities where they have a background, else of saliency."""
+    stored, image = read_saliency(run.maps(source, record.id)), read_image(record.image)
+    if image.shape[:2] != stored.size:
+        raise UserError(f"{record.image} changed since its saliency was made; run `wsss saliency` again")
+    if has_background(stored):
+        probabilities = prepare_probabilities(stored.maps, stored.size)
+        return refine_probabilities(probabilities, stored.classes[1:], image, settings, backend, device)
+    maps = prepare_maps(stored.maps, stored.size)
+    return refine_mask(maps, stored.classes, image, settings, backend, device)
+
+
+def has_background(stored: Saliency) -> bool:
+    """Whether the maps are probabilities with the background as their first class."""
+    return len(stored.classes) > 0 and int(stored.classes[0]) == BACKGROUND
+
+
+def load_maps(run: RunDirectory, record: Record, source: str = SALIENCY) -> tuple[Saliency, Maps]:
     """The stored saliency of a photo, and its maps (K, H, W) at the photo's size with maximum 1."""
-    saliency = read_saliency(run.saliency(record.id))
+    saliency = read_saliency(run.maps(source, record.id))
     return saliency, prepare_maps(saliency.maps, saliency.size)
 
 
@@ -145,33 +211,72 @@ def score_oracle(
     classes: int,
     workers: int,
     progress: Any,
+    source: str = SALIENCY,
 ) -> dict[float, ConfusionMatrix]:
-    """Refine with several constant background thresholds and score each with the true masks; writes nothing."""
-    rules = {
-        threshold: replace(
-            parameters(config), background=BackgroundParameters(rule="constant", threshold=threshold)
-        )
-        for threshold in ORACLE_THRESHOLDS
-    }
-    matrices = {threshold: ConfusionMatrix(classes) for threshold in rules}
+    """Refine with several strengths of the background and score each with the true masks; writes nothing.
+
+    Returns:
+        For saliency: constant background threshold -> matrix. For probabilities: factor on the background's.
+    """
+    total: dict[float, ConfusionMatrix] = {}
     with progress(len(records), 0) as bar, pool(min(workers, len(records))) as executor:
-        score = partial(_score_refined, run, rules, classes)
+        score = partial(_score_refined, run, parameters(config), source, classes)
         for parts in unordered(executor, score, records, ahead=4 * workers):
-            matrices = {threshold: matrices[threshold] + parts[threshold] for threshold in rules}
+            total = {key: total[key] + part if key in total else part for key, part in parts.items()}
             bar.update(1)
-    return matrices
+    return total
 
 
 def _score_refined(
-    run: RunDirectory, rules: dict[float, RefineParameters], classes: int, record: Record
+    run: RunDirectory, settings: RefineParameters, source: str, classes: int, record: Record
 ) -> dict[float, ConfusionMatrix]:
-    saliency, maps = load_maps(run, record)
-    image, truth = read_image(record.image), _truth(record, classes)
-    matrices = {}
-    for threshold, settings in rules.items():
-        matrices[threshold] = ConfusionMatrix(classes)
-        matrices[threshold].update(refine_mask(maps, saliency.classes, image, settings).labels, truth)
+    stored, image = read_saliency(run.maps(source, record.id)), read_image(record.image)
+    truth, matrices = _truth(record, classes), {}
+    for value in ORACLE_FACTORS if has_background(stored) else ORACLE_THRESHOLDS:
+        if has_background(stored):
+            probabilities = prepare_probabilities(stored.maps, stored.size)
+            probabilities[0] *= np.float32(value)
+            refined = refine_probabilities(probabilities, stored.classes[1:], image, settings)
+        else:
+            rule = BackgroundParameters(rule="constant", threshold=value)
+            maps = prepare_maps(stored.maps, stored.size)
+            refined = refine_mask(maps, stored.classes, image, replace(settings, background=rule))
+        matrices[value] = ConfusionMatrix(classes)
+        matrices[value].update(refined.labels, truth)
     return matrices
+
+
+def score_extended(
+    records: Sequence[Record],
+    run: RunDirectory,
+    config: RefineConfig,
+    classes: int,
+    workers: int,
+    progress: Any,
+) -> ConfusionMatrix:
+    """The extended maps before the CRF: arg-max of probabilities, or seeds at the rule's threshold."""
+    matrix = ConfusionMatrix(classes)
+    score = partial(_score_extended, run, parameters(config).background, classes)
+    with progress(len(records), 0) as bar, pool(min(workers, len(records))) as executor:
+        for part in unordered(executor, score, records, ahead=4 * workers):
+            matrix = matrix + part
+            bar.update(1)
+    return matrix
+
+
+def _score_extended(
+    run: RunDirectory, rule: BackgroundParameters, classes: int, record: Record
+) -> ConfusionMatrix:
+    stored, matrix = read_saliency(run.maps(EXTENDED, record.id)), ConfusionMatrix(classes)
+    if has_background(stored):
+        best = prepare_probabilities(stored.maps, stored.size).argmax(axis=0)
+        labels = stored.classes.astype(np.uint8)[best]
+    else:
+        maps = prepare_maps(stored.maps, stored.size)
+        threshold = background_threshold(maps, rule) if len(maps) else rule.threshold
+        labels = seed_mask(maps, stored.classes, threshold)
+    matrix.update(labels, _truth(record, classes))
+    return matrix
 
 
 def score_confidence(
@@ -181,11 +286,12 @@ def score_confidence(
     classes: int,
     workers: int,
     progress: Any,
+    source: str = SALIENCY,
 ) -> ReliabilityCurve:
     """How right the refined labels are where the CRF is sure; refines once more and writes nothing."""
     curve = ReliabilityCurve()
     with progress(len(records), 0) as bar, pool(min(workers, len(records))) as executor:
-        score = partial(_score_confidence, run, parameters(config), classes)
+        score = partial(_score_confidence, run, parameters(config), source, classes)
         for part in unordered(executor, score, records, ahead=4 * workers):
             curve = curve + part
             bar.update(1)
@@ -193,10 +299,9 @@ def score_confidence(
 
 
 def _score_confidence(
-    run: RunDirectory, settings: RefineParameters, classes: int, record: Record
+    run: RunDirectory, settings: RefineParameters, source: str, classes: int, record: Record
 ) -> ReliabilityCurve:
-    saliency, maps = load_maps(run, record)
-    refined = refine_mask(maps, saliency.classes, read_image(record.image), settings)
+    refined = refine_stored(run, settings, source, record)
     curve = ReliabilityCurve()
     curve.update(refined.labels, refined.confidence, _truth(record, classes))
     return curve

@@ -71,6 +71,7 @@ def protocols(config: Config) -> dict[str, tuple[str, str]]:
     best = "multi-scale + flip" if config.evaluate.ms_flip else "single scale"
     return {
         "seed": ("seeds", "train photos; saliency with background threshold, no CRF"),
+        "extended": ("extended seeds", "train photos; after the extension to whole objects, no CRF"),
         "mask": ("pseudo-masks", "train photos; after the CRF, arg-max labels"),
         "val": ("val", "val photos; single scale, no CRF"),
         "val_ms_flip": ("val, multi-scale + flip", "val photos; multi-scale and mirrored, no CRF"),
@@ -92,7 +93,7 @@ def _mask_note(name: str, entry: dict[str, Any]) -> str:
     kept = "" if entry.get("kept_miou") is None else f" with mIoU {percent(entry['kept_miou'])}"
     return (
         f"; training keeps {percent(entry['coverage'])} % of the pixels{kept}; "
-        f"oracle: best threshold on {entry['oracle_images']} photos "
+        f"oracle: best background on {entry['oracle_images']} photos "
         f"(this run there: {percent(entry['miou_on_oracle_images'])})"
     )
 

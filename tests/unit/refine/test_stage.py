@@ -19,7 +19,8 @@ from wsss.refine.background import prepare_maps
 from wsss.refine.masks import refine_mask
 from wsss.rundir import RunDirectory
 
-CONFIG = RefineConfig(crf=CRFConfig(iterations=2))
+CONSTANT = BackgroundConfig(rule="constant")
+CONFIG = RefineConfig(background=CONSTANT, crf=CRFConfig(iterations=2))
 SIZE = (24, 32)
 
 
@@ -135,13 +136,13 @@ def test_missing_saliency_names_the_stage(records: list[Record], run: RunDirecto
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (RefineConfig(confidence=1.5), "refine: confidence must lie between"),
+        (RefineConfig(CONSTANT, confidence=1.5), "refine: confidence must lie between"),
         (
-            RefineConfig(background=BackgroundConfig(threshold=0.0)),
+            RefineConfig(background=BackgroundConfig("constant", threshold=0.0)),
             "refine: the background threshold must lie",
         ),
-        (RefineConfig(low_factor=2.0), "refine: the factors must satisfy"),
-        (RefineConfig(crf=CRFConfig(iterations=-1)), r"refine: crf\.iterations must be 0 or more"),
+        (RefineConfig(CONSTANT, low_factor=2.0), "refine: the factors must satisfy"),
+        (RefineConfig(CONSTANT, crf=CRFConfig(iterations=-1)), r"refine: crf\.iterations must be 0 or more"),
     ],
 )
 def test_values_out_of_range_are_refused(config: RefineConfig, message: str) -> None:
@@ -196,7 +197,7 @@ def plain_seed(run: RunDirectory, record: Record, threshold: float) -> npt.NDArr
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_seeds_are_scored_before_the_crf(records: list[Record], run: RunDirectory, workers: int) -> None:
-    config = replace(CONFIG, background=BackgroundConfig(threshold=0.3))
+    config = replace(CONFIG, background=BackgroundConfig("constant", threshold=0.3))
     many = records * 7  # more than one chunk
     matrix, sweep, threshold = stage.score_seeds(many, run, config, 3, workers, Progress())
     pairs = [(plain_seed(run, record, 0.3), read_mask(record.mask or Path())) for record in records]
@@ -215,7 +216,7 @@ def test_oracle_refines_every_photo_with_every_candidate(records: list[Record], 
     found = stage.score_oracle(records, run, CONFIG, 3, 0, Progress())
     assert tuple(found) == stage.ORACLE_THRESHOLDS
     for threshold in (0.1, 0.4):
-        config = replace(CONFIG, background=BackgroundConfig(threshold=threshold))
+        config = replace(CONFIG, background=BackgroundConfig("constant", threshold=threshold))
         pairs = []
         for record in records:
             classes, maps = maps_of(run, record)
@@ -236,3 +237,15 @@ def test_scoring_refuses_photos_without_or_with_foreign_masks(
     write_mask(records[1].mask or Path(), np.full(SIZE, 9, np.uint8))
     with pytest.raises(UserError, match=r"masks/1\.png holds the class index 9"):
         stage.score_oracle(records, run, CONFIG, 3, 0, Progress())
+
+
+def test_threads_with_a_device_write_what_processes_write(records: list[Record], run: RunDirectory) -> None:
+    """The way of the GPU, with the CPU in its place."""
+    stage.write_all(records, run, CONFIG, 1, Progress())
+    expected = [pair(run, record) for record in records]
+    run.clear([stage.LABELS, stage.MASKS])
+    stage.write_all(records, run, replace(CONFIG, backend="torch"), 1, Progress(), device="cpu")
+    for record, (labels, mask) in zip(records, expected, strict=True):
+        found = pair(run, record)
+        assert (found[0] == labels).mean() > 0.999
+        assert (found[1] == mask).mean() > 0.999

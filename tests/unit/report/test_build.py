@@ -123,7 +123,7 @@ def test_every_number_of_a_whole_run_is_on_the_page(tmp_path: Path, run: RunDire
     for number in ("81.2", "43.2", "54.3", "61.2", "62.3", "63.5", "74.6", "82.1", "50.0", "60.0"):
         assert number in text, number
     assert "training keeps 75.0 % of the pixels with mIoU 65.4" in text
-    assert "best threshold on 7 photos (this run there: 55.6)" in text
+    assert "best background on 7 photos (this run there: 55.6)" in text
     assert "GradCAM(layer='layer4')" in text
     assert "wsss run" in text
     assert "seed: 0" in text

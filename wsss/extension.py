@@ -1,0 +1,237 @@
+"""The extension stage: from what the saliency marks to whole objects, without masks and without a second network.
+
+`walk` spreads each photo's saliency by a random walk over cells that the classifier's inner layers find alike
+(`refine.affinity`). `pixels` first learns what the seeds have in common (`refine.pixels`):
+
+    1. on some photos, the saliency takes the walk, and its clear cells become labels
+    2. a linear classifier of cells is trained on them, on frozen features
+    3. its probabilities, restricted to each photo's labels, take the walk; what is clear becomes labels again
+    4. steps 2 and 3 are repeated; then every photo gets the probabilities of its cells, after a finer walk
+
+The CRF then starts from these probabilities instead of thresholded saliency.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wsss import runtime
+from wsss.config import ExtendConfig, RuntimeConfig
+from wsss.data.dataset import Record
+from wsss.data.files import Saliency, image_size, read_arrays, read_saliency, write_arrays, write_saliency
+from wsss.data.labels import BACKGROUND, IGNORE
+from wsss.data.modules import Photo, same_size_batches
+from wsss.data.transforms import normalize_image
+from wsss.errors import UserError
+from wsss.evaluation import evenly
+from wsss.refine.affinity import (
+    WalkParameters,
+    activations,
+    affinity,
+    cells,
+    default_layers,
+    grid,
+    random_walk,
+    walk,
+)
+from wsss.refine.pixels import fit, probabilities, probable_labels, seed_labels
+from wsss.refine.stage import EXTENDED
+from wsss.rundir import RunDirectory
+from wsss.saliency import normalize, upsample
+
+LEARN_STRIDE, WALK_STRIDE = 16, 8
+"""Pixels per cell where the classifier of cells learns and answers, and where the last walk goes."""
+LEARN_RADIUS = 6
+"""Radius of the walks on the coarse grid, in its cells: as far in pixels as the default on the fine one."""
+
+
+@dataclass
+class Lesson:
+    """A photo that the classifier of cells learns from."""
+
+    rows: slice
+    """Its cells in the matrix of all features."""
+    size: tuple[int, int]
+    classes: tuple[int, ...]
+
+
+class PixelExtension:
+    """A classifier, the layers that are compared, and the constants."""
+
+    def __init__(self, network: nn.Module, config: ExtendConfig, hardware: RuntimeConfig) -> None:
+        """Move the network to the device; its last layer joins the two that the walk compares."""
+        self.network = runtime.prepare(network, hardware)
+        self.config, self.hardware = config, hardware
+        self.walk_layers = default_layers(network)
+        self.layers = (*self.walk_layers, _last_layer(self.walk_layers))
+
+    def activations(self, images: Tensor) -> list[Tensor]:
+        """Of the layers, for photos (B, 3, H, W) in [0, 1]."""
+        device = runtime.device(self.hardware)
+        with runtime.autocast(self.hardware):
+            return activations(self.network, normalize_image(images.to(device)), self.layers)
+
+    def learn(self, records: Sequence[Record], run: RunDirectory, classes: int, seed: int) -> nn.Linear:
+        """Steps 1 to 3: the classifier of cells.
+
+        Raises:
+            UserError: the saliency marks nothing to learn from.
+        """
+        features, lessons, depth = self._read(records, run)
+        labels = torch.cat([self._first_labels(run, features, depth, *pair) for pair in lessons])
+        title, rounds = "learn cells", range(self.config.rounds)
+        for turn in runtime.progress(rounds, self.hardware, title, len(rounds), unit="round"):
+            if not bool((labels != IGNORE).any()):
+                raise UserError(
+                    "no cell of the saliency is clear enough to learn from; lower --extend.high, raise "
+                    "--extend.low, or set --extend.method none"
+                )
+            layer = fit(features, labels, classes, seed=seed)
+            if turn + 1 < self.config.rounds:
+                labels = torch.cat([self._next_labels(layer, features, depth, one) for _, one in lessons])
+        return layer
+
+    def _read(
+        self, records: Sequence[Record], run: RunDirectory
+    ) -> tuple[Tensor, list[tuple[Record, Lesson]], int]:
+        """Features (N, D) float16 of all cells of the photos, where each photo's are, and how many of the D
+        belong to the layers of the walk."""
+        features, lessons, end, depth = torch.zeros(0), [], 0, 0
+        total = sum(_cells(image_size(record.image)) for record in records)
+        with runtime.bar(self.hardware, "read cells", len(records), 0) as bar:
+            for photos in same_size_batches(records, 4, workers=runtime.loader_workers(self.hardware)):
+                images = torch.stack([photo.image for photo in photos])
+                taken = self.activations(images)
+                depth = sum(part.shape[1] for part in taken[:-1])
+                found = cells(taken, grid(images, LEARN_STRIDE))
+                if end == 0:
+                    features = torch.empty((total, found.shape[1]), dtype=torch.float16)
+                for photo, part in zip(photos, found, strict=True):
+                    rows = slice(end, end + part[0].numel())
+                    features[rows] = part.flatten(1).T.cpu()
+                    size = (part.shape[-2], part.shape[-1])
+                    lessons.append((photo.record, Lesson(rows, size, tuple(photo.record.labels or ()))))
+                    end = rows.stop
+                bar.update(len(photos))
+        return features, lessons, depth
+
+    def _first_labels(
+        self, run: RunDirectory, features: Tensor, depth: int, record: Record, lesson: Lesson
+    ) -> Tensor:
+        stored = read_saliency(run.saliency(record.id))
+        maps = normalize(upsample(torch.from_numpy(stored.maps.astype(np.float32)), lesson.size), "max")
+        maps = self._walk(features, depth, lesson, maps, self.config.steps)
+        classes = [int(index) for index in stored.classes]
+        return seed_labels(normalize(maps, "max"), classes, self.config.low, self.config.high).flatten()
+
+    def _next_labels(self, layer: nn.Linear, features: Tensor, depth: int, lesson: Lesson) -> Tensor:
+        found = probabilities(layer, _image(features[lesson.rows], lesson.size), lesson.classes)
+        found = self._walk(features, depth, lesson, found, self.config.steps // 2)
+        return probable_labels(found, lesson.classes).flatten()
+
+    def _walk(self, features: Tensor, depth: int, lesson: Lesson, maps: Tensor, steps: int) -> Tensor:
+        """A walk on the coarse grid of a photo that is learnt from; maps (K, h, w)."""
+        if len(maps) == 0 or steps == 0:
+            return maps
+        compared = nn.functional.normalize(_image(features[lesson.rows, :depth], lesson.size), dim=0)
+        return random_walk(maps, affinity(compared, LEARN_RADIUS, self.config.power), steps)
+
+    @torch.no_grad()
+    def apply(self, layer: nn.Linear, photo: Photo) -> Saliency:
+        """Step 4: probabilities of one photo, background first, on the fine grid."""
+        classes = tuple(photo.record.labels or ())
+        images = photo.image[None]
+        size = (photo.image.shape[1], photo.image.shape[2])
+        if not classes:
+            return _archive((), torch.ones((1, *grid(images, WALK_STRIDE))), size)
+        taken = self.activations(images)
+        found = probabilities(layer, cells(taken, grid(images, LEARN_STRIDE))[0], classes)
+        compared = cells(taken[:-1], grid(images, WALK_STRIDE))[0]
+        transition = affinity(compared, self.config.radius, self.config.power)
+        found = upsample(found, (compared.shape[-2], compared.shape[-1]))
+        return _archive(classes, random_walk(found, transition, self.config.steps // 2), size)
+
+
+def write_pixels(
+    extension: PixelExtension, layer: nn.Linear, records: Sequence[Record], run: RunDirectory
+) -> None:
+    """Write ``extended/<id>.npz`` for every record that lacks it: probabilities."""
+    layer = layer.to(runtime.device(extension.hardware))
+    _write(records, run, extension.hardware, lambda photo: extension.apply(layer, photo))
+
+
+def write_walks(
+    network: nn.Module,
+    config: ExtendConfig,
+    records: Sequence[Record],
+    run: RunDirectory,
+    hardware: RuntimeConfig,
+) -> None:
+    """Write ``extended/<id>.npz`` for every record that lacks it: saliency after the walk."""
+    network = runtime.prepare(network, hardware)
+    parameters = WalkParameters(radius=config.radius, power=config.power, steps=config.steps)
+
+    def extend(photo: Photo) -> Saliency:
+        stored = read_saliency(run.saliency(photo.record.id))
+        maps = torch.from_numpy(stored.maps.astype(np.float32)).to(runtime.device(hardware))
+        with runtime.autocast(hardware):
+            image = normalize_image(photo.image.to(maps.device)[None])[0]
+            maps = walk(maps, network, image, parameters).clamp(0, 1)
+        return Saliency(stored.classes, maps.cpu().numpy().astype(np.float16), stored.size)
+
+    _write(records, run, hardware, extend)
+
+
+def _write(
+    records: Sequence[Record], run: RunDirectory, hardware: RuntimeConfig, extend: Callable[[Photo], Saliency]
+) -> None:
+    todo = [record for record in records if not run.maps(EXTENDED, record.id).is_file()]
+    with runtime.bar(hardware, "extend", len(records), len(records) - len(todo)) as bar:
+        for photos in same_size_batches(todo, 1, workers=runtime.loader_workers(hardware)):
+            for photo in photos:
+                path = run.maps(EXTENDED, photo.record.id)
+                if not path.is_file():  # another process may have made it meanwhile (see `wsss.shards`)
+                    write_saliency(path, extend(photo))
+            bar.update(len(photos))
+
+
+def sample(records: Sequence[Record], config: ExtendConfig) -> list[Record]:
+    """The photos that are learnt from."""
+    return evenly([record for record in records if record.labels], config.photos)
+
+
+def write_layer(path: Path, layer: nn.Linear) -> None:
+    """The classifier of cells, without pickles."""
+    write_arrays(path, {name: value.detach().cpu().numpy() for name, value in layer.state_dict().items()})
+
+
+def read_layer(path: Path) -> nn.Linear:
+    """What `write_layer` wrote. Raises UserError where the file is none."""
+    arrays = read_arrays(path, ("weight", "bias"))
+    weight, bias = (torch.from_numpy(arrays[name]) for name in ("weight", "bias"))
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    return layer.requires_grad_(False)
+
+
+def _archive(classes: tuple[int, ...], maps: Tensor, size: tuple[int, int]) -> Saliency:
+    indices = np.array([BACKGROUND, *classes], dtype=np.int16)
+    return Saliency(indices, maps.clamp(0, 1).cpu().numpy().astype(np.float16), size)
+
+
+def _image(rows: Tensor, size: tuple[int, int]) -> Tensor:
+    """(h * w, D) of any precision -> (D, h, w) float32."""
+    return rows.float().T.reshape(-1, *size)
+
+
+def _cells(size: tuple[int, int]) -> int:
+    return -(-size[0] // LEARN_STRIDE) * -(-size[1] // LEARN_STRIDE)
+
+
+def _last_layer(layers: tuple[str, ...]) -> str:
+    """The layer after the two of the walk: conv5_3 of VGG16, layer4 of a ResNet."""
+    return "features.29" if layers[0].startswith("features") else "layer4"
