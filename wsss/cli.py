@@ -90,8 +90,10 @@ def _overview() -> str:
 
 
 def _stage(name: str, words: list[str]) -> int:
-    short = {CALIBRATE: "--refine.background.rule=calibrated"} if name == "refine" else {}
-    config = parse_config(name, [short.get(word, word) for word in words])
+    options = words
+    if name == "refine" and CALIBRATE in words:  # last, so that it also goes before a --config after it
+        options = [word for word in words if word != CALIBRATE] + ["--refine.background.rule=calibrated"]
+    config = parse_config(name, options)
     from wsss.runner import run_command
 
     run_command(config, name, ["wsss", name, *words])

@@ -178,9 +178,10 @@ class BackgroundConfig:
 class ExtendConfig:
     """From seeds to the extent of objects, by what the classifier's inner layers find alike; no mask takes part."""
 
-    method: Literal["none", "walk", "pixels"] = "pixels"
+    method: Literal["auto", "none", "walk", "pixels"] = "auto"
     """walk: a random walk spreads the saliency over cells that look alike; pixels: a linear classifier of cells,
-    learnt from the seeds of many photos in rounds, then a walk; none: the CRF starts from the saliency."""
+    learnt from the seeds of many photos in rounds, then a walk; none: the CRF starts from the saliency; auto: pixels,
+    or none where classifier.weights is `none` (the features must know more than the few photos teach)."""
     photos: int = 500
     """pixels: photos that are learnt from, evenly spaced; each takes 3 to 6 MB of memory."""
     rounds: int = 4
@@ -410,6 +411,13 @@ class Config:
     seed: int = 0
     """Seed of initialisation, shuffling and augmentation."""
     compare: CompareConfig = field(default_factory=CompareConfig)
+
+    @property
+    def extension(self) -> Literal["none", "walk", "pixels"]:
+        """The method of the extension stage, `auto` resolved."""
+        if self.extend.method == "auto":
+            return "none" if self.classifier.weights == "none" else "pixels"
+        return self.extend.method
 
     def __post_init__(self) -> None:
         for name, value, low in (

@@ -104,12 +104,12 @@ def with_masks(records: Sequence[Record]) -> list[Record]:
 
 def source(config: Config) -> str:
     """Folder of the maps that the refinement starts from."""
-    return refine.SALIENCY if config.extend.method == "none" else refine.EXTENDED
+    return refine.SALIENCY if config.extension == "none" else refine.EXTENDED
 
 
 def rule_source(config: Config) -> str:
     """Folder of the maps that the background rule is for: probabilities bring their own background."""
-    return refine.EXTENDED if config.extend.method == "walk" else refine.SALIENCY
+    return refine.EXTENDED if config.extension == "walk" else refine.SALIENCY
 
 
 def mask_metrics(
@@ -149,12 +149,12 @@ def mask_metrics(
         found = refine.score_extended(
             records, run, config.refine, classes, workers, partial(bar, "score extended")
         )
-        extended = {"method": config.extend.method, **score(found, class_names)}
+        extended = {"method": config.extension, **score(found, class_names)}
     labels = _confusion(records, run, refine.LABELS, config, classes)
     masks = _confusion(records, run, refine.MASKS, config, classes)
     mask = {
         **score(labels, class_names),
-        "threshold": None if config.extend.method == "pixels" else round(threshold, 4),
+        "threshold": None if config.extension == "pixels" else round(threshold, 4),
         "coverage": _number(masks.coverage()),
         "kept_miou": _number(masks.kept().miou()),
         "kept_accuracy": _number(masks.kept().accuracy()),
@@ -183,7 +183,7 @@ def _mask_oracle(
     matrices = refine.score_oracle(sample, run, config.refine, classes, workers, title, source(config))
     value, best = max(matrices.items(), key=lambda item: item[1].miou())
     own = _confusion(sample, run, refine.LABELS, config, classes)
-    kind = "background_factor" if config.extend.method == "pixels" else "threshold"
+    kind = "background_factor" if config.extension == "pixels" else "threshold"
     return {
         **_oracle(kind, best.miou(), value, own.miou()),
         "oracle_images": len(sample),

@@ -102,10 +102,10 @@ def extend(context: Context) -> dict[str, Any]:
     """Maps of all training photos that cover whole objects."""
     config, run, records = context.config, context.run, context.dataset.train
     settings, hardware = config.extend, config.runtime
-    if settings.method == "none":
+    if config.extension == "none":
         return {"images": 0}
     network, _, _ = classification.load_classifier(run.checkpoint("classifier", config.saliency.checkpoint))
-    if settings.method == "walk":
+    if config.extension == "walk":
         for part in shares(records):
             extension.write_walks(network, settings, part, run, hardware)
         return {"images": len(records)}
@@ -320,14 +320,14 @@ STAGES: dict[str, Stage] = {
     ),
     "extend": Stage(
         extend,
-        lambda config, data: [to_dict(config.extend), config.seed],
+        lambda config, data: [to_dict(config.extend), config.extension, config.seed],
         after=("saliency",),
         outputs=(refine_stage.EXTENDED, "extension.npz"),
         title="from the saliency to whole objects",
         files=lambda context: [
             context.run.maps(refine_stage.EXTENDED, record.id)
             for record in context.dataset.train
-            if context.config.extend.method != "none"
+            if context.config.extension != "none"
         ],
     ),
     "refine": Stage(
