@@ -202,6 +202,8 @@ class ExtendConfig:
 class RefineConfig:
     """From saliency to pseudo-masks."""
 
+    method: Literal["crf", "grabcut"] = "crf"
+    """crf: dense CRF; grabcut: the baseline of Simonyan et al., from the saliency (without extension) of each class."""
     background: BackgroundConfig = field(default_factory=BackgroundConfig)
     uncertainty: Literal["agreement", "posterior", "none"] = "agreement"
     """Which pixels become 255. agreement: CRFs from a generous and a strict seed disagree (IRN); posterior: unsure."""

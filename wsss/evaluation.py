@@ -104,12 +104,13 @@ def with_masks(records: Sequence[Record]) -> list[Record]:
 
 def source(config: Config) -> str:
     """Folder of the maps that the refinement starts from."""
-    return refine.SALIENCY if config.extension == "none" else refine.EXTENDED
+    plain = config.extension == "none" or config.refine.method == "grabcut"
+    return refine.SALIENCY if plain else refine.EXTENDED
 
 
 def rule_source(config: Config) -> str:
     """Folder of the maps that the background rule is for: probabilities bring their own background."""
-    return refine.EXTENDED if config.extension == "walk" else refine.SALIENCY
+    return source(config) if config.extension == "walk" else refine.SALIENCY
 
 
 def mask_metrics(
@@ -154,7 +155,7 @@ def mask_metrics(
     masks = _confusion(records, run, refine.MASKS, config, classes)
     mask = {
         **score(labels, class_names),
-        "threshold": None if config.extension == "pixels" else round(threshold, 4),
+        "threshold": round(threshold, 4) if maps == refine.SALIENCY else None,
         "coverage": _number(masks.coverage()),
         "kept_miou": _number(masks.kept().miou()),
         "kept_accuracy": _number(masks.kept().accuracy()),
@@ -183,7 +184,8 @@ def _mask_oracle(
     matrices = refine.score_oracle(sample, run, config.refine, classes, workers, title, source(config))
     value, best = max(matrices.items(), key=lambda item: item[1].miou())
     own = _confusion(sample, run, refine.LABELS, config, classes)
-    kind = "background_factor" if config.extension == "pixels" else "threshold"
+    soft = config.extension == "pixels" and source(config) == refine.EXTENDED
+    kind = "background_factor" if soft else "threshold"
     return {
         **_oracle(kind, best.miou(), value, own.miou()),
         "oracle_images": len(sample),

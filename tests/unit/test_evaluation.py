@@ -37,7 +37,7 @@ CRF = CRFConfig(iterations=2)
 EVALUATE = EvaluateConfig(scales=(0.5, 1.0), crf_parameters=CRF, oracle_images=4)
 CONFIG = Config(
     extend=ExtendConfig(method="none"),
-    refine=RefineConfig(BackgroundConfig("constant"), crf=CRF),
+    refine=RefineConfig(background=BackgroundConfig("constant"), crf=CRF),
     evaluate=EVALUATE,
     runtime=CPU,
 )

@@ -19,10 +19,12 @@ from wsss.refine.background import (
     seed_mask,
 )
 from wsss.refine.crf import CRFParameters, dense_crf
+from wsss.refine.grabcut import grabcut_labels
 
 CRF = Callable[[npt.NDArray[np.float32], npt.NDArray[np.uint8], CRFParameters], npt.NDArray[np.float32]]
 """`dense_crf` with a backend and a device."""
 
+METHODS = ("crf", "grabcut")
 UNCERTAINTY_RULES = ("agreement", "posterior", "none")
 
 # A hard label needs a threshold below 1, or even the peak of the map would be background.
@@ -35,6 +37,9 @@ class RefineParameters:
 
     background: BackgroundParameters = field(default_factory=BackgroundParameters)
     """How the background gets its score."""
+    method: str = "crf"
+    """"crf", or "grabcut": GrabCut from the most and the least salient pixels (Simonyan et al.'s baseline), which
+    has neither a background score nor uncertain pixels."""
     uncertainty: str = "agreement"
     """"agreement" (a CRF from few and one from many foreground pixels must agree: IRN), "posterior" (one CRF
     must be sure) or "none" (one CRF, no pixel is left out)."""
@@ -54,6 +59,8 @@ class RefineParameters:
 
     def __post_init__(self) -> None:
         """Refuse unknown rules and values out of range."""
+        if self.method not in METHODS:
+            raise ValueError(f"unknown refinement {self.method!r}: choose one of {', '.join(METHODS)}")
         if self.uncertainty not in UNCERTAINTY_RULES:
             known = ", ".join(UNCERTAINTY_RULES)
             raise ValueError(f"unknown uncertainty rule {self.uncertainty!r}: choose one of {known}")
@@ -109,6 +116,9 @@ def refine_mask(
     indices = _check(maps, classes, image)
     if len(indices) == 1:
         return _empty(image)
+    if parameters.method == "grabcut":
+        labels = grabcut_labels(maps, classes, image)
+        return RefinedMask(labels, labels.copy(), np.ones(labels.shape, dtype=np.float32))
     rule = _agreement if parameters.uncertainty == "agreement" else _posterior
     posterior, certain = rule(maps, image, parameters, partial(dense_crf, backend=backend, device=device))
     mask = indices[posterior.argmax(axis=0)]

@@ -62,6 +62,7 @@ def parameters(config: RefineConfig) -> RefineParameters:
     try:
         return RefineParameters(
             background=BackgroundParameters(**asdict(config.background)),
+            method=config.method,
             uncertainty=config.uncertainty,
             low_factor=config.low_factor,
             high_factor=config.high_factor,

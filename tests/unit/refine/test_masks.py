@@ -7,6 +7,7 @@ import pytest
 
 from wsss.refine import dense_crf
 from wsss.refine.background import BackgroundParameters, seed_mask
+from wsss.refine.grabcut import grabcut_labels
 from wsss.refine.masks import RefineParameters, label_probabilities, refine_mask, score_probabilities
 
 Scene = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
@@ -168,3 +169,13 @@ def test_wrong_arguments_are_refused(
 def test_meaningless_parameters_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RefineParameters(**change)  # type: ignore[arg-type]
+
+
+def test_grabcut_stands_in_for_the_crf() -> None:
+    maps, image, _ = scene()
+    labels, mask, confidence = refine_mask(maps, (3, 12), image, RefineParameters(method="grabcut"))
+    np.testing.assert_array_equal(labels, grabcut_labels(maps, (3, 12), image))
+    np.testing.assert_array_equal(mask, labels)
+    assert (confidence == 1).all()
+    with pytest.raises(ValueError, match="unknown refinement 'x': choose one of crf, grabcut"):
+        RefineParameters(method="x")

@@ -136,13 +136,16 @@ def test_missing_saliency_names_the_stage(records: list[Record], run: RunDirecto
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (RefineConfig(CONSTANT, confidence=1.5), "refine: confidence must lie between"),
+        (RefineConfig(background=CONSTANT, confidence=1.5), "refine: confidence must lie between"),
         (
             RefineConfig(background=BackgroundConfig("constant", threshold=0.0)),
             "refine: the background threshold must lie",
         ),
-        (RefineConfig(CONSTANT, low_factor=2.0), "refine: the factors must satisfy"),
-        (RefineConfig(CONSTANT, crf=CRFConfig(iterations=-1)), r"refine: crf\.iterations must be 0 or more"),
+        (RefineConfig(background=CONSTANT, low_factor=2.0), "refine: the factors must satisfy"),
+        (
+            RefineConfig(background=CONSTANT, crf=CRFConfig(iterations=-1)),
+            r"refine: crf\.iterations must be 0 or more",
+        ),
     ],
 )
 def test_values_out_of_range_are_refused(config: RefineConfig, message: str) -> None:
