@@ -10,7 +10,9 @@ import numpy.typing as npt
 from wsss.data.labels import IGNORE
 from wsss.metrics.confusion import Mask, check_pair
 
-BINS = 200
+BINS = 210
+DIGITS = 7.0
+"""The bins are even in -log10(1 - confidence), up to seven nines: most of a CRF's posteriors are above 0.99."""
 
 
 class ReliabilityCurve:
@@ -39,7 +41,8 @@ class ReliabilityCurve:
         if confidence.shape != labels.shape:
             raise ValueError(f"the confidence is {confidence.shape}, the mask {labels.shape}")
         counted = truth != IGNORE
-        bins = np.minimum((confidence[counted] * BINS).astype(np.int64), BINS - 1)
+        doubt = np.maximum(1 - confidence[counted].astype(np.float64), 10**-DIGITS)
+        bins = np.clip(-np.log10(doubt) * (BINS / DIGITS), 0, BINS - 1).astype(np.int64)
         self._total += np.bincount(bins, minlength=BINS)
         self._right += np.bincount(bins[labels[counted] == truth[counted]], minlength=BINS)
 
@@ -59,9 +62,9 @@ class ReliabilityCurve:
         """
         total, right = self._total[::-1].cumsum(), self._right[::-1].cumsum()
         used = np.flatnonzero(self._total[::-1])
-        limits = 1 - (np.arange(BINS) + 1) / BINS
+        limits = 1 - 10 ** (-(BINS - 1 - np.arange(BINS)) * (DIGITS / BINS))
         return {
-            "limit": limits[used].round(4).tolist(),
+            "limit": limits[used].round(7).tolist(),
             "coverage": (total[used] / max(int(total[-1]), 1)).round(5).tolist(),
             "accuracy": (right[used] / np.maximum(total[used], 1)).round(5).tolist(),
         }
