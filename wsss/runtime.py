@@ -24,9 +24,10 @@ def device(config: RuntimeConfig) -> torch.device:
     """
     if config.accelerator == "cpu":
         return torch.device("cpu")
-    if torch.cuda.is_available():  # of several processes on one machine (see `shards`) each has its own
-        local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
-        return torch.device("cuda", local % torch.cuda.device_count())
+    if torch.cuda.is_available():
+        local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
+        # Of several processes on one machine (see `shards`) each has its own.
+        return torch.device("cuda", int(local) % torch.cuda.device_count()) if local else torch.device("cuda")
     if config.accelerator == "gpu":
         raise UserError(
             "runtime.accelerator is gpu, but torch sees no CUDA device; use --runtime.accelerator cpu"

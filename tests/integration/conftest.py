@@ -1,14 +1,11 @@
 """A tiny finished run that the integration tests share, and how they call the command line."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start: the same sums everywhere
 
 import numpy as np
 import pytest

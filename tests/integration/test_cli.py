@@ -20,7 +20,12 @@ STAGES = ("run", "classify", "saliency", "refine", "segment", "evaluate", "repor
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["score", "--help"], ["data", "--help"], ["predict", "--help"]]
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        *([name, "--help"] for name in ("score", "data", "predict", "explain", "export")),
+    ],
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = (

@@ -154,7 +154,10 @@ def test_unknown_option_is_refused_with_the_nearest_one(command: Any) -> None:
     ("words", "part"),
     [
         (["--classifier.epochs", "two"], "--classifier.epochs: expected int, got two"),
-        (["--data.kind", "sheep"], "--data.kind: expected one of 'shapes', 'voc', 'folder', got sheep"),
+        (
+            ["--data.kind", "sheep"],
+            "--data.kind: expected one of 'shapes', 'voc', 'folder', 'coco', 'imagenet', got sheep",
+        ),
         (["--segmenter.supervised", "perhaps"], "--segmenter.supervised: expected bool, got perhaps"),
         (["--output"], "--output"),
         (["stray"], "unrecognized arguments: stray"),
