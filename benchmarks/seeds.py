@@ -11,6 +11,7 @@ Choosing a method by this table uses masks: do it while developing, not in a run
 
 import argparse
 import json
+import tempfile
 import time
 from dataclasses import asdict, replace
 from functools import partial
@@ -48,7 +49,6 @@ def main() -> None:
     parser.add_argument(
         "--output-stride", type=int, choices=(8, 16, 32), help="of the classifier, for the maps"
     )
-    parser.add_argument("--work", type=Path, default=Path("/tmp/wsss_seeds"), help="folder for the maps")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
@@ -63,28 +63,18 @@ def main() -> None:
     classifier = runtime.prepare(classifier, config.runtime)
     print(f"{len(records)} training photos, mIoU in %, {options.threads} threads")
     print(f"{'s/photo':>8}{'rule':>17}{'seed':>7}{'oracle':>8}{'mask':>7}{'coverage':>10}{'kept':>7}  method")
-    rows = []
+    rows: list[dict[str, object]] = []
     for text in options.methods:
         method = parse_method(text, default_layer(settings.architecture), "sigmoid")
-        run = RunDirectory(options.work / str(len(rows)))
-        run.clear(["saliency", refine.LABELS, refine.MASKS])
-        link(options.run / "classifier", run.root / "classifier")
-        seconds = write_maps(classifier, method, records, run, config)
-        row = {
-            "method": to_expression(method),
-            "seconds": seconds,
-            **quality(config, records, run, dataset.class_names),
-        }
-        rows.append(row)
+        with tempfile.TemporaryDirectory() as work:
+            run = RunDirectory(Path(work))
+            (run.root / "classifier").symlink_to((options.run / "classifier").resolve())
+            seconds = write_maps(classifier, method, records, run, config)
+            found = quality(config, records, run, dataset.class_names)
+        rows.append({"method": to_expression(method), "seconds": seconds, **found})
         print(line(rows[-1]), flush=True)
         if options.json:
             options.json.write_text(json.dumps({"photos": len(records), "rows": rows}, indent=1))
-
-
-def link(target: Path, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        path.symlink_to(target.resolve())
 
 
 def write_maps(
