@@ -38,6 +38,8 @@ from wsss.saliency.parse import parse_method, to_expression
 from wsss.saliency.stage import maps_of_photos, to_archive
 from wsss.tasks.classification import load_classifier
 
+CALIBRATION_PHOTOS = 16
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -93,7 +95,8 @@ def quality(
     config: Config, records: list[Record], run: RunDirectory, names: tuple[str, ...]
 ) -> dict[str, object]:
     """The rule chosen without masks, and everything that masks say of it."""
-    best = max(judge(config, records, len(names), run), key=lambda candidate: candidate.evidence.gain)
+    sample = evenly(records, CALIBRATION_PHOTOS)
+    best = max(judge(config, sample, len(names), run), key=lambda candidate: candidate.evidence.gain)
     config = replace(config, refine=replace(config.refine, background=BackgroundConfig(**asdict(best.rule))))
     bar = partial(runtime.bar, config.runtime, "refine")
     refine.write_all(records, run, config.refine, runtime.workers(config.runtime), bar)
