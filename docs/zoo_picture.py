@@ -10,7 +10,6 @@ from sklearn.datasets import load_sample_image
 
 from wsss.explain import explain, imagenet_subject
 from wsss.saliency import METHODS
-from wsss.saliency.parse import parse_method
 
 WRAPPED = ("sess(gradcam)", "subtraction(gradcam)", "multiscale(gradcam, scales=(0.5, 1, 1.5, 2))")
 ROWS = 3
@@ -18,7 +17,9 @@ ROWS = 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", default="imagenet", help="torchvision's ResNet-50: `imagenet` or a state dict")
+    parser.add_argument(
+        "--weights", default="imagenet", help="torchvision's ResNet-50: `imagenet` or a state dict"
+    )
     parser.add_argument("--classes", nargs=2, default=["palace", "daisy"])
     parser.add_argument("--output", type=Path, default=Path("docs/zoo.jpg"))
     options = parser.parse_args()
@@ -34,14 +35,18 @@ def main() -> None:
             explain(photo, picture, subject, some, options.classes)
             strips.append(Image.open(picture).convert("RGB"))
         sheet = stack(strips)
-        smaller = sheet.resize((round(0.62 * sheet.width), round(0.62 * sheet.height)), Image.Resampling.LANCZOS)
+        smaller = sheet.resize(
+            (round(0.62 * sheet.width), round(0.62 * sheet.height)), Image.Resampling.LANCZOS
+        )
         smaller.save(options.output, quality=80, optimize=True)
 
 
 def both() -> Image.Image:
     """The temple and the flower, side by side, 224 x 448."""
     photos = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
-    squares = [Image.fromarray(photo[:, 110:537]).resize((224, 224), Image.Resampling.BICUBIC) for photo in photos]
+    squares = [
+        Image.fromarray(photo[:, 110:537]).resize((224, 224), Image.Resampling.BICUBIC) for photo in photos
+    ]
     return Image.fromarray(np.concatenate([np.asarray(square) for square in squares], axis=1))
 
 
