@@ -202,8 +202,11 @@ class ExtendConfig:
 class RefineConfig:
     """From saliency to pseudo-masks."""
 
-    method: Literal["crf", "grabcut"] = "crf"
-    """crf: dense CRF; grabcut: the baseline of Simonyan et al., from the saliency (without extension) of each class."""
+    method: Literal["crf", "pamr", "grabcut"] = "crf"
+    """crf: dense CRF; pamr: local averages along colours, cheaper; grabcut: the baseline of Simonyan et al., from the
+    saliency (without extension) of each class."""
+    pamr_first: bool = False
+    """Average the maps locally along colours before the CRF."""
     background: BackgroundConfig = field(default_factory=BackgroundConfig)
     uncertainty: Literal["agreement", "posterior", "none"] = "agreement"
     """Which pixels become 255. agreement: CRFs from a generous and a strict seed disagree (IRN); posterior: unsure."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from wsss.refine.grabcut import grabcut_labels
 CRF = Callable[[npt.NDArray[np.float32], npt.NDArray[np.uint8], CRFParameters], npt.NDArray[np.float32]]
 """`dense_crf` with a backend and a device."""
 
-METHODS = ("crf", "grabcut")
+METHODS = ("crf", "pamr", "grabcut")
 UNCERTAINTY_RULES = ("agreement", "posterior", "none")
 
 # A hard label needs a threshold below 1, or even the peak of the map would be background.
@@ -38,8 +38,10 @@ class RefineParameters:
     background: BackgroundParameters = field(default_factory=BackgroundParameters)
     """How the background gets its score."""
     method: str = "crf"
-    """"crf", or "grabcut": GrabCut from the most and the least salient pixels (Simonyan et al.'s baseline), which
-    has neither a background score nor uncertain pixels."""
+    """"crf"; "pamr": the scores are averaged locally along colours (a cheap alternative); "grabcut": GrabCut from the
+    most and the least salient pixels (Simonyan et al.'s baseline), without background score and uncertain pixels."""
+    pamr_first: bool = False
+    """Average the maps locally along colours before the CRF."""
     uncertainty: str = "agreement"
     """"agreement" (a CRF from few and one from many foreground pixels must agree: IRN), "posterior" (one CRF
     must be sure) or "none" (one CRF, no pixel is left out)."""
@@ -119,6 +121,11 @@ def refine_mask(
     if parameters.method == "grabcut":
         labels = grabcut_labels(maps, classes, image)
         return RefinedMask(labels, labels.copy(), np.ones(labels.shape, dtype=np.float32))
+    if parameters.method == "pamr":
+        return _averaged(background_scores(maps, parameters.background), image, indices, parameters)
+    if parameters.pamr_first:
+        maps = _local_average(maps, image)
+        maps = maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), np.float32(1e-12))
     rule = _agreement if parameters.uncertainty == "agreement" else _posterior
     posterior, certain = rule(maps, image, parameters, partial(dense_crf, backend=backend, device=device))
     mask = indices[posterior.argmax(axis=0)]
@@ -163,10 +170,42 @@ def refine_probabilities(
     indices = _check(probabilities[1:], classes, image)
     if len(indices) == 1:
         return _empty(image)
+    if parameters.method == "pamr":
+        return _averaged(probabilities, image, indices, parameters)
+    if parameters.pamr_first:
+        probabilities = _local_average(probabilities, image)
     posterior = dense_crf(probabilities, image, parameters.soft_crf, backend, device)
+    return _by_posterior(posterior, indices, parameters)
+
+
+def _by_posterior(
+    posterior: npt.NDArray[np.float32], indices: npt.NDArray[np.uint8], parameters: RefineParameters
+) -> RefinedMask:
+    """The most probable classes; uncertain is what falls below `posterior_limit`."""
     labels, confidence = indices[posterior.argmax(axis=0)], posterior.max(axis=0)
     limit = 0.0 if parameters.uncertainty == "none" else parameters.posterior_limit
     return RefinedMask(labels, np.where(confidence >= limit, labels, np.uint8(IGNORE)), confidence)
+
+
+def _averaged(
+    scores: Maps, image: npt.NDArray[np.uint8], indices: npt.NDArray[np.uint8], parameters: RefineParameters
+) -> RefinedMask:
+    """PAMR instead of the CRF. Averages are never sharp, so no posterior is asked for: every pixel counts."""
+    averaged = _local_average(scores, image)
+    total = averaged.sum(axis=0, keepdims=True)
+    posterior = np.divide(averaged, total, out=np.zeros_like(averaged), where=total > 0)
+    return _by_posterior(posterior, indices, replace(parameters, uncertainty="none"))
+
+
+def _local_average(maps: Maps, image: npt.NDArray[np.uint8]) -> Maps:
+    """`refine.pamr` of maps `(C, H, W)`; torch is imported only where this is asked for."""
+    import torch
+
+    from wsss.refine.pamr import pamr
+
+    photo = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
+    averaged: Maps = pamr(torch.from_numpy(np.ascontiguousarray(maps)), photo).numpy()
+    return averaged
 
 
 def _agreement(

@@ -63,6 +63,7 @@ def parameters(config: RefineConfig) -> RefineParameters:
         return RefineParameters(
             background=BackgroundParameters(**asdict(config.background)),
             method=config.method,
+            pamr_first=config.pamr_first,
             uncertainty=config.uncertainty,
             low_factor=config.low_factor,
             high_factor=config.high_factor,

@@ -1,14 +1,28 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
-import pydensecrf.utils
 import pytest
+import torch
 
 from wsss.refine import dense_crf
 from wsss.refine.background import BackgroundParameters, seed_mask
 from wsss.refine.grabcut import grabcut_labels
-from wsss.refine.masks import RefineParameters, label_probabilities, refine_mask, score_probabilities
+from wsss.refine.masks import (
+    RefineParameters,
+    label_probabilities,
+    refine_mask,
+    refine_probabilities,
+    score_probabilities,
+)
+from wsss.refine.pamr import pamr
+
+pydensecrf = pytest.importorskip(
+    "pydensecrf", reason="its unary_from_labels is the reference of the hard seeds"
+)
+import pydensecrf.utils  # noqa: E402
 
 Scene = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
 
@@ -67,7 +81,7 @@ def test_agreement_is_the_intersection_of_two_crfs_from_hard_labels() -> None:
     results, total = [], 0
     for threshold in (0.1, 0.3):
         padded = np.concatenate([np.full((1, 60, 90), threshold, np.float32), maps]).argmax(axis=0)
-        energy = pydensecrf.utils.unary_from_labels(padded, 3, gt_prob=0.7, zero_unsure=False)
+        energy = reference.unary_from_labels(padded, 3, gt_prob=0.7, zero_unsure=False)
         posterior = dense_crf(np.exp(-energy).reshape(3, 60, 90), image)
         results.append(np.array([0, 3, 12])[posterior.argmax(axis=0)])
         total = total + posterior / 2
@@ -120,7 +134,7 @@ def test_inputs_are_not_changed() -> None:
 
 def test_probabilities_of_hard_labels_are_those_of_pydensecrf() -> None:
     labels = np.random.default_rng(0).integers(0, 4, (6, 7))
-    expected = np.exp(-pydensecrf.utils.unary_from_labels(labels, 4, gt_prob=0.7, zero_unsure=False))
+    expected = np.exp(-reference.unary_from_labels(labels, 4, gt_prob=0.7, zero_unsure=False))
     np.testing.assert_allclose(label_probabilities(labels, 4, 0.7), expected.reshape(4, 6, 7), rtol=1e-5)
 
 
@@ -177,5 +191,47 @@ def test_grabcut_stands_in_for_the_crf() -> None:
     np.testing.assert_array_equal(labels, grabcut_labels(maps, (3, 12), image))
     np.testing.assert_array_equal(mask, labels)
     assert (confidence == 1).all()
-    with pytest.raises(ValueError, match="unknown refinement 'x': choose one of crf, grabcut"):
+    with pytest.raises(ValueError, match="unknown refinement 'x': choose one of crf, pamr, grabcut"):
         RefineParameters(method="x")
+
+
+def averaged(scores: npt.NDArray[np.float32], image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    photo = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
+    return pamr(torch.from_numpy(scores), photo).numpy()
+
+
+def test_local_averages_stand_in_for_the_crf() -> None:
+    maps, image, _ = scene()
+    rule = BackgroundParameters(threshold=0.2)
+    labels, mask, _ = refine_mask(maps, (3, 12), image, RefineParameters(rule, method="pamr"))
+    scores = np.concatenate([np.full((1, 60, 90), 0.2, np.float32), maps])
+    np.testing.assert_array_equal(labels, np.array([0, 3, 12])[averaged(scores, image).argmax(axis=0)])
+    np.testing.assert_array_equal(mask, labels)
+    probabilities = scores / scores.sum(axis=0)
+    found = refine_probabilities(probabilities, (3, 12), image, RefineParameters(method="pamr"))
+    expected = averaged(probabilities, image).argmax(axis=0)
+    np.testing.assert_array_equal(found.labels, np.array([0, 3, 12])[expected])
+
+
+def test_local_averages_go_before_the_crf() -> None:
+    maps, image, _ = scene()
+    image = noise_like(image)
+    parameters = RefineParameters(BackgroundParameters(threshold=0.2), uncertainty="none")
+    smooth = averaged(maps, image)
+    expected = refine_mask(smooth / smooth.max((1, 2), keepdims=True), (3, 12), image, parameters)
+    found = refine_mask(maps, (3, 12), image, replace(parameters, pamr_first=True))
+    np.testing.assert_allclose(found.confidence, expected.confidence, atol=1e-5)
+    assert (found.confidence != refine_mask(maps, (3, 12), image, parameters).confidence).any()
+
+
+def test_probabilities_are_refined_with_their_own_background() -> None:
+    maps, image, _ = scene()
+    probabilities = np.concatenate([np.full((1, 60, 90), 0.3, np.float32), maps])
+    probabilities /= probabilities.sum(axis=0)
+    parameters = RefineParameters(posterior_limit=0.9)
+    found = refine_probabilities(probabilities, (3, 12), image, parameters)
+    posterior = dense_crf(probabilities, image, parameters.soft_crf)
+    np.testing.assert_array_equal(found.labels, np.array([0, 3, 12])[posterior.argmax(axis=0)])
+    np.testing.assert_array_equal(found.mask == 255, posterior.max(axis=0) < 0.9)
+    empty = refine_probabilities(np.ones((1, 60, 90), np.float32), (), image)
+    assert (empty.labels == 0).all()
