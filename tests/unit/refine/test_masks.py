@@ -19,10 +19,8 @@ from wsss.refine.masks import (
 )
 from wsss.refine.pamr import pamr
 
-pydensecrf = pytest.importorskip(
-    "pydensecrf", reason="its unary_from_labels is the reference of the hard seeds"
-)
-import pydensecrf.utils  # noqa: E402
+# Its unary_from_labels is the reference of the hard seeds.
+reference = pytest.importorskip("pydensecrf.utils")
 
 Scene = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
 
