@@ -138,7 +138,7 @@ def test_probabilities_of_hard_labels_are_those_of_pydensecrf() -> None:
 
 def test_probabilities_of_soft_scores_are_those_of_pydensecrf() -> None:
     scores = np.random.default_rng(0).random((3, 6, 7), dtype=np.float32) + 0.01
-    expected = np.exp(-pydensecrf.utils.unary_from_softmax(scores / scores.sum(axis=0), scale=0.7))
+    expected = np.exp(-reference.unary_from_softmax(scores / scores.sum(axis=0), scale=0.7))
     np.testing.assert_allclose(score_probabilities(scores, 0.7), expected.reshape(3, 6, 7), rtol=1e-5)
 
 
