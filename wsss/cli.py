@@ -365,7 +365,7 @@ the photo was explained, float32 (methods, classes, height, width) in the order 
 """
 
 
-def _explain(name: str, words: list[str]) -> int:
+def _explain_parser() -> Any:
     import argparse
 
     parser = argparse.ArgumentParser(
@@ -418,6 +418,11 @@ def _explain(name: str, words: list[str]) -> int:
         help="also draw the map of every crop of sess(...), with the weight it has: FILE.patches-1.png ...",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where to compute")
+    return parser
+
+
+def _explain(name: str, words: list[str]) -> int:
+    parser = _explain_parser()
     options = parser.parse_args(words)
     if options.weights and not options.architecture:
         parser.error("--weights belongs to --architecture; a checkpoint has its own")

@@ -1,11 +1,11 @@
 """The refinement stage: saliency archives to pseudo-masks, in several processes, without torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,8 @@ from wsss.refine.background import (
 from wsss.refine.crf import CRFParameters, crf_labels
 from wsss.refine.masks import RefinedMask, RefineParameters, refine_mask, refine_probabilities
 from wsss.rundir import RunDirectory
+
+T = TypeVar("T")
 
 SALIENCY, EXTENDED = "saliency", "extended"
 """Folders of maps: of the saliency stage, and after the extension to whole objects."""
@@ -169,6 +171,16 @@ def write_crf(parameters: CRFParameters, job: tuple[Path, npt.NDArray[np.float32
 # -- scoring of the training photos that have ground truth ---------------------------------------
 
 
+def _scored(
+    score: Callable[[Record], T], records: Sequence[Record], workers: int, progress: Any
+) -> Iterator[T]:
+    """`score` of every record, in processes, with a progress bar; as they come."""
+    with progress(len(records), 0) as bar, pool(min(workers, len(records))) as executor:
+        for part in unordered(executor, score, records, ahead=4 * workers):
+            bar.update(1)
+            yield part
+
+
 def score_seeds(
     records: Sequence[Record],
     run: RunDirectory,
@@ -221,11 +233,9 @@ def score_oracle(
         For saliency: constant background threshold -> matrix. For probabilities: factor on the background's.
     """
     total: dict[float, ConfusionMatrix] = {}
-    with progress(len(records), 0) as bar, pool(min(workers, len(records))) as executor:
-        score = partial(_score_refined, run, parameters(config), source, classes)
-        for parts in unordered(executor, score, records, ahead=4 * workers):
-            total = {key: total[key] + part if key in total else part for key, part in parts.items()}
-            bar.update(1)
+    score = partial(_score_refined, run, parameters(config), source, classes)
+    for parts in _scored(score, records, workers, progress):
+        total = {key: total[key] + part if key in total else part for key, part in parts.items()}
     return total
 
 
@@ -233,15 +243,14 @@ def _score_refined(
     run: RunDirectory, settings: RefineParameters, source: str, classes: int, record: Record
 ) -> dict[float, ConfusionMatrix]:
     stored, image = read_saliency(run.maps(source, record.id)), read_image(record.image)
-    truth, matrices = _truth(record, classes), {}
-    for value in ORACLE_FACTORS if has_background(stored) else ORACLE_THRESHOLDS:
-        if has_background(stored):
-            probabilities = prepare_probabilities(stored.maps, stored.size)
-            probabilities[0] *= np.float32(value)
-            refined = refine_probabilities(probabilities, stored.classes[1:], image, settings)
+    truth, matrices, soft = _truth(record, classes), {}, has_background(stored)
+    maps = (prepare_probabilities if soft else prepare_maps)(stored.maps, stored.size)
+    for value in ORACLE_FACTORS if soft else ORACLE_THRESHOLDS:
+        if soft:
+            weighted = np.concatenate((maps[:1] * np.float32(value), maps[1:]))
+            refined = refine_probabilities(weighted, stored.classes[1:], image, settings)
         else:
             rule = BackgroundParameters(rule="constant", threshold=value)
-            maps = prepare_maps(stored.maps, stored.size)
             refined = refine_mask(maps, stored.classes, image, replace(settings, background=rule))
         matrices[value] = ConfusionMatrix(classes)
         matrices[value].update(refined.labels, truth)
@@ -257,13 +266,8 @@ def score_extended(
     progress: Any,
 ) -> ConfusionMatrix:
     """The extended maps before the CRF: arg-max of probabilities, or seeds at the rule's threshold."""
-    matrix = ConfusionMatrix(classes)
     score = partial(_score_extended, run, parameters(config).background, classes)
-    with progress(len(records), 0) as bar, pool(min(workers, len(records))) as executor:
-        for part in unordered(executor, score, records, ahead=4 * workers):
-            matrix = matrix + part
-            bar.update(1)
-    return matrix
+    return sum(_scored(score, records, workers, progress), start=ConfusionMatrix(classes))
 
 
 def _score_extended(
@@ -291,13 +295,8 @@ def score_confidence(
     source: str = SALIENCY,
 ) -> ReliabilityCurve:
     """How right the refined labels are where the CRF is sure; refines once more and writes nothing."""
-    curve = ReliabilityCurve()
-    with progress(len(records), 0) as bar, pool(min(workers, len(records))) as executor:
-        score = partial(_score_confidence, run, parameters(config), source, classes)
-        for part in unordered(executor, score, records, ahead=4 * workers):
-            curve = curve + part
-            bar.update(1)
-    return curve
+    score = partial(_score_confidence, run, parameters(config), source, classes)
+    return sum(_scored(score, records, workers, progress), start=ReliabilityCurve())
 
 
 def _score_confidence(
