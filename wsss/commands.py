@@ -1,0 +1,294 @@
+"""The tools beside the pipeline: ``wsss score, predict, export, explain, data``.
+
+Each function takes the command's name and the words after it, and returns the exit status. Nothing heavy is
+imported before the words are understood.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from wsss.errors import UserError
+
+
+def score(name: str, words: list[str]) -> int:
+    """Score a folder of masks against another; prints a table or JSON."""
+    parser = argparse.ArgumentParser(
+        prog="wsss score",
+        description="PASCAL VOC mIoU, precision and recall of a folder of predicted masks against a folder of true "
+        "masks.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "predictions", type=Path, help="folder of <id>.png: palette or grey, 0..C, 255 = no answer"
+    )
+    parser.add_argument(
+        "truth", type=Path, help="folder of <id>.png: palette or grey, 0..C, 255 = not counted"
+    )
+    parser.add_argument(
+        "--ids", type=Path, help="list of the ids to score (default: every PNG of the predictions)"
+    )
+    parser.add_argument(
+        "--classes", type=Path, help="class names, one a line, without background (default: VOC's 20)"
+    )
+    parser.add_argument(
+        "--ignored-as-background",
+        action="store_true",
+        help="count a predicted 255 as background (IRN's convention)",
+    )
+    parser.add_argument(
+        "--boundary",
+        action="store_true",
+        help="also boundary F-scores, within 0.75 %% of the image diagonal (Csurka et al. 2013); slower",
+    )
+    parser.add_argument(
+        "--confusion", action="store_true", help="also list which classes are taken for which most often"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes (default: this one)")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON, with the whole confusion matrix, instead of a table"
+    )
+    options = parser.parse_args(words)
+    from wsss.data.labels import read_classes, read_ids
+    from wsss.metrics.segmentation import score_folder
+    from wsss.metrics.table import score_table
+
+    for folder in (options.predictions, options.truth):
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder; give the folder that holds the <id>.png masks")
+    result = score_folder(
+        options.predictions,
+        options.truth,
+        read_ids(options.ids) if options.ids else None,
+        ("background", *read_classes(options.classes)),
+        ignored_as_background=options.ignored_as_background,
+        boundary=options.boundary,
+        confusion=options.confusion or options.json,
+        workers=options.workers,
+        progress=sys.stderr.isatty(),
+    )
+    print(json.dumps(result, indent=2) if options.json else score_table(result, options.confusion))
+    return 0
+
+
+_PREDICT_EXAMPLES = """\
+examples:
+  wsss predict holiday.jpg photos/ --checkpoint runs/voc/segmenter/last.ckpt --output masks --overlay
+  wsss predict photos/ --checkpoint runs/voc/segmenter/last.ckpt --output masks --ms-flip --crf --skip-existing
+
+JPEG, PNG, WebP, BMP and TIFF; grey, CMYK, transparent (laid on white), 16-bit; turned as their EXIF orientation
+says. Masks have the photo's size: 0 is background, 1 the first class; the table at the end names the indices.
+A network knows objects at the size at which it was trained: for photos of a phone or a camera try --long-side 1024.
+"""
+
+
+def predict(name: str, words: list[str]) -> int:
+    """Write masks for new photos; prints which classes were found."""
+    parser = argparse.ArgumentParser(
+        prog="wsss predict",
+        description="Masks for new photos of any size.",
+        epilog=_PREDICT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="photos, or folders of photos")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="runs/<name>/segmenter/last.ckpt")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for <name>.png (palette, size of the photo)"
+    )
+    parser.add_argument(
+        "--ms-flip", action="store_true", help="several scales and mirrored: better, 17 times slower"
+    )
+    parser.add_argument("--crf", action="store_true", help="refine along edges with a dense CRF")
+    parser.add_argument(
+        "--long-side",
+        type=int,
+        metavar="PIXELS",
+        help="predict larger photos reduced to this longer side, then enlarge (default: at their own size)",
+    )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        default=1024,
+        metavar="PIXELS",
+        help="beyond this longer side predict in overlapping, blended tiles; smaller takes less memory "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--overlay", action="store_true", help="also write <name>_overlay.jpg")
+    parser.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="also write <name>.npz: probabilities float16 (classes, height, width), classes (names)",
+    )
+    parser.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="keep what is in the folder and predict the rest, to continue (default: write everything anew)",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where to compute")
+    options = parser.parse_args(words)
+    from wsss.predict import PredictOptions, predict_files
+
+    chosen = PredictOptions(
+        ms_flip=options.ms_flip,
+        crf=options.crf,
+        tile=options.tile,
+        long_side=options.long_side,
+        overlay=options.overlay,
+        probabilities=options.probabilities,
+        skip_existing=options.skip_existing,
+    )
+    print(predict_files(options.images, options.checkpoint, options.output, chosen, options.device))
+    return 0
+
+
+def export(name: str, words: list[str]) -> int:
+    """Take a segmenter or its masks elsewhere; see ``wsss.export.command``."""
+    from wsss.export.command import main as export
+
+    return export(words)
+
+
+_EXPLAIN_EXAMPLES = """\
+examples:
+  wsss explain dog.jpg --architecture resnet50 --class "golden retriever" --output why.png
+  wsss explain street.jpg --checkpoint runs/voc/classifier/last.ckpt --class person --class car \\
+      --method gradcam --method global_guidance@layer3 --method "sess(gradcam, prefilter=0.5)" --output why.png
+
+A METHOD is a name with parameters as in Python, in quotes: gradcam, gradcam@layer3 (the layer),
+"groupcam(groups=16)"; around it "sess(...)", "subtraction(...)", "multiscale(...)". An unknown name lists all.
+
+Beside FILE.png comes FILE.npy: the raw maps (neither normalised nor clipped), upsampled to the size at which
+the photo was explained, float32 (methods, classes, height, width) in the order of the figure.
+"""
+
+
+def _explain_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wsss explain",
+        description="Draws where a classifier sees a class: saliency of one photo, a row for each class and a "
+        "column for each method.",
+        epilog=_EXPLAIN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="a photo")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.png", help="the figure")
+    parser.add_argument(
+        "--class",
+        dest="classes",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="class, repeatable; for ImageNet also its index (default: the most probable)",
+    )
+    parser.add_argument(
+        "--method",
+        dest="methods",
+        action="append",
+        metavar="METHOD",
+        help="saliency method, repeatable (default: gradcam)",
+    )
+    parser.add_argument("--layer", help="of methods that name none (default: the last convolutional one)")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument(
+        "--checkpoint", type=Path, metavar="CKPT", help="runs/<name>/classifier/last.ckpt: its classes"
+    )
+    model.add_argument(
+        "--architecture",
+        metavar="NAME",
+        help="an ImageNet classifier of torchvision: resnet18, resnet34, resnet50, resnet101, vgg16, vgg16_bn",
+    )
+    parser.add_argument(
+        "--weights", metavar="PATH", help="state dict of --architecture (default: torchvision's, downloaded)"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help="shorter side (default: the photo's, its longer at most 1024)",
+    )
+    parser.add_argument(
+        "--patches",
+        action="store_true",
+        help="also draw the map of every crop of sess(...), with the weight it has: FILE.patches-1.png ...",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where to compute")
+    return parser
+
+
+def explain(name: str, words: list[str]) -> int:
+    """Draw the saliency of one photo."""
+    parser = _explain_parser()
+    options = parser.parse_args(words)
+    if options.weights and not options.architecture:
+        parser.error("--weights belongs to --architecture; a checkpoint has its own")
+    if options.size is not None and options.size < 1:
+        parser.error(f"--size is {options.size}, but must be at least 1 pixel")
+    from wsss.explain import explain, imagenet_subject, trained_subject
+
+    if options.checkpoint:
+        subject = trained_subject(options.checkpoint, options.layer)
+    else:
+        subject = imagenet_subject(options.architecture, options.weights or "imagenet", options.layer)
+    explain(
+        options.image,
+        options.output,
+        subject,
+        options.methods or ["gradcam"],
+        options.classes,
+        size=options.size,
+        patches=options.patches,
+        accelerator=options.device,
+    )
+    return 0
+
+
+def data(name: str, words: list[str]) -> int:
+    """``check`` a data set (status 1 where it has errors) or write the procedural one (``shapes``)."""
+    parser = argparse.ArgumentParser(
+        prog="wsss data", description="Make and check data sets.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    check = commands.add_parser(
+        "check", help="the doctor: ids, sizes, palettes, labels, splits, duplicates", allow_abbrev=False
+    )
+    check.add_argument("root", type=Path, help="data set in VOC or folder layout")
+    check.add_argument(
+        "--classes", type=Path, help="class names, one a line (default: classes.txt in ROOT, or VOC's)"
+    )
+    check.add_argument("--labels", help="`xml` or a label CSV (default: what ROOT holds)")
+    shapes = commands.add_parser("shapes", help="write the procedural data set", allow_abbrev=False)
+    shapes.add_argument("root", type=Path, help="folder to write to")
+    from wsss.config import ShapesConfig
+
+    defaults = ShapesConfig()
+    for key, text in (
+        ("train", "training images"),
+        ("val", "validation images"),
+        ("size", "pixels a side"),
+        ("seed", "seed"),
+    ):
+        shapes.add_argument(
+            f"--{key}", type=int, default=getattr(defaults, key), help=f"{text} (default %(default)s)"
+        )
+    options = parser.parse_args(words)
+    if options.action == "check":
+        from wsss.data.check import check_dataset
+
+        report = check_dataset(options.root, options.classes, options.labels)
+        print(report)
+        return 1 if any(problem.severity == "error" for problem in report.problems) else 0
+    from wsss.data.shapes import write_shapes
+
+    write_shapes(
+        options.root,
+        train=options.train,
+        val=options.val,
+        size=options.size,
+        seed=options.seed,
+        progress=sys.stderr.isatty(),
+    )
+    print(options.root)
+    return 0
