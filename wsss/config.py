@@ -44,6 +44,8 @@ class DataConfig:
     """Training images: a split name or a list file; null: every labelled image that is not in val."""
     val: str | None = None
     """Validation images: a split name or a list file; null: the split val (folder: a stable tenth of the images)."""
+    limit: int | None = None
+    """Dry run: only this many photos of each split, evenly spaced. Every number then says that it is no result."""
     shapes: ShapesConfig = field(default_factory=ShapesConfig)
 
 
@@ -440,6 +442,10 @@ class Config:
         ):
             if value < low:
                 raise UserError(f"{name} is {value}, but must be at least {low}")
+        if self.data.limit is not None and self.data.limit < 1:
+            raise UserError(
+                f"data.limit is {self.data.limit}, but must be at least 1, or null for all photos"
+            )
         if not self.output:
             raise UserError("output is empty; give the run directory, for example --output runs/first")
         for name, scales in (

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -13,7 +14,7 @@ from wsss.data.files import write_json, write_text
 from wsss.data.shapes import write_shapes
 from wsss.errors import UserError
 from wsss.pipeline import STAGES, Context
-from wsss.report.build import build_report
+from wsss.report.build import build_report, dry_run_note
 from wsss.rundir import RunDirectory, StageState, describe_machine, fingerprint
 from wsss.saliency.stage import build_method
 
@@ -51,6 +52,8 @@ def run_command(config: Config, command: str, arguments: Sequence[str] = ()) -> 
         if stages:
             _describe(context, arguments)
             _retire(context, expected)
+            if config.data.limit != context.run.read_metrics().get("data_limit"):
+                context.run.update_metrics(data_limit=config.data.limit)
         for name in stages:
             _run_stage(name, context, expected, command)
         if command in ("run", "evaluate", "report"):
@@ -69,7 +72,7 @@ def _help(config: Config, command: str) -> None:
 
 
 def prepare_dataset(config: Config) -> Dataset:
-    """Load the data set; the shapes are made on first use."""
+    """Load the data set, or ``data.limit`` photos of each split; the shapes are made on first use."""
     data = config.data
     if data.kind == "shapes":
         shapes = data.shapes
@@ -83,7 +86,11 @@ def prepare_dataset(config: Config) -> Dataset:
         )
     root = Path(data.root)
     classes = None if data.classes is None else resolve_file(data.classes, root) or Path(data.classes)
-    return load_dataset(data.kind, root, data.labels, classes, data.train, data.val)
+    dataset = load_dataset(data.kind, root, data.labels, classes, data.train, data.val)
+    if data.limit is None:
+        return dataset
+    train, val = (tuple(evaluation.evenly(list(split), data.limit)) for split in (dataset.train, dataset.val))
+    return replace(dataset, train=train, val=val)
 
 
 def fingerprints(config: Config, dataset: Dataset) -> dict[str, str]:
@@ -209,6 +216,8 @@ def print_summary(context: Context) -> None:
         lines.append("  not weakly supervised: the segmenter's backbone may have seen masks")
     if metrics.get("retention") is not None:
         lines.append(f"  {'retention (val / oracle)':<44}{metrics['retention']:.4f}")
+    if note := dry_run_note(metrics):
+        lines = [f"  {note}", *lines]
     print("\n".join(lines))
     print(f"  metrics  {context.run.metrics}\n  report   {context.run.report}")
 

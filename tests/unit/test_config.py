@@ -10,6 +10,7 @@ from wsss.config import (
     BackgroundConfig,
     ClassifierConfig,
     Config,
+    DataConfig,
     RuntimeConfig,
     SaliencyConfig,
     SegmenterConfig,
@@ -95,3 +96,8 @@ def test_segmenter_settings_that_mean_nothing_are_refused(changes: dict[str, Any
 
 def test_networks_of_the_extra_are_named_with_a_prefix() -> None:
     assert SegmenterConfig(architecture="smp:Unet").architecture == "smp:Unet"
+
+
+def test_a_dry_run_needs_a_photo() -> None:
+    with pytest.raises(UserError, match=r"data.limit is 0, but must be at least 1, or null for all photos"):
+        replace(Config(), data=DataConfig(limit=0))

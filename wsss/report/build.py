@@ -35,23 +35,30 @@ NOT_WEAK = "; backbone pre-trained on masks: not weakly supervised"
 Picture = npt.NDArray[np.uint8]
 
 
+def dry_run_note(metrics: dict[str, Any]) -> str:
+    """What is said beside every number of a run on a few photos (``data.limit``); empty for other runs."""
+    limit = metrics.get("data_limit")
+    return "" if limit is None else f"DRY RUN on {limit} photos of each split (data.limit): no result"
+
+
 def build_report(config: Config, dataset: Dataset, run: RunDirectory) -> None:
     """Write ``report.html`` from what the run directory holds so far."""
     metrics, manifest = run.read_metrics(), run.read_manifest()
     protocol = protocols(config)
     entries = [name for name in protocol if isinstance(metrics.get(name), dict)]
+    dry = f"; {note}" if (note := dry_run_note(metrics)) else ""
     report = Report(
-        title=f"wsss: {Path(config.output).name}",
+        title=f"wsss: {Path(config.output).name}{' (dry run)' if dry else ''}",
         subtitle=(
             f"{len(dataset.train)} training photos with image labels, {len(dataset.val)} validation photos, "
-            f"{len(dataset.classes)} classes, seed {config.seed}"
+            f"{len(dataset.classes)} classes, seed {config.seed}{dry}"
         ),
-        tiles=_tiles(metrics),
+        tiles=_tiles(metrics, dry),
         summary=tuple(
             SummaryRow(
                 protocol[name][0],
                 metrics[name].get("miou"),
-                protocol[name][1] + _mask_note(name, metrics[name]),
+                protocol[name][1] + _mask_note(name, metrics[name]) + dry,
                 metrics[name].get("oracle_miou"),
             )
             for name in entries
@@ -98,7 +105,7 @@ def _mask_note(name: str, entry: dict[str, Any]) -> str:
     )
 
 
-def _tiles(metrics: dict[str, Any]) -> tuple[Tile, ...]:
+def _tiles(metrics: dict[str, Any], dry: str) -> tuple[Tile, ...]:
     rows = (
         ("classifier mAP", "classifier", "mAP", "val, image labels"),
         ("seed mIoU", "seed", "miou", "train, no CRF"),
@@ -106,12 +113,12 @@ def _tiles(metrics: dict[str, Any]) -> tuple[Tile, ...]:
         ("val mIoU", "val", "miou", "single scale, no CRF"),
     )
     tiles = [
-        Tile(label, values.get(key), note + (NOT_WEAK if values.get("mask_pretraining") else ""))
+        Tile(label, values.get(key), note + (NOT_WEAK if values.get("mask_pretraining") else "") + dry)
         for label, entry, key, note in rows
         for values in [metrics.get(entry) or {}]
     ]
     if metrics.get("retention") is not None:
-        tiles.append(Tile("retention", metrics["retention"], "val mIoU / same network on true masks"))
+        tiles.append(Tile("retention", metrics["retention"], f"val mIoU / same network on true masks{dry}"))
     return tuple(tiles)
 
 

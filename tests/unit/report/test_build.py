@@ -193,3 +193,15 @@ def test_numbers_of_a_backbone_that_saw_masks_say_so(tmp_path: Path, run: RunDir
     words = " ".join(build(data, run)[1].words)
     assert f"val photos; single scale, no CRF; {said}" in words
     assert words.count(said) == 3  # the tile and the two rows
+
+
+def test_every_number_of_a_dry_run_says_that_it_is_no_result(tmp_path: Path, run: RunDirectory) -> None:
+    data = dataset(tmp_path)
+    fill(data, run)
+    assert "dry run" not in " ".join(build(data, run)[1].words).lower()
+    run.update_metrics(data_limit=3)
+    words = " ".join(build(data, run)[1].words)
+    said = "DRY RUN on 3 photos of each split (data.limit): no result"
+    rows, tiles, subtitle = 6, 5, 1
+    assert words.count(said) == rows + tiles + subtitle
+    assert "(dry run)" in words  # the title
