@@ -273,6 +273,16 @@ def data(name: str, words: list[str]) -> int:
         shapes.add_argument(
             f"--{key}", type=int, default=getattr(defaults, key), help=f"{text} (default %(default)s)"
         )
+    shapes.add_argument(
+        "--layout",
+        choices=("voc", "folder"),
+        default="voc",
+        help="voc: PASCAL VOC's; folder: tagged photos as anybody has them, and the validation images untagged "
+        "(default %(default)s)",
+    )
+    shapes.add_argument(
+        "--masks", action="store_true", help="layout folder: also true masks, for scoring only"
+    )
     options = parser.parse_args(words)
     if options.action == "check":
         from wsss.data.check import check_dataset
@@ -288,6 +298,8 @@ def data(name: str, words: list[str]) -> int:
         val=options.val,
         size=options.size,
         seed=options.seed,
+        layout=options.layout,
+        masks=options.masks,
         progress=sys.stderr.isatty(),
     )
     print(options.root)

@@ -1,4 +1,4 @@
-"""The procedural data set `shapes`: drawn from a seed in seconds, in the layout of PASCAL VOC.
+"""The procedural data set `shapes`: drawn from a seed in seconds, in the layout of PASCAL VOC or as a tagged folder.
 
 Seven cartoon classes, each with a form, an interior texture and a hue range that overlaps those of its
 neighbours, so that no single cue decides a class. Objects differ in size by more than 1:5 and hide each
@@ -7,7 +7,9 @@ other; distractors of no class share their hues; `boat` is tied to water, as boa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Literal
 
 from PIL import Image
 from tqdm import tqdm
@@ -18,48 +20,70 @@ from wsss.errors import UserError
 
 __all__ = ["SHAPES_CLASSES", "Scene", "draw_scene", "write_shapes"]
 
+Layout = Literal["voc", "folder"]
+
 MARKER = "shapes.json"
 VERSION = 1
 """Raise this when the drawing changes, so that a folder of an older look is not taken for a finished one."""
 
 
 def write_shapes(
-    root: Path, *, train: int = 2000, val: int = 200, size: int = 96, seed: int = 0, progress: bool = False
+    root: Path,
+    *,
+    train: int = 2000,
+    val: int = 200,
+    size: int = 96,
+    seed: int = 0,
+    layout: Layout = "voc",
+    masks: bool = False,
+    progress: bool = False,
 ) -> None:
-    """Writes the data set in VOC layout; a finished one of the same parameters is left as it is.
+    """Writes the data set; a finished one of the same parameters is left as it is.
 
     Photo i of a split depends on (seed, split, i, size) only, and every file is written to a temporary name
-    and renamed, so that a call after an interrupted one completes it.
+    and renamed, so that a call after an interrupted one completes it. Beside the files of the layout there is
+    shapes.json: the parameters; "finished" is set last.
 
     Args:
-        root: Folder to fill: JPEGImages, SegmentationClass, Annotations, ImageSets/Segmentation,
-            labels.csv, classes.txt and shapes.json (the parameters; "finished" is set last).
+        root: Folder to fill.
         train: Number of photos in the training split.
         val: Number of photos in the validation split.
         size: Height and width in pixels, at least 64.
         seed: Seed of the drawing.
+        layout: "voc": JPEGImages, SegmentationClass, Annotations, ImageSets/Segmentation, labels.csv and
+            classes.txt. "folder": what somebody has who has tagged photos: the training photos in images/, with
+            labels.csv and classes.txt; the validation photos lie in untagged/, for `wsss predict`.
+        masks: Whether to write masks/ of the tagged photos in the folder layout (the voc layout always has them).
         progress: Whether to show a progress bar.
 
     Raises:
         UserError: If a number is out of range, or `root` holds other data or other parameters.
     """
-    parameters = {"version": VERSION, "train": train, "val": val, "size": size, "seed": seed}
+    parameters: dict[str, Any] = {"version": VERSION, "train": train, "val": val, "size": size, "seed": seed}
     _check_parameters(parameters)
+    if layout == "folder":
+        parameters |= {"layout": layout, "masks": masks}
     if _is_finished(root, parameters):
         return
-    for folder in ("JPEGImages", "SegmentationClass", "Annotations", "ImageSets/Segmentation"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
     write_json(root / MARKER, {**parameters, "finished": False})
     labels: dict[str, str] = {}
     jobs = [(split, index) for split, count in (("train", train), ("val", val)) for index in range(count)]
     for split, index in tqdm(jobs, desc="drawing shapes", unit="photo", disable=not progress):
-        identifier = f"{split}_{index:06d}"
         scene = draw_scene(seed, split, index, size)
-        _write_scene(root, identifier, scene)
+        if layout == "voc":
+            identifier = f"{split}_{index:06d}"
+            _write_voc_scene(root, identifier, scene)
+        elif split == "train":
+            identifier = f"photo_{index:04d}"
+            _write_photo(root / "images" / f"{identifier}.jpg", scene)
+            if masks:
+                write_mask(root / "masks" / f"{identifier}.png", scene.mask)
+        else:
+            _write_photo(root / "untagged" / f"new_{index:04d}.jpg", scene)
+            continue
         labels[identifier] = ";".join(SHAPES_CLASSES[label - 1] for label in scene.labels)
-    for split in SPLITS:
-        ids = [identifier for identifier in labels if identifier.startswith(f"{split}_")]
-        write_text(root / "ImageSets" / "Segmentation" / f"{split}.txt", "".join(f"{i}\n" for i in ids))
+    if layout == "voc":
+        _write_lists(root, labels)
     rows = "".join(f"{identifier},{names}\n" for identifier, names in labels.items())
     write_text(root / "labels.csv", "image,labels\n" + rows)
     write_text(root / "classes.txt", "".join(f"{name}\n" for name in SHAPES_CLASSES))
@@ -72,7 +96,7 @@ def _check_parameters(parameters: dict[str, int]) -> None:
             raise UserError(f"shapes: {name} is {parameters[name]}; choose {least} or more.")
 
 
-def _is_finished(root: Path, parameters: dict[str, int]) -> bool:
+def _is_finished(root: Path, parameters: dict[str, Any]) -> bool:
     """Whether `root` holds the finished set; refuses a folder that holds anything else."""
     if not (root / MARKER).exists():
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -80,20 +104,32 @@ def _is_finished(root: Path, parameters: dict[str, int]) -> bool:
         return False
     found = read_json(root / MARKER)
     found = found if isinstance(found, dict) else {}
-    differing = [name for name, value in parameters.items() if found.get(name) != value]
+    names = {**parameters, **found}.keys() - {"finished"}
+    differing = [name for name in sorted(names) if found.get(name) != parameters.get(name)]
     if differing:
-        both = ", ".join(f"{name} {found.get(name)} instead of {parameters[name]}" for name in differing)
+        both = ", ".join(f"{name} {found.get(name)} instead of {parameters.get(name)}" for name in differing)
         raise UserError(
             f"{root} holds shapes made with other parameters ({both}): delete it or choose another folder."
         )
     return found.get("finished") is True
 
 
-def _write_scene(root: Path, identifier: str, scene: Scene) -> None:
-    with atomic_path(root / "JPEGImages" / f"{identifier}.jpg") as path:
-        Image.fromarray(scene.image).save(path, format="JPEG", quality=95)
+def _write_voc_scene(root: Path, identifier: str, scene: Scene) -> None:
+    _write_photo(root / "JPEGImages" / f"{identifier}.jpg", scene)
     write_mask(root / "SegmentationClass" / f"{identifier}.png", scene.mask)
     write_text(root / "Annotations" / f"{identifier}.xml", _annotation(identifier, scene))
+
+
+def _write_photo(path: Path, scene: Scene) -> None:
+    with atomic_path(path) as temporary:
+        Image.fromarray(scene.image).save(temporary, format="JPEG", quality=95)
+
+
+def _write_lists(root: Path, ids: Iterable[str]) -> None:
+    """The splits of the voc layout."""
+    for split in SPLITS:
+        own = [identifier for identifier in ids if identifier.startswith(f"{split}_")]
+        write_text(root / "ImageSets" / "Segmentation" / f"{split}.txt", "".join(f"{i}\n" for i in own))
 
 
 def _annotation(identifier: str, scene: Scene) -> str:
