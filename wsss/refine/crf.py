@@ -14,11 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from wsss.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Probabilities below this one are raised to it, so that -log stays finite.
 SMALLEST_PROBABILITY = 1e-8
@@ -119,10 +123,51 @@ def dense_crf_batch(
     """
     if len(probabilities) != len(images):
         raise ValueError(f"got {len(probabilities)} arrays of probabilities for {len(images)} images")
-    for scores, image in zip(probabilities, images, strict=True):
-        _check(scores, image)
+    results = _infer([[scores] for scores in probabilities], images, parameters, backend, device)
+    return [result for (result,) in results]
+
+
+def dense_crfs(
+    starts: Sequence[npt.NDArray[np.float32]],
+    image: npt.NDArray[np.uint8],
+    parameters: CRFParameters | None = None,
+    backend: str = "auto",
+    device: str | None = None,
+) -> list[npt.NDArray[np.float32]]:
+    """`dense_crf` of one photo from several starting points; its kernels are built once for all of them.
+
+    Args:
+        starts: `(C, H, W)` float32 each, as of `dense_crf`, with the same C.
+        image: as of `dense_crf`.
+        parameters: as of `dense_crf`.
+        backend: as of `dense_crf`.
+        device: as of `dense_crf`.
+
+    Returns:
+        `(C, H, W)` float32 for each start, bit for bit what `dense_crf` gives for it.
+
+    Raises:
+        ValueError: an argument has a wrong shape, type or value.
+        UserError: the backend is not installed, or a kernel is too narrow for the image.
+    """
+    if len({scores.shape for scores in starts}) != 1:
+        raise ValueError(f"starts must be arrays of one shape, not {[scores.shape for scores in starts]}")
+    return _infer([starts], [image], parameters, backend, device)[0]
+
+
+def _infer(
+    probabilities: Sequence[Sequence[npt.NDArray[np.float32]]],
+    images: Sequence[npt.NDArray[np.uint8]],
+    parameters: CRFParameters | None,
+    backend: str,
+    device: str | None,
+) -> list[list[npt.NDArray[np.float32]]]:
+    """Marginals of each start of each photo; every photo has the same number of starts."""
+    for starts, image in zip(probabilities, images, strict=True):
+        for scores in starts:
+            _check(scores, image)
     infer = _chosen(backend, device)
-    clipped = [np.clip(scores, SMALLEST_PROBABILITY, 1.0) for scores in probabilities]
+    clipped = [[np.clip(scores, SMALLEST_PROBABILITY, 1.0) for scores in starts] for starts in probabilities]
     # pydensecrf and torch both want memory that they could write to, and write nothing.
     writable = [np.require(image, requirements=["C", "W"]) for image in images]
     return infer(clipped, writable, parameters or CRFParameters(), device) if images else []
@@ -197,11 +242,11 @@ def pydensecrf_is_installed() -> bool:
 
 
 def _pydensecrf(
-    probabilities: Sequence[npt.NDArray[np.float32]],
+    probabilities: Sequence[Sequence[npt.NDArray[np.float32]]],
     images: Sequence[npt.NDArray[np.uint8]],
     parameters: CRFParameters,
     device: str | None,
-) -> list[npt.NDArray[np.float32]]:
+) -> list[list[npt.NDArray[np.float32]]]:
     """The C++ reference of Krähenbühl (one thread; it holds the GIL, so use processes)."""
     if not pydensecrf_is_installed():
         raise UserError(
@@ -212,14 +257,14 @@ def _pydensecrf(
 
 
 def _reference(
-    probabilities: npt.NDArray[np.float32], image: npt.NDArray[np.uint8], parameters: CRFParameters
-) -> npt.NDArray[np.float32]:
+    starts: Sequence[npt.NDArray[np.float32]], image: npt.NDArray[np.uint8], parameters: CRFParameters
+) -> list[npt.NDArray[np.float32]]:
+    """One photo: the pairwise terms stay in pydensecrf's object, the unaries are exchanged."""
     import pydensecrf.densecrf as pydensecrf
 
-    classes, height, width = probabilities.shape
+    classes, height, width = starts[0].shape
     kernel = {"kernel": pydensecrf.DIAG_KERNEL, "normalization": pydensecrf.NORMALIZE_SYMMETRIC}
     crf = pydensecrf.DenseCRF2D(width, height, classes)
-    crf.setUnaryEnergy(np.ascontiguousarray(-np.log(probabilities).reshape(classes, -1), dtype=np.float32))
     crf.addPairwiseGaussian(sxy=parameters.gaussian_sxy, compat=parameters.gaussian_compat, **kernel)
     crf.addPairwiseBilateral(
         sxy=parameters.bilateral_sxy,
@@ -228,45 +273,63 @@ def _reference(
         compat=parameters.bilateral_compat,
         **kernel,
     )
-    marginals = np.array(crf.inference(parameters.iterations), dtype=np.float32)
-    return marginals.reshape(classes, height, width)
+    results = []
+    for scores in starts:
+        crf.setUnaryEnergy(np.ascontiguousarray(-np.log(scores).reshape(classes, -1), dtype=np.float32))
+        marginals = np.array(crf.inference(parameters.iterations), dtype=np.float32)
+        results.append(marginals.reshape(classes, height, width))
+    return results
 
 
 def _torch(
-    probabilities: Sequence[npt.NDArray[np.float32]],
+    probabilities: Sequence[Sequence[npt.NDArray[np.float32]]],
     images: Sequence[npt.NDArray[np.uint8]],
     parameters: CRFParameters,
     device: str | None,
-) -> list[npt.NDArray[np.float32]]:
+) -> list[list[npt.NDArray[np.float32]]]:
     """Our own implementation, see `wsss.refine.meanfield`."""
     import torch  # only here: worker processes that use pydensecrf do without its seconds and memory
 
-    from wsss.refine.meanfield import mean_field_of
+    from wsss.refine.meanfield import kernels_of, mean_field_of
+
+    photos = [torch.from_numpy(image).to(device).permute(2, 0, 1) for image in images]
+    with torch.no_grad():
+        kernels = kernels_of(photos, parameters)
+        results = [
+            mean_field_of(_logits(starts, device), photos, parameters, kernels)
+            for starts in zip(*probabilities, strict=True)
+        ]
+    return [
+        [
+            np.ascontiguousarray(result[: len(scores)].cpu().numpy())
+            for result, scores in zip(of_photo, starts, strict=True)
+        ]
+        for of_photo, starts in zip(zip(*results, strict=True), probabilities, strict=True)
+    ]
+
+
+def _logits(probabilities: Sequence[npt.NDArray[np.float32]], device: str | None) -> list[Tensor]:
+    """Logarithms `(C, H_i, W_i)`, C the largest number of labels; works in the given arrays."""
+    import torch
 
     labels = max(len(scores) for scores in probabilities)
     logits = []
     for scores in probabilities:
-        logarithms = torch.from_numpy(scores).to(device).log_()  # of a copy that `dense_crf_batch` made
+        logarithms = torch.from_numpy(scores).to(device).log_()  # of a copy that `_infer` made
         # A label that another photo has is ruled out in this one.
         missing = logarithms.new_full((labels - len(scores), *scores.shape[1:]), -torch.inf)
         logits.append(torch.cat([logarithms, missing]) if len(missing) else logarithms)
-    photos = [torch.from_numpy(image).to(device).permute(2, 0, 1) for image in images]
-    with torch.no_grad():
-        results = mean_field_of(logits, photos, parameters)
-    return [
-        np.ascontiguousarray(result[: len(scores)].cpu().numpy())
-        for result, scores in zip(results, probabilities, strict=True)
-    ]
+    return logits
 
 
 _Backend = Callable[
     [
-        Sequence[npt.NDArray[np.float32]],
+        Sequence[Sequence[npt.NDArray[np.float32]]],
         Sequence[npt.NDArray[np.uint8]],
         CRFParameters,
         str | None,
     ],
-    list[npt.NDArray[np.float32]],
+    list[list[npt.NDArray[np.float32]]],
 ]
 
 

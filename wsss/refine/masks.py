@@ -18,11 +18,13 @@ from wsss.refine.background import (
     background_threshold,
     seed_mask,
 )
-from wsss.refine.crf import CRFParameters, dense_crf
+from wsss.refine.crf import CRFParameters, dense_crf, dense_crfs
 from wsss.refine.grabcut import grabcut_labels
 
-CRF = Callable[[npt.NDArray[np.float32], npt.NDArray[np.uint8], CRFParameters], npt.NDArray[np.float32]]
-"""`dense_crf` with a backend and a device."""
+CRF = Callable[
+    [Sequence[npt.NDArray[np.float32]], npt.NDArray[np.uint8], CRFParameters], list[npt.NDArray[np.float32]]
+]
+"""`dense_crfs` with a backend and a device."""
 
 METHODS = ("crf", "pamr", "grabcut")
 UNCERTAINTY_RULES = ("agreement", "posterior", "none")
@@ -127,7 +129,7 @@ def refine_mask(
         maps = _local_average(maps, image)
         maps = maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), np.float32(1e-12))
     rule = _agreement if parameters.uncertainty == "agreement" else _posterior
-    posterior, certain = rule(maps, image, parameters, partial(dense_crf, backend=backend, device=device))
+    posterior, certain = rule(maps, image, parameters, partial(dense_crfs, backend=backend, device=device))
     mask = indices[posterior.argmax(axis=0)]
     return RefinedMask(mask, np.where(certain, mask, np.uint8(IGNORE)), posterior.max(axis=0))
 
@@ -221,12 +223,11 @@ def _agreement(
     """
     threshold = background_threshold(maps, parameters.background)
     positions = range(1, len(maps) + 1)
-    posteriors = []
+    unaries = []
     for factor in (parameters.low_factor, parameters.high_factor):
         seed = seed_mask(maps, positions, min(threshold * factor, HIGHEST_THRESHOLD))
-        unary = label_probabilities(seed, len(maps) + 1, parameters.confidence)
-        posteriors.append(crf(unary, image, parameters.crf))
-    generous, strict = posteriors
+        unaries.append(label_probabilities(seed, len(maps) + 1, parameters.confidence))
+    generous, strict = crf(unaries, image, parameters.crf)
     mean = (generous + strict) / np.float32(2)
     labels = mean.argmax(axis=0)
     certain = (labels == generous.argmax(axis=0)) & (labels == strict.argmax(axis=0))
@@ -243,7 +244,7 @@ def _posterior(
     """
     scores = background_scores(maps, parameters.background)
     unary = score_probabilities(scores, parameters.confidence)
-    posterior = crf(unary, image, parameters.crf)
+    (posterior,) = crf([unary], image, parameters.crf)
     limit = 0.0 if parameters.uncertainty == "none" else parameters.posterior_limit
     return posterior, posterior.max(axis=0) >= limit
 

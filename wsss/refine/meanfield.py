@@ -47,7 +47,10 @@ def mean_field(log_probabilities: Tensor, image: Tensor, parameters: CRFParamete
 
 
 def mean_field_of(
-    log_probabilities: Sequence[Tensor], images: Sequence[Tensor], parameters: CRFParameters
+    log_probabilities: Sequence[Tensor],
+    images: Sequence[Tensor],
+    parameters: CRFParameters,
+    kernels: Sequence[Lattice] | None = None,
 ) -> list[Tensor]:
     """Marginals of several images of any sizes with the same labels, in one inference.
 
@@ -55,6 +58,7 @@ def mean_field_of(
         log_probabilities: `(C, H_i, W_i)` each.
         images: `(3, H_i, W_i)` each.
         parameters: the constants of the CRF.
+        kernels: `kernels_of` the images and parameters, where they serve several calls; None builds them.
 
     Returns:
         `(C, H_i, W_i)` each, as from one call of `mean_field` per image.
@@ -62,9 +66,7 @@ def mean_field_of(
     _check(log_probabilities, images)
     logits = torch.cat([pad_points(part.flatten(1)) for part in log_probabilities], dim=1).T.contiguous()
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    # Not in inference mode, whose tensors autograd refuses: remembered lattices may meet it later.
-    with torch.inference_mode(False), torch.no_grad():
-        kernels = _kernels(images, parameters)
+    kernels = kernels_of(images, parameters) if kernels is None else kernels
     marginals = _softmax(logits)
     for _ in range(parameters.iterations):
         messages = [lattice_filter(marginals, kernel) for kernel in kernels]
@@ -86,17 +88,18 @@ def _softmax(energy: Tensor) -> Tensor:
     return powers / powers.sum(dim=1, keepdim=True)
 
 
-def _kernels(images: Sequence[Tensor], parameters: CRFParameters) -> list[Lattice]:
-    """The normalised and weighted kernels of all images; those with weight 0 are left out."""
+def kernels_of(images: Sequence[Tensor], parameters: CRFParameters) -> list[Lattice]:
+    """The normalised and weighted kernels of all images `(3, H_i, W_i)`; those with weight 0 are left out."""
     sizes = tuple((image.shape[-2], image.shape[-1]) for image in images)
-    kernels = []
-    if parameters.gaussian_compat:
-        kernels.append(
-            _gaussian(sizes, parameters.gaussian_sxy, parameters.gaussian_compat, images[0].device)
-        )
-    if parameters.bilateral_compat:
-        features = [_features(image, parameters.bilateral_sxy, parameters.bilateral_srgb) for image in images]
-        kernels.append(_normalised(build_lattice(features), sizes, parameters.bilateral_compat))
+    device, kernels = images[0].device, []
+    # Not in inference mode, whose tensors autograd refuses: remembered lattices may meet it later.
+    with torch.inference_mode(False), torch.no_grad():
+        if parameters.gaussian_compat:
+            kernels.append(_gaussian(sizes, parameters.gaussian_sxy, parameters.gaussian_compat, device))
+        if parameters.bilateral_compat:
+            sxy, srgb = parameters.bilateral_sxy, parameters.bilateral_srgb
+            lattice = build_lattice([_features(image, sxy, srgb) for image in images])
+            kernels.append(_normalised(lattice, sizes, parameters.bilateral_compat))
     return kernels
 
 

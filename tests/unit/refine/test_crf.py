@@ -9,7 +9,7 @@ import pytest
 
 from wsss.errors import UserError
 from wsss.refine import CRFParameters, dense_crf
-from wsss.refine.crf import crf_labels, dense_crf_batch, pydensecrf_is_installed
+from wsss.refine.crf import crf_labels, dense_crf_batch, dense_crfs, pydensecrf_is_installed
 
 BACKENDS = ("pydensecrf", "torch")
 needs_pydensecrf = pytest.mark.skipif(not pydensecrf_is_installed(), reason="pydensecrf is not installed")
@@ -169,6 +169,23 @@ def test_an_empty_batch_is_empty() -> None:
     assert dense_crf_batch([], []) == []
     with pytest.raises(ValueError, match="got 1 arrays of probabilities for 0 images"):
         dense_crf_batch([random_input(2, 3, 4)[0]], [])
+
+
+@each_backend
+@pytest.mark.parametrize("classes", [2, 5])
+def test_several_starts_of_one_photo_are_bit_for_bit_as_one_by_one(classes: int, backend: str) -> None:
+    probabilities, image = synthetic_photo(classes, 45, 62)
+    starts = [probabilities, probabilities[::-1], np.full_like(probabilities, 0.5), probabilities]
+    together = dense_crfs(starts, image, TEST_TIME, backend)
+    assert len(together) == len(starts)
+    for start, result in zip(starts, together, strict=True):
+        np.testing.assert_array_equal(result, dense_crf(start, image, TEST_TIME, backend))
+
+
+@pytest.mark.parametrize("starts", [[], [np.ones((2, 3, 4), np.float32), np.ones((3, 3, 4), np.float32)]])
+def test_starts_must_be_of_one_shape(starts: list[npt.NDArray[np.float32]]) -> None:
+    with pytest.raises(ValueError, match="starts must be arrays of one shape"):
+        dense_crfs(starts, np.zeros((3, 4, 3), np.uint8))
 
 
 @each_backend
