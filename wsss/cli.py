@@ -141,6 +141,7 @@ def _parse(parser: Any, words: Sequence[str]) -> Any:
     from jsonargparse import ArgumentError
 
     options = [name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--")]
+    words = [_underscored(word, options) for word in words]
     files = _config_files(words)
     for path in files:
         _check_config_file(path, options)
@@ -153,6 +154,13 @@ def _parse(parser: Any, words: Sequence[str]) -> Any:
         elif text.startswith("--") and files and not _is_given(text.split(":")[0], words):
             text = f"{files[-1]}: {text.removeprefix('--')}"
         raise UsageError(f"{text} (see `{parser.prog} --help`)") from error
+
+
+def _underscored(word: str, options: Iterable[str]) -> str:
+    """An option that is spelt with hyphens, as in other programs (--segmenter.val-every), with underscores."""
+    name, equals, value = word.partition("=")
+    spelt = name.removeprefix("--").replace("-", "_")
+    return f"--{spelt}{equals}{value}" if name.startswith("--") and spelt in options else word
 
 
 def _config_files(words: Sequence[str]) -> list[Path]:

@@ -2,9 +2,9 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,21 +13,25 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from wsss import runtime
+from wsss import __version__, runtime
 from wsss.config import EvaluateConfig, RuntimeConfig
 from wsss.data.dataset import walk_images
-from wsss.data.files import atomic_path, read_image, write_mask
+from wsss.data.files import atomic_path, read_image, write_json, write_mask
 from wsss.data.transforms import normalize_image, resize_long_side, to_tensor
 from wsss.errors import UserError
+from wsss.models.pretraining import NOT_WEAK
 from wsss.models.segmenter import predict_probabilities
 from wsss.refine.crf import CRFParameters, crf_probabilities
 from wsss.refine.stage import crf_parameters
 from wsss.report.overlay import overlay_mask, shrink
-from wsss.tasks.segmentation import load_segmenter
+from wsss.tasks.segmentation import load_configured_segmenter
 from wsss.tiling import SMALLEST_TILE, blended_rows
 
 OVERLAY_SIDE = 2048
 """Longest side of an overlay in pixels: enough for a screen."""
+
+RECORD = "predictions.json"
+"""Beside the masks: the class of each index, the checkpoint and the options that made them."""
 
 Strips = Iterator[tuple[int, Tensor]]
 
@@ -100,7 +104,7 @@ def predict_files(
     options: PredictOptions | None = None,
     accelerator: Literal["auto", "cpu", "gpu"] = "auto",
 ) -> str:
-    """Write ``output/<name>.png`` (palette, size of the photo) for every photo, and what ``options`` ask for.
+    """Write ``output/<name>.png`` (palette, size of the photo) for every photo, what ``options`` ask for, ``RECORD``.
 
     Args:
         paths: photos or folders of photos.
@@ -110,7 +114,8 @@ def predict_files(
         accelerator: device.
 
     Returns:
-        A table of the classes that were found, in how many of the photos.
+        A table of the classes that were found, in how many of the photos; and whether the segmenter's backbone may
+        have seen masks.
 
     Raises:
         UserError: unreadable checkpoint or photos; the readable photos are predicted all the same.
@@ -121,10 +126,12 @@ def predict_files(
     todo = [
         item for item in photos.items() if not (options.skip_existing and _is_done(item[0], output, options))
     ]
-    model, classes = load_segmenter(checkpoint)
+    model, classes, config = load_configured_segmenter(checkpoint)
     hardware = RuntimeConfig(accelerator=accelerator)
     model = runtime.prepare(model, hardware)  # type: ignore[assignment]
     device = runtime.device(hardware)
+    if todo:
+        write_json(output / RECORD, _record(checkpoint, classes, config.mask_pretraining, options))
     found: Counter[int] = Counter()
     broken: list[str] = []
     with (
@@ -145,7 +152,20 @@ def predict_files(
             bar.update(1)
     if broken:
         raise UserError(f"{len(broken)} of {len(photos)} photos could not be read: {'; '.join(broken)}")
-    return _summary(found, classes, len(todo), len(photos) - len(todo), output)
+    text = _summary(found, classes, len(todo), len(photos) - len(todo), output)
+    return f"{text}\n{NOT_WEAK}" if config.mask_pretraining else text
+
+
+def _record(
+    checkpoint: Path, classes: Sequence[str], mask_pretraining: bool, options: PredictOptions
+) -> dict[str, Any]:
+    return {
+        "classes": list(classes),
+        "checkpoint": str(checkpoint),
+        "mask_pretraining": mask_pretraining,
+        "options": asdict(options),
+        "made_by": f"wsss {__version__}",
+    }
 
 
 def _is_done(name: str, output: Path, options: PredictOptions) -> bool:

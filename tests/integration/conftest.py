@@ -122,6 +122,20 @@ def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.fixture(scope="session")
+def mask_pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint of an untrained segmenter whose configuration allowed weights that had seen masks."""
+    from wsss.config import SegmenterConfig
+    from wsss.tasks.segmentation import new_task
+
+    task = new_task(SegmenterConfig(architecture="light", weights="none"), ("background", "disc", "square"))
+    allowed = {**task.hparams["config"], "weights": "deeplab.pth", "allow_mask_pretraining": True}
+    path = tmp_path_factory.mktemp("pretrained") / "last.ckpt"
+    hyper_parameters = {**task.hparams, "config": allowed}
+    torch.save({"hyper_parameters": hyper_parameters, "state_dict": task.state_dict()}, path)
+    return path
+
+
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished run, modification times kept."""

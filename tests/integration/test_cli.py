@@ -109,6 +109,22 @@ def test_options_after_a_configuration_file_override_it(tmp_path: Path) -> None:
     assert (config.classifier.epochs, config.classifier.crop, config.seed) == (2, 64, 4)
 
 
+@pytest.mark.parametrize("name", ["allow_mask_pretraining", "allow-mask-pretraining"])
+@pytest.mark.parametrize("glue", [" ", "="])
+def test_options_may_be_spelt_with_hyphens(name: str, glue: str) -> None:
+    config = cli.parse_config("run", f"--segmenter.{name}{glue}true --output runs/a-b".split())
+    assert config.segmenter.allow_mask_pretraining
+    assert config.output == "runs/a-b"
+
+
+def test_a_key_with_hyphens_in_a_file_is_refused_with_the_right_one(tmp_path: Path, command: Any) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("segmenter: {allow-mask-pretraining: true}\n")
+    sentence = command("run", "--config", path).sentence
+    assert f"{path}: there is no option segmenter.allow-mask-pretraining" in sentence
+    assert "did you mean segmenter.allow_mask_pretraining?" in sentence
+
+
 def test_a_parsed_configuration_is_hashable_and_has_tuples() -> None:
     config = cli.parse_config("run", ["--saliency.scales", "[0.5,1]", "--classifier.long_side", "[64,96]"])
     assert config.saliency.scales == (0.5, 1.0)

@@ -79,6 +79,26 @@ def test_onnxruntime_predicts_what_the_checkpoint_does(
     np.testing.assert_allclose(found, torch_probabilities(checkpoint, photo), atol=1e-4)
 
 
+@pytest.mark.parametrize("what", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_a_backbone_that_saw_masks_is_printed_and_recorded(
+    mask_pretrained: Path, tmp_path: Path, command: Any, what: str
+) -> None:
+    output = tmp_path / "model"
+    if what == "onnx":
+        onnx = pytest.importorskip("onnx")
+        pytest.importorskip("onnxscript")
+    done = command("export", what, "--checkpoint", mask_pretrained, "--output", output)
+    assert "not weakly supervised: the segmenter's backbone may have seen masks" in done.out
+    if what == "onnx":
+        recorded = {entry.key: entry.value for entry in onnx.load(output).metadata_props}["mask_pretraining"]
+        assert recorded == "true"
+    else:
+        extra = {"wsss.json": ""}
+        with output.open("rb") as stream:
+            torch.export.load(stream, extra_files=extra)
+        assert json.loads(extra["wsss.json"])["mask_pretraining"] is True
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "architecture",

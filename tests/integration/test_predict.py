@@ -1,5 +1,6 @@
 """``wsss predict`` on photos as people have them: formats, orientation, sizes, and continuing."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,30 @@ def test_every_kind_of_pixel_is_predicted_as_what_it_shows(
     ):
         np.testing.assert_array_equal(masks[one], masks[other], err_msg=f"{one} {other}")
     assert (masks["rgb.png"] != masks["grey.png"]).any()
+
+
+def test_the_classes_and_what_made_the_masks_are_recorded_beside_them(
+    predict: Any, checkpoint: Path, scene: np.ndarray[Any, Any], tmp_path: Path
+) -> None:
+    Image.fromarray(scene).save(tmp_path / "a.png")
+    done = predict(tmp_path / "a.png", "--output", tmp_path / "m", "--long-side", 50)
+    assert "weakly supervised" not in done.out
+    record = json.loads((tmp_path / "m" / "predictions.json").read_text())
+    assert tuple(record["classes"]) == CLASSES
+    assert record["checkpoint"] == str(checkpoint)
+    assert record["mask_pretraining"] is False
+    assert record["options"]["long_side"] == 50
+
+
+def test_masks_of_a_segmenter_whose_backbone_saw_masks_say_so(
+    command: Any, mask_pretrained: Path, scene: np.ndarray[Any, Any], tmp_path: Path
+) -> None:
+    Image.fromarray(scene).save(tmp_path / "a.png")
+    words = ["--checkpoint", mask_pretrained, "--output", tmp_path / "m", "--device", "cpu"]
+    done = command("predict", tmp_path / "a.png", *words)
+    said = "not weakly supervised: the segmenter's backbone may have seen masks"
+    assert done.out.splitlines()[-1] == said
+    assert json.loads((tmp_path / "m" / "predictions.json").read_text())["mask_pretraining"] is True
 
 
 def test_probabilities_belong_to_the_mask(predict: Any, scene: np.ndarray[Any, Any], tmp_path: Path) -> None:

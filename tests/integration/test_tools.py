@@ -36,7 +36,7 @@ def test_predict_writes_a_palette_mask_of_every_photos_size(
     done = command("predict", photos, "--checkpoint", checkpoint, "--output", output, "--device", "cpu")
     assert done.status == 0, done.err
     written = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
-    assert written == ["a.png", "b.png", "deep/c.png", "transparent.png"]
+    assert written == ["a.png", "b.png", "deep/c.png", "predictions.json", "transparent.png"]
     for name, size in (("a", (70, 50)), ("b", (64, 64)), ("deep/c", (41, 33)), ("transparent", (30, 40))):
         with Image.open(output / f"{name}.png") as mask:
             assert (mask.mode, mask.size) == ("P", size)

@@ -24,7 +24,8 @@ from wsss import __version__
 from wsss.data.files import atomic_path
 from wsss.data.transforms import MEAN, STD
 from wsss.errors import UserError
-from wsss.tasks.segmentation import load_segmenter
+from wsss.models.pretraining import NOT_WEAK
+from wsss.tasks.segmentation import load_configured_segmenter
 
 METADATA = "wsss.json"
 """Name of the metadata in an exported program."""
@@ -120,19 +121,21 @@ def check_onnx_packages() -> None:
 
 
 def _load(checkpoint: Path) -> tuple[PhotoSegmenter, dict[str, Any]]:
-    network, classes = load_segmenter(checkpoint)
+    network, classes, config = load_configured_segmenter(checkpoint)
     metadata = {
         "classes": list(classes),
         "input": "image: float32 (N, 3, H, W), RGB in 0..1",
         "output": "probabilities: float32 (N, classes, H, W), background first",
         "smallest_side": SMALLEST_SIDE,
+        "mask_pretraining": config.mask_pretraining,
         "made_by": f"wsss {__version__}, torch {torch.__version__}",
     }
     return PhotoSegmenter(network).eval(), metadata
 
 
 def _facts(metadata: dict[str, Any]) -> str:
-    return f"{len(metadata['classes'])} classes with background"
+    warning = f", {NOT_WEAK}" if metadata["mask_pretraining"] else ""
+    return f"{len(metadata['classes'])} classes with background{warning}"
 
 
 def capture(model: nn.Module) -> ExportedProgram:

@@ -132,11 +132,16 @@ def load_segmenter(path: Path) -> tuple[Segmenter, tuple[str, ...]]:
     Raises:
         UserError: the file is missing, damaged or not a segmenter checkpoint of wsss.
     """
+    return load_configured_segmenter(path)[:2]
+
+
+def load_configured_segmenter(path: Path) -> tuple[Segmenter, tuple[str, ...], SegmenterConfig]:
+    """As ``load_segmenter``, and the configuration with which it was trained, last."""
     checkpoint = read_checkpoint(path, kind="segmenter")
     hyper = checkpoint["hyper_parameters"]
     task = SegmentationTask(hyper["config"], list(hyper["classes"]), pretrained=False)
     task.load_state_dict(checkpoint["state_dict"])
-    return task.result.eval(), tuple(hyper["classes"])
+    return task.result.eval(), tuple(hyper["classes"]), task.config
 
 
 def new_task(
