@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from wsss.refine import dense_crf
+from wsss.refine import CRFParameters, dense_crf
 from wsss.refine.background import BackgroundParameters, seed_mask
 from wsss.refine.grabcut import grabcut_labels
 from wsss.refine.masks import (
@@ -21,6 +21,7 @@ from wsss.refine.pamr import pamr
 
 # Its unary_from_labels is the reference of the hard seeds.
 reference = pytest.importorskip("pydensecrf.utils")
+pydensecrf = pytest.importorskip("pydensecrf.densecrf")
 
 Scene = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
 
@@ -233,3 +234,22 @@ def test_probabilities_are_refined_with_their_own_background() -> None:
     np.testing.assert_array_equal(found.mask == 255, posterior.max(axis=0) < 0.9)
     empty = refine_probabilities(np.ones((1, 60, 90), np.float32), (), image)
     assert (empty.labels == 0).all()
+
+
+def test_maps_can_be_the_unary_potentials_themselves() -> None:
+    maps, image, _ = scene()
+    # DCSM (Shimoda and Yanai 2016): -log of the maps, and of 1 - max for the background
+    crf = CRFParameters(bilateral_sxy=80, bilateral_srgb=13)
+    kernels = pydensecrf.DenseCRF2D(90, 60, 3)
+    potentials = -np.log(np.maximum(np.concatenate([1 - maps.max(axis=0, keepdims=True), maps]), 1e-3))
+    kernels.setUnaryEnergy(np.ascontiguousarray(potentials.reshape(3, -1), np.float32))
+    kernels.addPairwiseGaussian(sxy=3, compat=3)
+    kernels.addPairwiseBilateral(sxy=80, srgb=13, rgbim=image, compat=10)
+    expected = np.reshape(kernels.inference(10), (3, 60, 90))
+
+    rule = BackgroundParameters(rule="power", alpha=1)
+    parameters = RefineParameters(rule, uncertainty="none", confidence=0.999, crf=crf)
+    labels, mask, confidence = refine_mask(maps, (3, 12), image, parameters)
+    assert (labels == np.array([0, 3, 12])[expected.argmax(axis=0)]).mean() > 0.995
+    assert np.abs(confidence - expected.max(axis=0)).mean() < 0.01
+    np.testing.assert_array_equal(mask, labels)
