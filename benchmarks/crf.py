@@ -8,8 +8,10 @@ part, the default parameters (10 iterations). The sides run in turns; medians ov
 "first" is torch on a size that it has not met, later calls remember the lattice of the Gaussian kernel.
 Memory is the peak of resident memory above what was resident before the call, in a process of its own.
 
-A stage: reading the photos at their own size, making the probabilities, the CRF, arg-max, writing a PNG;
-pydensecrf one by one, our pool of processes, and batches on a GPU where there is one.
+A stage: `wsss refine` itself (`wsss.refine.stage.write_all`) on photos of their own size, from stored
+probabilities (one CRF a photo) and from stored saliency (agreement, two CRFs a photo), in a pool of processes and
+on a GPU where there is one; against a plain loop that reads the same archive and photo, calls pydensecrf, anew for
+each CRF, and writes the same two PNGs. The start of the processes counts. "same pixels" compares the PNGs.
 
 pydensecrf uses one core, torch --threads. Other work on the machine disturbs the threads more than the single
 core: run this on an idle one.
@@ -24,24 +26,34 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from wsss.data.files import read_image, write_mask
-from wsss.parallel import pool, unordered
+from wsss.config import BackgroundConfig, RefineConfig
+from wsss.data.dataset import Record
+from wsss.data.files import Saliency, read_image, read_mask, read_saliency, write_mask, write_saliency
+from wsss.refine.background import prepare_maps, prepare_probabilities, seed_mask
 from wsss.refine.crf import dense_crf, dense_crf_batch
+from wsss.refine.masks import label_probabilities
+from wsss.refine.stage import EXTENDED, LABELS, MASKS, SALIENCY, crf_parameters, write_all
+from wsss.rundir import RunDirectory
 
 # torch is imported where it is used: the pool's processes import this file, and need none, as in `wsss refine`.
 
 SIZE = (500, 375)
 """Width and height of the single image, the usual ones of PASCAL VOC."""
+
+RULE = RefineConfig(background=BackgroundConfig(rule="constant", threshold=0.2))
+"""How the stage refines: the defaults, but a background rule that needs no calibration."""
 
 Input = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
 
@@ -67,7 +79,7 @@ def main() -> None:
     figures: dict[str, object] = {"machine": machine(options.threads), "size": SIZE}
     figures["one image"] = [report(one_image(files, labels, options)) for labels in options.labels]
     if options.images:
-        figures["stage"] = report(stage(files, options))
+        figures["stage"] = [report(stage(files, source, options)) for source in (EXTENDED, SALIENCY)]
     if options.output:
         options.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
@@ -177,66 +189,119 @@ def resident(key: str) -> float:
 # -- a stage -------------------------------------------------------------------------------------
 
 
-def stage(files: Sequence[Path], options: argparse.Namespace) -> dict[str, object]:
-    """Seconds of a folder of photos: pydensecrf serial, our pool, and batches on a GPU."""
+def stage(files: Sequence[Path], source: str, options: argparse.Namespace) -> dict[str, object]:
+    """Seconds of a folder of photos: pydensecrf in a loop, and `wsss refine`'s own function."""
     chosen = list(itertools.islice(itertools.cycle(files), options.images))
+    classes = tuple(range(1, options.stage_labels))
+    records = [Record(f"{index:06}", path, classes, None) for index, path in enumerate(chosen)]
+    seconds, written = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        jobs = [(path, Path(folder) / f"{index}.png") for index, path in enumerate(chosen)]
-        work = partial(refine, options.stage_labels)
-        seconds = {"pydensecrf serial": timed(lambda: [work(job) for job in jobs])}
-        seconds[f"pool of {options.threads}"] = timed(lambda: pooled(work, jobs, options.threads))
-        if gpu():
-            refine_on_gpu(options.stage_labels, jobs[: options.batch])  # unmeasured
-            seconds["cuda"] = timed(lambda: in_batches(options, jobs))
+        run = RunDirectory(Path(folder))
+        for record in records:
+            write_saliency(run.maps(source, record.id), archive(record.image, source, options.stage_labels))
+        for name, work in stage_sides(records, run, source, options.threads).items():
+            seconds[name] = timed(work)
+            masks = sorted(run.root.glob("pseudo_*/*.png"))
+            written[name] = [read_mask(path) for path in masks]
+            for path in masks:
+                path.unlink()
     serial = seconds["pydensecrf serial"]
     return {
-        "images": len(jobs),
+        "from": source,
+        "images": len(records),
         "labels": options.stage_labels,
-        **{f"{name}: images a second": len(jobs) / value for name, value in seconds.items()},
+        **{f"{name}: images a second": len(records) / value for name, value in seconds.items()},
         **{f"serial / {name}": serial / value for name, value in list(seconds.items())[1:]},
+        **{f"{name}: same pixels": same_pixels(written, name) for name in list(seconds)[1:]},
     }
 
 
-def refine(labels: int, job: tuple[Path, Path]) -> None:
-    path, target = job
-    posterior = dense_crf(*example(path, labels), backend="pydensecrf")
-    write_mask(target, posterior.argmax(0).astype(np.uint8))
+def stage_sides(
+    records: Sequence[Record], run: RunDirectory, source: str, workers: int
+) -> dict[str, Callable[[], None]]:
+    """Name -> what is timed; the first one is what the others are compared with."""
+
+    def ours(workers: int, device: str | None = None) -> None:
+        write_all(records, run, RULE, workers, no_progress, source, device)
+
+    sides: dict[str, Callable[[], None]] = {
+        "pydensecrf serial": lambda: plain_loop(records, run, source),
+        f"refine, {workers} processes": partial(ours, workers),
+    }
+    if gpu():
+        sides["refine, cuda"] = partial(ours, workers, "cuda")
+    return sides
 
 
-def pooled(work: Callable[[tuple[Path, Path]], None], jobs: list[tuple[Path, Path]], workers: int) -> None:
-    """As `wsss refine` does it; the start of the processes counts."""
-    with pool(workers) as executor:
-        for _ in unordered(executor, work, jobs, ahead=4 * workers):
-            pass
+def plain_loop(records: Sequence[Record], run: RunDirectory, source: str) -> None:
+    """What one would write by hand."""
+    for record in records:
+        stored, image = read_saliency(run.maps(source, record.id)), read_image(record.image)
+        posteriors = (by_probabilities if source == EXTENDED else by_agreement)(stored, image)
+        best = [posterior.argmax(0).astype(np.uint8) for posterior in (np.sum(posteriors, axis=0), *posteriors)]
+        certain = (best[0] == best[1]) & (best[0] == best[-1])
+        if source == EXTENDED:
+            certain = posteriors[0].max(0) >= RULE.posterior_limit
+        write_mask(run.mask(LABELS, record.id), best[0])
+        write_mask(run.mask(MASKS, record.id), np.where(certain, best[0], np.uint8(255)))
 
 
-def in_batches(options: argparse.Namespace, jobs: list[tuple[Path, Path]]) -> None:
-    for start in range(0, len(jobs), options.batch):
-        refine_on_gpu(options.stage_labels, jobs[start : start + options.batch])
+def by_probabilities(stored: Saliency, image: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
+    probabilities = prepare_probabilities(stored.maps, stored.size)
+    return [dense_crf(probabilities, image, crf_parameters(RULE.soft_crf), "pydensecrf")]
 
 
-def refine_on_gpu(labels: int, jobs: Sequence[tuple[Path, Path]]) -> None:
-    inputs = [example(path, labels) for path, _ in jobs]
-    posteriors = dense_crf_batch(*zip(*inputs, strict=True), device="cuda")
-    for posterior, (_, target) in zip(posteriors, jobs, strict=True):
-        write_mask(target, posterior.argmax(0).astype(np.uint8))
+def by_agreement(stored: Saliency, image: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
+    maps = prepare_maps(stored.maps, stored.size)
+    posteriors = []
+    for factor in (RULE.low_factor, RULE.high_factor):
+        seed = seed_mask(maps, stored.classes, RULE.background.threshold * factor)
+        unary = label_probabilities(seed, len(maps) + 1, RULE.confidence)
+        posteriors.append(dense_crf(unary, image, crf_parameters(RULE.crf), "pydensecrf"))
+    return posteriors
+
+
+def same_pixels(written: dict[str, list[npt.NDArray[np.uint8]]], name: str) -> float:
+    pairs = zip(written["pydensecrf serial"], written[name], strict=True)
+    return float(np.mean([(one == other).mean() for one, other in pairs]))
+
+
+@contextmanager
+def no_progress(total: int, done: int) -> Iterator[SimpleNamespace]:
+    yield SimpleNamespace(update=lambda count: None)
 
 
 # -- inputs --------------------------------------------------------------------------------------
 
 
-def example(path: Path, labels: int, size: tuple[int, int] | None = None) -> Input:
-    """A photo and class probabilities for it, the same for the same file name."""
+def archive(path: Path, source: str, labels: int) -> Saliency:
+    """What the stages before the refinement would store: probabilities, or saliency without a background."""
     image = read_image(path)
-    if size is not None:
-        image = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-    height, width = image.shape[:2]
+    size = (image.shape[0], image.shape[1])
+    probabilities = softmax(coarse_scores(path, image, labels))
+    if source == EXTENDED:
+        return Saliency(np.arange(labels, dtype=np.int16), probabilities.astype(np.float16), size)
+    maps = probabilities[1:] / probabilities[1:].max(axis=(1, 2), keepdims=True)
+    return Saliency(np.arange(1, labels, dtype=np.int16), maps.astype(np.float16), size)
+
+
+def example(path: Path, labels: int, size: tuple[int, int]) -> Input:
+    """A photo and class probabilities for it, the same for the same file name."""
+    image = np.array(Image.fromarray(read_image(path)).resize(size, Image.Resampling.BICUBIC))
+    scores = coarse_scores(path, image, labels)
+    return softmax(np.stack([cv2.resize(score, size) for score in scores])), image
+
+
+def coarse_scores(path: Path, image: npt.NDArray[np.uint8], labels: int) -> npt.NDArray[np.float32]:
+    """Scores (labels, 48, 64): smooth random fields, and how near the photo is to one random colour a label."""
     random = np.random.default_rng(list(path.name.encode()))
     small = cv2.resize(image, (64, 48), interpolation=cv2.INTER_AREA).astype(np.float32)
-    scores = np.stack(list(fields(random, labels))) - distances(small, random.integers(0, 256, (labels, 3)))
-    scores = np.stack([cv2.resize(score, (width, height)) for score in scores])
+    return np.stack(list(fields(random, labels))) - distances(small, random.integers(0, 256, (labels, 3)))
+
+
+def softmax(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     powers = np.exp(scores - scores.max(axis=0))
-    return (powers / powers.sum(axis=0)).astype(np.float32), image
+    return (powers / powers.sum(axis=0)).astype(np.float32)
 
 
 def fields(random: np.random.Generator, labels: int) -> Iterator[npt.NDArray[np.float32]]:
