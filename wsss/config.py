@@ -45,7 +45,7 @@ class DataConfig:
     val: str | None = None
     """Validation images: a split name or a list file; null: the split val (folder: a stable tenth of the images)."""
     limit: int | None = None
-    """Dry run: only this many photos of each split, evenly spaced. Every number then says that it is no result."""
+    """Dry run: only this many photos of each split, evenly spaced; metrics, summary and report then carry the mark."""
     shapes: ShapesConfig = field(default_factory=ShapesConfig)
 
 
@@ -287,6 +287,9 @@ class SegmenterConfig:
     """Epochs between validations (only where validation masks exist; never chooses the published checkpoint)."""
     supervised: bool = False
     """Also train the same network on the true masks (an oracle), for supervised.miou and retention."""
+    rounds: int = 1
+    """Trainings. From the second on, each starts anew, on masks of the training photos that the one before predicted
+    among the classes on their labels, after the CRF (refine.soft_crf): self-training."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=5e-4))
 
     def __post_init__(self) -> None:
@@ -438,6 +441,7 @@ class Config:
             ("segmenter.val_every", self.segmenter.val_every, 1),
             ("segmenter.batch_size", self.segmenter.batch_size, 1),
             ("segmenter.crop", self.segmenter.crop, 32),
+            ("segmenter.rounds", self.segmenter.rounds, 1),
             ("runtime.devices", self.runtime.devices, 1),
         ):
             if value < low:

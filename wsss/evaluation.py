@@ -156,13 +156,39 @@ def mask_metrics(
     mask = {
         **score(labels, class_names),
         "threshold": round(threshold, 4) if maps == refine.SALIENCY else None,
-        "coverage": _number(masks.coverage()),
-        "kept_miou": _number(masks.kept().miou()),
-        "kept_accuracy": _number(masks.kept().accuracy()),
+        **_kept(masks),
         "reliability": _reliability(config, classes, records, run, bar),
         **_mask_oracle(config, class_names, records, run, bar),
     }
     return {"seed": seed, "extended": extended, "mask": mask}
+
+
+def relabelled_metrics(
+    config: Config, class_names: Sequence[str], train: Sequence[Record], run: RunDirectory
+) -> dict[str, Any] | None:
+    """``relabelled``: the masks that the last training learnt from; ``by_round``: the mIoU of each round's."""
+    records, classes, last = with_masks(train), len(class_names), config.segmenter.rounds - 1
+    if not records:
+        return None
+    labels = [
+        _confusion(records, run.round(turn), refine.LABELS, config, classes) for turn in range(1, last + 1)
+    ]
+    masks = _confusion(records, run.round(last), refine.MASKS, config, classes)
+    return {
+        **score(labels[-1], class_names),
+        **_kept(masks),
+        "round": last,
+        "by_round": [_number(matrix.miou()) for matrix in labels],
+    }
+
+
+def _kept(masks: ConfusionMatrix) -> dict[str, Any]:
+    """What a training sees of masks with 255."""
+    return {
+        "coverage": _number(masks.coverage()),
+        "kept_miou": _number(masks.kept().miou()),
+        "kept_accuracy": _number(masks.kept().accuracy()),
+    }
 
 
 def _reliability(

@@ -4,17 +4,18 @@
     saliency    class-discriminative saliency of every training photo
     extend      from the parts that the saliency marks to whole objects
     refine      background score and dense CRF: pseudo-masks, uncertain pixels 255
-    segment     train a segmentation network on the pseudo-masks
+    self_train  only with segmenter.rounds: train, label the training photos again, and so on
+    segment     train a segmentation network on the pseudo-masks, or on those of the last round
     supervise   only on request: the same network on the true masks, as a ceiling
-    score_masks seeds and pseudo-masks against the true masks, where there are any
+    score_masks seeds and pseudo-masks against the true masks, where there are any; then those of the rounds
     evaluate    predict the validation photos, score them
     report      one page with everything
 
-A stage reads its part of the configuration and what the stages before it wrote. What is done is
-skipped, what changed is made again, what was cut off is continued (see ``runner`` and ``rundir``).
+A stage reads its part of the configuration and what the stages before it wrote (see ``stages``). What is
+done is skipped, what changed is made again, what was cut off is continued (see ``runner`` and ``rundir``).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,9 +24,9 @@ from typing import Any
 from lightning import seed_everything
 from torch.utils.data import DataLoader
 
-from wsss import evaluation, extension, runtime
+from wsss import evaluation, extension, runtime, selftraining
 from wsss.calibration import calibrate, resolve
-from wsss.config import Config, EvaluateConfig, to_dict
+from wsss.config import Config, EvaluateConfig
 from wsss.data.dataset import Dataset, Record
 from wsss.data.modules import (
     ClassificationData,
@@ -36,7 +37,7 @@ from wsss.data.modules import (
 )
 from wsss.data.transforms import RandomLongSide, RandomScale, TrainTransform
 from wsss.refine import stage as refine_stage
-from wsss.rundir import RunDirectory, file_stamp
+from wsss.rundir import RunDirectory
 from wsss.saliency import stage as saliency_stage
 from wsss.shards import rank_and_world, shares, wait_for_file
 from wsss.tasks import classification, segmentation
@@ -150,26 +151,44 @@ def _calibrate(context: Context) -> None:
         wait_for_file(run.calibration)
 
 
+def self_train(context: Context) -> dict[str, Any]:
+    """The rounds before the last: train on the masks of the round before, label the training photos again."""
+    run, records = context.run, context.dataset.train
+    config = resolve(context.config, run, evaluation.rule_source(context.config))
+    for turn in range(1, config.segmenter.rounds):
+        here = run.round(turn)
+        if not selftraining.is_done(records, here, config):
+            _train_on_masks_of(run.round(turn - 1), context, here.root / "segmenter")
+            network, _ = segmentation.load_segmenter(here.checkpoint("segmenter"))
+            selftraining.relabel(network, records, here, config, f"label again (round {turn})")
+    return {"images": len(records)}
+
+
 def train_segmenter(context: Context) -> dict[str, Any]:
-    """Train the segmenter on the pseudo-masks."""
-    run = context.run
+    """Train the segmenter on the pseudo-masks, or on the masks of the last self-training round."""
+    last = context.run.round(context.config.segmenter.rounds - 1)
+    return _train_on_masks_of(last, context, context.run.root / "segmenter")
+
+
+def _train_on_masks_of(source: RunDirectory, context: Context, folder: Path) -> dict[str, Any]:
     records = [
-        replace(record, mask=run.mask(refine_stage.MASKS, record.id)) for record in context.dataset.train
+        replace(record, mask=source.mask(refine_stage.MASKS, record.id)) for record in context.dataset.train
     ]
-    confidence = partial(run.mask, refine_stage.CONFIDENCE)
+    confidence = partial(source.mask, refine_stage.CONFIDENCE)
     weighted = context.config.segmenter.confidence_weighted
-    return _train_segmenter(context, records, "segmenter", confidence if weighted else None)
+    return _train_segmenter(context, records, folder, confidence if weighted else None)
 
 
 def train_supervised(context: Context) -> dict[str, Any]:
     """Train the same network on the true masks: an oracle, kept apart from everything else."""
-    return _train_segmenter(context, evaluation.with_masks(context.dataset.train), "segmenter_supervised")
+    records = evaluation.with_masks(context.dataset.train)
+    return _train_segmenter(context, records, context.run.root / "segmenter_supervised")
 
 
 def _train_segmenter(
     context: Context,
     records: Sequence[Record],
-    folder: str,
+    folder: Path,
     confidence: Callable[[str], Path] | None = None,
 ) -> dict[str, Any]:
     config, dataset, run = context.config, context.dataset, context.run
@@ -195,7 +214,7 @@ def _train_segmenter(
             hardware.devices * hardware.num_nodes,
         ),
         DataLoader(truth, batch_size=1, num_workers=workers) if len(truth) else None,
-        run.root / folder,
+        folder,
         epochs=settings.epochs,
         monitor=("val_mIoU", "max"),
         config=hardware,
@@ -211,6 +230,15 @@ def score_masks(context: Context) -> dict[str, Any]:
     seeds = resolve(config, run).refine
     config = resolve(config, run, evaluation.rule_source(config))
     run.update_metrics(**evaluation.mask_metrics(config, seeds, dataset.class_names, dataset.train, run))
+    return {"images": len(evaluation.with_masks(dataset.train))}
+
+
+def score_relabelled(context: Context) -> dict[str, Any]:
+    """``relabelled`` in metrics.json."""
+    config, dataset, run = context.config, context.dataset, context.run
+    run.update_metrics(
+        relabelled=evaluation.relabelled_metrics(config, dataset.class_names, dataset.train, run)
+    )
     return {"images": len(evaluation.with_masks(dataset.train))}
 
 
@@ -253,149 +281,3 @@ def _update_retention(run: RunDirectory) -> None:
     metrics = run.read_metrics()
     weak, ceiling = ((metrics.get(name) or {}).get("miou") for name in ("val", "supervised"))
     run.update_metrics(retention=weak / ceiling if weak is not None and ceiling else None)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A step of the pipeline: what it does, what it depends on, what it writes."""
-
-    work: Callable[[Context], dict[str, Any]]
-    reads: Callable[[Config, Dataset], Any]
-    after: tuple[str, ...]
-    outputs: tuple[str, ...]
-    title: str
-    files: Callable[[Context], Iterable[Path]] = lambda context: ()
-    """What must be there when it is done."""
-    metrics: tuple[str, ...] = ()
-    """Its entries of metrics.json."""
-    oracle: bool = False
-    """Only with ``segmenter.supervised``: it looks at true masks."""
-
-
-def _train_inputs(dataset: Dataset) -> list[Any]:
-    return [[record.id, record.labels, file_stamp(record.image)] for record in dataset.train]
-
-
-def _val_inputs(dataset: Dataset) -> list[Any]:
-    return [[r.id, file_stamp(r.image), r.mask and file_stamp(r.mask)] for r in dataset.val]
-
-
-def _train_truth(dataset: Dataset) -> list[Any]:
-    return [[record.id, file_stamp(record.mask)] for record in dataset.train if record.mask is not None]
-
-
-def _weights(value: str) -> Any:
-    """Initial weights given as a file count with its size."""
-    return value if value in ("imagenet", "none", "classifier") else [value, file_stamp(Path(value))]
-
-
-def _segmenter_settings(config: Config) -> Any:
-    settings = to_dict(replace(config.segmenter, supervised=False))
-    return [settings, _weights(config.segmenter.weights), config.seed]
-
-
-STAGES: dict[str, Stage] = {
-    "classify": Stage(
-        train_classifier,
-        lambda config, data: [
-            to_dict(config.classifier),
-            _weights(config.classifier.weights),
-            config.seed,
-            data.classes,
-            _train_inputs(data),
-        ],
-        after=(),
-        outputs=("classifier",),
-        title="train the classifier on image labels",
-        files=lambda context: [context.run.checkpoint("classifier")],
-        metrics=("classifier",),
-    ),
-    "saliency": Stage(
-        write_saliency,
-        lambda config, data: to_dict(config.saliency),
-        after=("classify",),
-        outputs=("saliency",),
-        title="saliency of the training photos",
-        files=lambda context: [context.run.saliency(record.id) for record in context.dataset.train],
-    ),
-    "extend": Stage(
-        extend,
-        lambda config, data: [to_dict(config.extend), config.extension, config.seed],
-        after=("saliency",),
-        outputs=(refine_stage.EXTENDED, "extension.npz"),
-        title="from the saliency to whole objects",
-        files=lambda context: [
-            context.run.maps(refine_stage.EXTENDED, record.id)
-            for record in context.dataset.train
-            if context.config.extension != "none"
-        ],
-    ),
-    "refine": Stage(
-        refine,
-        lambda config, data: [to_dict(config.refine), config.segmenter.confidence_weighted],
-        after=("extend",),
-        outputs=(refine_stage.LABELS, refine_stage.MASKS, refine_stage.CONFIDENCE, "calibration.json"),
-        title="pseudo-masks: background and dense CRF",
-        files=lambda context: [
-            context.run.mask(folder, record.id)
-            for record in context.dataset.train
-            for folder in (refine_stage.LABELS, refine_stage.MASKS)
-        ],
-    ),
-    "segment": Stage(
-        train_segmenter,
-        lambda config, data: _segmenter_settings(config),
-        after=("refine",),
-        outputs=("segmenter",),
-        title="train the segmenter on the pseudo-masks",
-        files=lambda context: [context.run.checkpoint("segmenter")],
-    ),
-    "supervise": Stage(
-        train_supervised,
-        lambda config, data: [
-            _segmenter_settings(config),
-            data.classes,
-            _train_inputs(data),
-            _train_truth(data),
-        ],
-        after=("classify",),
-        outputs=("segmenter_supervised",),
-        title="train the same segmenter on the true masks (oracle)",
-        files=lambda context: [context.run.checkpoint("segmenter_supervised")],
-        oracle=True,
-    ),
-    "score_masks": Stage(
-        score_masks,
-        lambda config, data: [config.evaluate.oracle_images, _train_truth(data)],
-        after=("refine",),
-        outputs=(),
-        title="score seeds and pseudo-masks",
-        metrics=("seed", "extended", "mask"),
-    ),
-    "evaluate": Stage(
-        evaluate,
-        lambda config, data: [to_dict(config.evaluate), _val_inputs(data)],
-        after=("segment",),
-        outputs=tuple(evaluation.kinds(EvaluateConfig()).values()),
-        title="predict and score the validation photos",
-        files=lambda context: [
-            context.run.mask(folder, record.id)
-            for record in context.dataset.val
-            for folder in evaluation.kinds(context.config.evaluate).values()
-        ],
-        metrics=("val", "val_ms_flip", "val_crf", "retention"),
-    ),
-    "evaluate_supervised": Stage(
-        evaluate_supervised,
-        lambda config, data: _val_inputs(data),
-        after=("supervise",),
-        outputs=("supervised_" + evaluation.PLAIN,),
-        title="predict and score with the supervised twin",
-        files=lambda context: [
-            context.run.mask("supervised_" + evaluation.PLAIN, record.id) for record in context.dataset.val
-        ],
-        metrics=("supervised", "retention"),
-        oracle=True,
-    ),
-}
-"""All stages except the report, in order."""

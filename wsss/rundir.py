@@ -28,6 +28,10 @@ from wsss.errors import UserError
 StageState = Literal["missing", "stale", "partial", "done"]
 
 
+ROUNDS = "rounds"
+"""Folder of the self-training rounds; what is in it for a round has the layout of a run directory."""
+
+
 def fingerprint(*parts: Any) -> str:
     """SHA-256 of the canonical JSON of ``parts`` and the code version (hex, 64 characters)."""
     text = json.dumps([__version__, *parts], sort_keys=True, default=str)
@@ -93,6 +97,10 @@ class RunDirectory:
     def mask(self, folder: str, identifier: str) -> Path:
         """A mask; folder is pseudo_masks, pseudo_labels, predictions, ..."""
         return self.root / folder / f"{identifier}.png"
+
+    def round(self, turn: int) -> "RunDirectory":
+        """What a self-training round wrote, in the folders of a run; round 0 is the run itself, before any."""
+        return RunDirectory(self.root / ROUNDS / str(turn)) if turn > 0 else self
 
     # -- stages ---------------------------------------------------------------------------------
 

@@ -13,21 +13,32 @@ from wsss.data.dataset import Dataset, check_trainable, load_dataset, resolve_fi
 from wsss.data.files import write_json, write_text
 from wsss.data.shapes import write_shapes
 from wsss.errors import UserError
-from wsss.pipeline import STAGES, Context
+from wsss.pipeline import Context
 from wsss.report.build import build_report, dry_run_note
-from wsss.rundir import RunDirectory, StageState, describe_machine, fingerprint
+from wsss.rundir import ROUNDS, RunDirectory, StageState, describe_machine, fingerprint
 from wsss.saliency.stage import build_method
+from wsss.selftraining import keep_networks
+from wsss.stages import STAGES
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "run": tuple(STAGES),
     "classify": ("classify",),
     "saliency": ("saliency",),
     "refine": ("extend", "refine"),
-    "segment": ("segment", "supervise"),
-    "evaluate": ("score_masks", "evaluate", "evaluate_supervised"),
+    "segment": ("self_train", "segment", "supervise"),
+    "evaluate": ("score_masks", "score_relabelled", "evaluate", "evaluate_supervised"),
     "report": (),
 }
 """Command -> the stages that it runs; `run`, `evaluate` and `report` also write the report."""
+
+WITHOUT = {
+    "score_relabelled": ("self_train", "no finished self-training of this configuration: skipped"),
+    "evaluate": (
+        "segment",
+        "no finished segmenter of this configuration, so only seeds and pseudo-masks are scored",
+    ),
+}
+"""Stage -> the stage that `wsss evaluate` does not insist on, and what it says where that is not done."""
 
 
 def run_command(config: Config, command: str, arguments: Sequence[str] = ()) -> None:
@@ -45,12 +56,12 @@ def run_command(config: Config, command: str, arguments: Sequence[str] = ()) -> 
     runtime.device(config.runtime)  # complains before anything is written
     with context.run.locked():
         expected = fingerprints(config, dataset)
-        stages = [
-            name for name in COMMANDS[command] if config.segmenter.supervised or not STAGES[name].oracle
-        ]
+        stages = [name for name in COMMANDS[command] if STAGES[name].wanted(config)]
         _check_ready(command, stages, context, expected)
         if stages:
             _describe(context, arguments)
+            if "segment" in stages:
+                _keep_networks(context, expected)
             _retire(context, expected)
             if config.data.limit != context.run.read_metrics().get("data_limit"):
                 context.run.update_metrics(data_limit=config.data.limit)
@@ -96,10 +107,14 @@ def prepare_dataset(config: Config) -> Dataset:
 def fingerprints(config: Config, dataset: Dataset) -> dict[str, str]:
     """The fingerprint that each stage should have under this configuration."""
     result: dict[str, str] = {}
-    for name, stage in STAGES.items():
-        before = [result[other] for other in stage.after]
-        result[name] = fingerprint(name, stage.reads(config, dataset), before)
+    for name in STAGES:
+        result[name] = _fingerprint(name, config, dataset, result)
     return result
+
+
+def _fingerprint(name: str, config: Config, dataset: Dataset, others: dict[str, str]) -> str:
+    stage = STAGES[name]
+    return fingerprint(name, stage.reads(config, dataset), [others[other] for other in stage.after])
 
 
 def _state(name: str, context: Context, expected: dict[str, str]) -> StageState:
@@ -118,7 +133,7 @@ def _check_ready(command: str, stages: Sequence[str], context: Context, expected
         build_method(context.config.saliency, context.config.classifier.architecture)
     needed = {other for name in stages for other in STAGES[name].after} - set(stages)
     if command == "evaluate":
-        needed.discard("segment")  # without a segmenter only the masks are scored
+        needed -= {other for other, _ in WITHOUT.values()}
     if command == "report":
         needed = {"classify"}
     for other in [name for name in STAGES if name in needed]:
@@ -138,6 +153,18 @@ def _check_batch(context: Context) -> None:
         )
 
 
+def _keep_networks(context: Context, expected: dict[str, str]) -> None:
+    """Where only the number of self-training rounds changed, what is trained stays."""
+    run, rounds = context.run, context.config.segmenter.rounds
+    most = max(rounds, 1 + sum(1 for _ in (run.root / ROUNDS).glob("*")))
+    as_last = {}
+    for turn in range(1, most + 1):
+        config = replace(context.config, segmenter=replace(context.config.segmenter, rounds=turn))
+        as_last[turn] = _fingerprint("segment", config, context.dataset, expected)
+    for line in keep_networks(run, rounds, as_last, expected["self_train"]):
+        say(f"segment: {line}")
+
+
 def _retire(context: Context, expected: dict[str, str]) -> None:
     """Take out of metrics.json what was measured under another configuration or on other data."""
     stale = [name for name in STAGES if context.run.stage_state(name, expected[name]) == "stale"]
@@ -150,10 +177,8 @@ def _retire(context: Context, expected: dict[str, str]) -> None:
 
 def _run_stage(name: str, context: Context, expected: dict[str, str], command: str) -> None:
     stage, run = STAGES[name], context.run
-    if command == name == "evaluate" and _state("segment", context, expected) != "done":
-        say(
-            "evaluate: no finished segmenter of this configuration, so only seeds and pseudo-masks are scored"
-        )
+    if command == "evaluate" and name in WITHOUT and _state(WITHOUT[name][0], context, expected) != "done":
+        say(f"{name}: {WITHOUT[name][1]}")
         return
     state = _state(name, context, expected)
     if state == "done":
@@ -198,6 +223,7 @@ def print_summary(context: Context) -> None:
         ("   oracle threshold (uses masks)", "seed", "oracle_miou"),
         ("extended seed mIoU, train (no CRF)", "extended", "miou"),
         ("pseudo-mask mIoU, train (CRF)", "mask", "miou"),
+        ("re-labelled mask mIoU, train (network, CRF)", "relabelled", "miou"),
         ("val mIoU, single scale, no CRF", "val", "miou"),
         ("val mIoU, multi-scale + flip", "val_ms_flip", "miou"),
         (

@@ -224,5 +224,6 @@ class quiet_lightning(warnings.catch_warnings):
             ".*isinstance.treespec, LeafSpec.*",
             ".*No positive samples found in target.*",
             ".*Found keys that are not in the model state dict.*",
+            ".*The dirpath has changed.*",  # a run that was moved, or a network that became another round's
         ):
             warnings.filterwarnings("ignore", pattern)

@@ -1,7 +1,8 @@
 """The refinement stage: saliency archives to pseudo-masks, in several processes, without torch."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -100,13 +101,20 @@ def write_all(
         device: of a GPU; then threads read, write and wait for it, and there are no processes.
         confidence: also write ``pseudo_confidence/<id>.png``, grey, 255 = sure.
     """
-    todo = [record for record in records if not _is_done(run, record, confidence)]
+    todo = [record for record in records if not is_done(run, record, confidence)]
     device = None if config.backend == "pydensecrf" else device
     refine = partial(_refine_one, run, parameters(config), source, config.backend, device, confidence)
-    executors = ThreadPoolExecutor(GPU_THREADS) if device else pool(min(workers, len(todo)))
-    with progress(len(records), len(records) - len(todo)) as bar, executors as executor:
+    with (
+        progress(len(records), len(records) - len(todo)) as bar,
+        crf_pool(min(workers, len(todo)), device) as executor,
+    ):
         for _ in unordered(executor, refine, todo, ahead=4 * workers):
             bar.update(1)
+
+
+def crf_pool(workers: int, device: str | None) -> AbstractContextManager[Executor | None]:
+    """Where CRFs run: processes, or threads that share the GPU ``device``."""
+    return ThreadPoolExecutor(GPU_THREADS) if device else pool(workers)
 
 
 def _refine_one(
@@ -118,16 +126,36 @@ def _refine_one(
     confidence: bool,
     record: Record,
 ) -> None:
-    if _is_done(run, record, confidence):
+    if is_done(run, record, confidence):
         return  # another process made it meanwhile (see `wsss.shards`)
-    labels, mask, posterior = refine_stored(run, settings, source, record, backend, device)
+    refined = refine_stored(run, settings, source, record, backend, device)
+    _write_refined(run, record, refined, confidence)
+
+
+def write_probabilities(
+    run: RunDirectory,
+    settings: RefineParameters,
+    backend: str,
+    device: str | None,
+    confidence: bool,
+    job: tuple[Record, npt.NDArray[np.float32]],
+) -> None:
+    """Refine probabilities of a photo and write its labels and its mask: ``job`` is (record, (K + 1, H, W))."""
+    record, probabilities = job
+    classes, image = record.labels or (), read_image(record.image)
+    refined = refine_probabilities(probabilities, classes, image, settings, backend, device)
+    _write_refined(run, record, refined, confidence)
+
+
+def _write_refined(run: RunDirectory, record: Record, refined: RefinedMask, confidence: bool) -> None:
     if confidence:
-        write_confidence(run.mask(CONFIDENCE, record.id), posterior)
-    write_mask(run.mask(LABELS, record.id), labels)
-    write_mask(run.mask(MASKS, record.id), mask)  # last: it marks the image as done
+        write_confidence(run.mask(CONFIDENCE, record.id), refined.confidence)
+    write_mask(run.mask(LABELS, record.id), refined.labels)
+    write_mask(run.mask(MASKS, record.id), refined.mask)  # last: it marks the image as done
 
 
-def _is_done(run: RunDirectory, record: Record, confidence: bool) -> bool:
+def is_done(run: RunDirectory, record: Record, confidence: bool) -> bool:
+    """Whether the photo has its labels and its mask, and its confidence where that is asked for."""
     folders = (LABELS, MASKS, CONFIDENCE) if confidence else (LABELS, MASKS)
     return all(run.mask(folder, record.id).is_file() for folder in folders)
 

@@ -66,7 +66,7 @@ def build_report(config: Config, dataset: Dataset, run: RunDirectory) -> None:
         classes=_class_table(dataset, metrics, entries, protocol),
         legend=tuple((name, _colour(index)) for index, name in enumerate(dataset.class_names) if index),
         charts=_charts(metrics.get("mask") or {}),
-        galleries=tuple(gallery for gallery in _galleries(dataset, run) if gallery.rows),
+        galleries=tuple(gallery for gallery in _galleries(config, dataset, run) if gallery.rows),
         facts=_facts(manifest),
         config=run.config.read_text(encoding="utf-8") if run.config.is_file() else "",
     )
@@ -80,6 +80,10 @@ def protocols(config: Config) -> dict[str, tuple[str, str]]:
         "seed": ("seeds", "train photos; saliency with background threshold, no CRF"),
         "extended": ("extended seeds", "train photos; after the extension to whole objects, no CRF"),
         "mask": ("pseudo-masks", "train photos; after the CRF, arg-max labels"),
+        "relabelled": (
+            "re-labelled masks",
+            "train photos; by the network of the round before among the classes on the label, CRF, arg-max labels",
+        ),
         "val": ("val", "val photos; single scale, no CRF"),
         "val_ms_flip": ("val, multi-scale + flip", "val photos; multi-scale and mirrored, no CRF"),
         "val_crf": ("val, CRF", f"val photos; {best}, then CRF"),
@@ -95,12 +99,15 @@ def _mask_note(name: str, entry: dict[str, Any]) -> str:
         return f"; mean threshold {entry['threshold']:.3f}; oracle: best threshold"
     if entry.get("mask_pretraining"):
         return NOT_WEAK
-    if name != "mask":
+    if name not in ("mask", "relabelled"):
         return ""
     kept = "" if entry.get("kept_miou") is None else f" with mIoU {percent(entry['kept_miou'])}"
+    seen = f"; training keeps {percent(entry['coverage'])} % of the pixels{kept}"
+    if name == "relabelled":
+        rounds = ", ".join(percent(value) for value in entry["by_round"])
+        return f"{seen}; round by round: {rounds}"
     return (
-        f"; training keeps {percent(entry['coverage'])} % of the pixels{kept}; "
-        f"oracle: best background on {entry['oracle_images']} photos "
+        f"{seen}; oracle: best background on {entry['oracle_images']} photos "
         f"(this run there: {percent(entry['miou_on_oracle_images'])})"
     )
 
@@ -110,6 +117,11 @@ def _tiles(metrics: dict[str, Any], dry: str) -> tuple[Tile, ...]:
         ("classifier mAP", "classifier", "mAP", "val, image labels"),
         ("seed mIoU", "seed", "miou", "train, no CRF"),
         ("pseudo-mask mIoU", "mask", "miou", "train, CRF"),
+        *(
+            [("re-labelled mIoU", "relabelled", "miou", "train, network and CRF")]
+            if metrics.get("relabelled")
+            else []
+        ),
         ("val mIoU", "val", "miou", "single scale, no CRF"),
     )
     tiles = [
@@ -155,12 +167,19 @@ def _class_table(
     return ClassTable(tuple(protocol[entry][0] for entry in entries), rows, means)
 
 
-def _galleries(dataset: Dataset, run: RunDirectory) -> tuple[Gallery, Gallery]:
+def _galleries(config: Config, dataset: Dataset, run: RunDirectory) -> tuple[Gallery, Gallery]:
     labelled = [record for record in dataset.train if record.labels]
+    rounds = range(1, config.segmenter.rounds)
     train = Gallery(
         "Training photos: from saliency to pseudo-mask",
-        ("photo", "saliency", "pseudo-mask", "ground truth"),
-        tuple(_train_row(record, dataset, run) for record in _evenly(labelled)),
+        (
+            "photo",
+            "saliency",
+            "pseudo-mask",
+            *(f"re-labelled, round {turn}" for turn in rounds),
+            "ground truth",
+        ),
+        tuple(_train_row(record, dataset, run, rounds) for record in _evenly(labelled)),
         "Evenly spaced over the training list. Saliency: the strongest class of the label at each pixel; "
         "hatched: uncertain, not trained on. Ground truth is never trained on.",
     )
@@ -178,7 +197,7 @@ def _evenly(records: Sequence[Record]) -> list[Record]:
     return [records[index * len(records) // count] for index in range(count)]
 
 
-def _train_row(record: Record, dataset: Dataset, run: RunDirectory) -> GalleryRow:
+def _train_row(record: Record, dataset: Dataset, run: RunDirectory, rounds: Sequence[int]) -> GalleryRow:
     image = read_image(record.image)
     path, heat = run.saliency(record.id), None
     if path.is_file():
@@ -187,7 +206,7 @@ def _train_row(record: Record, dataset: Dataset, run: RunDirectory) -> GalleryRo
     pictures = (
         image,
         heat,
-        _overlay(image, run.mask("pseudo_masks", record.id)),
+        *(_overlay(image, run.round(turn).mask("pseudo_masks", record.id)) for turn in (0, *rounds)),
         _overlay(image, record.mask),
     )
     return GalleryRow(record.id, _names(record, dataset), pictures)

@@ -1,0 +1,202 @@
+"""What each stage of ``pipeline`` reads, writes and follows: by this ``runner`` knows what is to be done.
+
+A stage's fingerprint is a hash of what it reads and of the fingerprints of the stages before it (see ``rundir``).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from wsss import evaluation, pipeline
+from wsss.config import Config, EvaluateConfig, to_dict
+from wsss.data.dataset import Dataset, Record
+from wsss.pipeline import Context
+from wsss.refine import stage as refine_stage
+from wsss.rundir import ROUNDS, RunDirectory, file_stamp
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the pipeline: what it does, what it depends on, what it writes."""
+
+    work: Callable[[Context], dict[str, Any]]
+    reads: Callable[[Config, Dataset], Any]
+    after: tuple[str, ...]
+    outputs: tuple[str, ...]
+    title: str
+    files: Callable[[Context], Iterable[Path]] = lambda context: ()
+    """What must be there when it is done."""
+    metrics: tuple[str, ...] = ()
+    """Its entries of metrics.json."""
+    wanted: Callable[[Config], bool] = lambda config: True
+    """Whether this configuration asks for it at all."""
+
+
+def _train_inputs(dataset: Dataset) -> list[Any]:
+    return [[record.id, record.labels, file_stamp(record.image)] for record in dataset.train]
+
+
+def _val_inputs(dataset: Dataset) -> list[Any]:
+    return [[r.id, file_stamp(r.image), r.mask and file_stamp(r.mask)] for r in dataset.val]
+
+
+def _train_truth(dataset: Dataset) -> list[Any]:
+    return [[record.id, file_stamp(record.mask)] for record in dataset.train if record.mask is not None]
+
+
+def _weights(value: str) -> Any:
+    """Initial weights given as a file count with its size."""
+    return value if value in ("imagenet", "none", "classifier") else [value, file_stamp(Path(value))]
+
+
+def _segmenter_settings(config: Config) -> list[Any]:
+    """What one training depends on, whichever round it is and whatever it is trained on."""
+    settings = to_dict(replace(config.segmenter, supervised=False))
+    del settings["rounds"]
+    return [settings, _weights(config.segmenter.weights), config.seed]
+
+
+def _published_round(config: Config) -> list[int]:
+    """Which round's training is the published one; nothing for the first, which needs no masks but refine's."""
+    return [config.segmenter.rounds] if config.segmenter.rounds > 1 else []
+
+
+def _self_trained(config: Config) -> bool:
+    return config.segmenter.rounds > 1
+
+
+def _supervised(config: Config) -> bool:
+    return config.segmenter.supervised
+
+
+def _masks(run: RunDirectory, records: Sequence[Record]) -> list[Path]:
+    return [
+        run.mask(folder, record.id)
+        for record in records
+        for folder in (refine_stage.LABELS, refine_stage.MASKS)
+    ]
+
+
+STAGES: dict[str, Stage] = {
+    "classify": Stage(
+        pipeline.train_classifier,
+        lambda config, data: [
+            to_dict(config.classifier),
+            _weights(config.classifier.weights),
+            config.seed,
+            data.classes,
+            _train_inputs(data),
+        ],
+        after=(),
+        outputs=("classifier",),
+        title="train the classifier on image labels",
+        files=lambda context: [context.run.checkpoint("classifier")],
+        metrics=("classifier",),
+    ),
+    "saliency": Stage(
+        pipeline.write_saliency,
+        lambda config, data: to_dict(config.saliency),
+        after=("classify",),
+        outputs=("saliency",),
+        title="saliency of the training photos",
+        files=lambda context: [context.run.saliency(record.id) for record in context.dataset.train],
+    ),
+    "extend": Stage(
+        pipeline.extend,
+        lambda config, data: [to_dict(config.extend), config.extension, config.seed],
+        after=("saliency",),
+        outputs=(refine_stage.EXTENDED, "extension.npz"),
+        title="from the saliency to whole objects",
+        files=lambda context: [
+            context.run.maps(refine_stage.EXTENDED, record.id)
+            for record in context.dataset.train
+            if context.config.extension != "none"
+        ],
+    ),
+    "refine": Stage(
+        pipeline.refine,
+        lambda config, data: [to_dict(config.refine), config.segmenter.confidence_weighted],
+        after=("extend",),
+        outputs=(refine_stage.LABELS, refine_stage.MASKS, refine_stage.CONFIDENCE, "calibration.json"),
+        title="pseudo-masks: background and dense CRF",
+        files=lambda context: _masks(context.run, context.dataset.train),
+    ),
+    "self_train": Stage(
+        pipeline.self_train,
+        # Not the number of rounds: with more of them, those that are there stay.
+        lambda config, data: _segmenter_settings(config),
+        after=("refine",),
+        outputs=(ROUNDS,),
+        title="self-training: train, label the training photos again",
+        files=lambda context: _masks(
+            context.run.round(context.config.segmenter.rounds - 1), context.dataset.train
+        ),
+        wanted=_self_trained,
+    ),
+    "segment": Stage(
+        pipeline.train_segmenter,
+        lambda config, data: [*_segmenter_settings(config), *_published_round(config)],
+        after=("refine",),  # what self_train depends on is part of this fingerprint already
+        outputs=("segmenter",),
+        title="train the segmenter on the pseudo-masks",
+        files=lambda context: [context.run.checkpoint("segmenter")],
+    ),
+    "supervise": Stage(
+        pipeline.train_supervised,
+        lambda config, data: [
+            _segmenter_settings(config),
+            data.classes,
+            _train_inputs(data),
+            _train_truth(data),
+        ],
+        after=("classify",),
+        outputs=("segmenter_supervised",),
+        title="train the same segmenter on the true masks (oracle)",
+        files=lambda context: [context.run.checkpoint("segmenter_supervised")],
+        wanted=_supervised,
+    ),
+    "score_masks": Stage(
+        pipeline.score_masks,
+        lambda config, data: [config.evaluate.oracle_images, _train_truth(data)],
+        after=("refine",),
+        outputs=(),
+        title="score seeds and pseudo-masks",
+        metrics=("seed", "extended", "mask"),
+    ),
+    "score_relabelled": Stage(
+        pipeline.score_relabelled,
+        lambda config, data: [config.segmenter.rounds, _train_truth(data)],
+        after=("self_train",),
+        outputs=(),
+        title="score the masks of the self-training",
+        metrics=("relabelled",),
+        wanted=_self_trained,
+    ),
+    "evaluate": Stage(
+        pipeline.evaluate,
+        lambda config, data: [to_dict(config.evaluate), _val_inputs(data)],
+        after=("segment",),
+        outputs=tuple(evaluation.kinds(EvaluateConfig()).values()),
+        title="predict and score the validation photos",
+        files=lambda context: [
+            context.run.mask(folder, record.id)
+            for record in context.dataset.val
+            for folder in evaluation.kinds(context.config.evaluate).values()
+        ],
+        metrics=("val", "val_ms_flip", "val_crf", "retention"),
+    ),
+    "evaluate_supervised": Stage(
+        pipeline.evaluate_supervised,
+        lambda config, data: _val_inputs(data),
+        after=("supervise",),
+        outputs=("supervised_" + evaluation.PLAIN,),
+        title="predict and score with the supervised twin",
+        files=lambda context: [
+            context.run.mask("supervised_" + evaluation.PLAIN, record.id) for record in context.dataset.val
+        ],
+        metrics=("supervised", "retention"),
+        wanted=_supervised,
+    ),
+}
+"""All stages except the report, in order."""
