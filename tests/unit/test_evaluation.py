@@ -22,6 +22,7 @@ from wsss.config import (
     ExtendConfig,
     RefineConfig,
     RuntimeConfig,
+    SegmenterConfig,
 )
 from wsss.data.dataset import Record
 from wsss.data.files import Saliency, read_image, read_mask, write_mask, write_saliency
@@ -109,6 +110,33 @@ def test_label_map_is_the_most_probable_class() -> None:
     found = evaluation.label_map(probabilities)
     assert found.dtype == np.uint8
     assert np.array_equal(found, probabilities.numpy().argmax(0))
+
+
+def test_masks_of_the_rounds_are_scored_and_the_last_one_in_full(
+    records: list[Record], run: RunDirectory
+) -> None:
+    random = np.random.default_rng(3)
+    for record, size in zip(records, SIZES, strict=True):
+        for turn in (1, 2):
+            labels = random.integers(0, 3, size, dtype=np.uint8)
+            mask = np.where(random.random(size) < 0.3, 255, labels).astype(np.uint8)
+            write_mask(run.round(turn).mask("pseudo_labels", record.id), labels)
+            write_mask(run.round(turn).mask("pseudo_masks", record.id), mask)
+
+    def pairs(turn: int, folder: str) -> list[tuple[Mask, Mask]]:
+        return [(read_mask(run.round(turn).mask(folder, r.id)), truth_of(r)) for r in records[:5]]
+
+    config = replace(CONFIG, segmenter=SegmenterConfig(rounds=3))
+    entry = evaluation.relabelled_metrics(config, NAMES, records, run)
+    assert entry is not None
+    assert entry["round"] == 2
+    assert entry["by_round"] == pytest.approx([plain_miou(pairs(turn, "pseudo_labels")) for turn in (1, 2)])
+    assert entry["miou"] == entry["by_round"][1]
+    assert entry["per_class"]["bird"] is None
+    assert entry["kept_miou"] == pytest.approx(plain_miou(pairs(2, "pseudo_masks"), kept=True))
+    counted = [mask[truth != 255] for mask, truth in pairs(2, "pseudo_masks")]
+    assert entry["coverage"] == pytest.approx((np.concatenate(counted) != 255).mean())
+    assert evaluation.relabelled_metrics(config, NAMES, records[5:], run) is None
 
 
 # -- CRF -------------------------------------------------------------------------------------------
