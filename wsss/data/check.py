@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from wsss.data.dataset import check_root, first, resolve_file, walk_images
+from wsss.data.dataset import check_root, first, found_in, namesake, resolve_file, walk_images
 from wsss.data.files import read_image, read_mask
 from wsss.data.findings import CheckReport, Problem, Severity
 from wsss.data.folder import image_folder
 from wsss.data.labels import (
     IGNORE,
-    check_classes,
     read_classes,
+    read_csv_classes,
     read_ids,
     read_label_rows,
     read_label_xml,
@@ -93,9 +93,10 @@ def _list_files(check: _Check) -> None:
     check.images = _index(check, walk_images(photos, nested=not voc, exclude=(masks,)))
     check.masks = _index(check, walk_images(masks, nested=not voc))
     if not check.images:
-        check.add(
-            "error", "no photos", photos, f"{photos} holds no photos: see data/README.md for the layout"
+        message = (
+            f"{photos} holds no photos (jpg, png, webp, bmp, tif; {found_in(photos)}): see data/README.md"
         )
+        check.add("error", "no photos", photos, message)
     for identifier, path in check.masks.items():
         if identifier not in check.images:
             check.add("warning", "masks without photo", path, f"{path} has no photo of that name")
@@ -124,8 +125,11 @@ def _label_source(check: _Check, labels: str | None) -> Path | None:
     else:
         found = resolve_file(labels, check.root)
     if found is None:
-        wanted = labels if labels not in (None, "xml") else f"neither {annotations}/ nor {csv}"
-        check.add("error", "no labels", check.root, f"image labels not found: {wanted}; set --data.labels")
+        wanted = labels if labels not in (None, "xml") else str(csv)
+        if check.layout == "voc" and labels in (None, "xml"):
+            wanted = f"neither {annotations}/ nor {csv}"
+        mend = f'write a CSV with the header "image,labels" there, or name yours with --labels ({found_in(check.root)})'
+        check.add("error", "no labels", check.root, f"image labels not found: {wanted}; {mend}")
     return found
 
 
@@ -133,12 +137,12 @@ def _read_classes(check: _Check, classes: Path | None, source: Path | None) -> N
     own = check.root / "classes.txt"
     try:
         if classes is None and not own.is_file() and check.layout == "folder":
-            rows = read_label_rows(source) if source is not None else ()
-            check.classes = check_classes(sorted({name for row in rows for name in row.names}), str(source))
+            check.classes = () if source is None else read_csv_classes(source)
         else:
             check.classes = read_classes(classes or (own if own.is_file() else None))
     except UserError as error:
-        check.add("error", "class list", classes or own, str(error))
+        file = source if classes is None and not own.is_file() and source is not None else classes or own
+        check.add("error", "class list", file, str(error))
 
 
 def _read_labels(check: _Check, source: Path | None) -> None:
@@ -167,19 +171,41 @@ def _read_csv(check: _Check, path: Path) -> None:
     try:
         rows = read_label_rows(path, nested=check.layout == "folder")
     except UserError as error:
-        check.add("error", "labels", path, str(error))
+        if str(error) not in {
+            problem.message for problem in check.problems
+        }:  # the class list may have said it
+            check.add("error", "labels", path, str(error))
         return
     index = {name: number for number, name in enumerate(check.classes, 1)}
     for row in rows:
         where = f"{path}:{row.line}"
         if row.identifier not in check.images:
-            check.add("error", "labels without photo", path, f"{where}: no photo {row.identifier}")
+            near = namesake(row.identifier, check.images)
+            mend = f'write "{near}"' if near else "add it or remove the line"
+            check.add("error", "labels without photo", path, f"{where}: no photo {row.identifier}: {mend}")
             continue
         for name in row.names:
             if name not in index and check.classes:
                 check.add("error", "unknown labels", path, f"{where}: {unknown_label(name, check.classes)}")
         known = {index[name] for name in row.names if name in index}
         check.labels[row.identifier] = tuple(sorted(known))
+    if check.layout == "folder" and check.labels:
+        _look_for_gaps(check, path)
+
+
+def _look_for_gaps(check: _Check, path: Path) -> None:
+    """Photos without a line in the CSV, and a single photo."""
+    bare = [identifier for identifier in check.images if identifier not in check.labels]
+    if bare:
+        message = (
+            f"{path} has no line for {len(bare)} of {len(check.images)} photos ({first(bare)}): not used"
+        )
+        check.add("warning", "photos without labels", path, message)
+    if len(check.labels) == 1:
+        message = (
+            f"{path} labels one photo only: nothing is left for val, and most networks need two to train"
+        )
+        check.add("warning", "one photo", path, message)
 
 
 def _split_files(check: _Check) -> list[Path]:

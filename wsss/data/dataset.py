@@ -199,11 +199,17 @@ def check_images(ids: Iterable[str], images: Mapping[str, Path], source: str) ->
     missing = [identifier for identifier in ids if identifier not in images]
     if not missing:
         return
-    tail = missing[0].rpartition("/")[2]
-    near = [known for known in images if known.rpartition("/")[2] == tail]
-    mend = f'write "{near[0]}"' if len(near) == 1 else "add the photos or remove the ids"
+    near = namesake(missing[0], images)
+    mend = f'write "{near}"' if near else "add the photos or remove the ids"
     verb = "has" if len(missing) == 1 else "have"
     raise UserError(f"{source}: {len(missing)} of its ids {verb} no image ({first(missing)}): {mend}")
+
+
+def namesake(identifier: str, images: Iterable[str]) -> str | None:
+    """The only id of `images` with the same name in another folder, None if there is none or several."""
+    tail = identifier.rpartition("/")[2]
+    near = [known for known in images if known.rpartition("/")[2] == tail]
+    return near[0] if len(near) == 1 else None
 
 
 def make_records(

@@ -218,16 +218,40 @@ def read_mask(path: Path) -> npt.NDArray[np.uint8]:
         UserError: naming the file: missing, damaged, RGB or another mode than P and L, or stored lossily.
     """
     with _opened(path) as image:
-        if image.format in ("JPEG", "MPO", "WEBP"):
-            raise UserError(
-                f"{path} is a {image.format} file, which changes class indices: save masks as PNG"
-            )
-        if image.mode not in ("P", "L"):
-            raise UserError(
-                f"{path} is a mask of mode {image.mode}, not of class indices: save it as 8-bit palette or "
-                'grey PNG with values 0..C and 255 (data/README.md, "RGB masks", has a script)'
-            )
+        _check_indices(path, image)
         return np.array(image, dtype=np.uint8, order="C")
+
+
+def _check_indices(path: Path, image: Image.Image) -> None:
+    """Raises UserError where an opened mask cannot hold class indices."""
+    if image.format in ("JPEG", "MPO", "WEBP"):
+        raise UserError(f"{path} is a {image.format} file, which changes class indices: save masks as PNG")
+    if image.mode not in ("P", "L"):
+        raise UserError(
+            f"{path} is a mask of mode {image.mode}, not of class indices: save it as 8-bit palette or "
+            'grey PNG with values 0..C and 255 (data/README.md, "RGB masks", has a script)'
+        )
+
+
+def check_mask_header(path: Path, photo: Path) -> None:
+    """What `read_truth` checks as far as the headers of both files tell: mode, format and size.
+
+    Raises:
+        UserError: naming the file.
+    """
+    with _opened(path) as image:
+        _check_indices(path, image)
+        width, height = image.size
+    _check_same_size(path, (height, width), photo)
+
+
+def _check_same_size(path: Path, size: tuple[int, ...], photo: Path) -> None:
+    expected = image_size(photo)
+    if size != expected:
+        raise UserError(
+            f"{path} has {size[1]}x{size[0]} pixels but {photo} {expected[1]}x{expected[0]}; "
+            "masks must have the photo's size"
+        )
 
 
 def read_truth(path: Path, photo: Path, classes: int | None = None) -> npt.NDArray[np.uint8]:
@@ -244,12 +268,8 @@ def read_truth(path: Path, photo: Path, classes: int | None = None) -> npt.NDArr
     Raises:
         UserError: naming the file: as `read_mask`; another size than the photo's; an index beyond the classes.
     """
-    mask, (height, width) = read_mask(path), image_size(photo)
-    if mask.shape != (height, width):
-        raise UserError(
-            f"{path} has {mask.shape[1]}x{mask.shape[0]} pixels but {photo} {width}x{height}; "
-            "masks must have the photo's size"
-        )
+    mask = read_mask(path)
+    _check_same_size(path, mask.shape, photo)
     if classes is not None and (wrong := mask[(mask >= classes) & (mask != IGNORE)]).size:
         raise UserError(
             f"{path} holds the class index {wrong.max()}, but the class list has {classes - 1} names: "

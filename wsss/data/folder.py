@@ -21,6 +21,7 @@ from wsss.data.dataset import (
     read_split,
     resolve_file,
 )
+from wsss.data.files import check_mask_header
 from wsss.data.labels import read_classes, read_csv_classes, read_label_csv
 from wsss.errors import UserError
 
@@ -61,7 +62,7 @@ def load_folder(root: Path, labels: str, classes: Path | None, train: str | None
     elif val_ids is None:
         val_ids = _others(known, train_ids)
     check_labelled(train_ids, known, str(path))
-    masks = index_images(root / "masks", nested=True)
+    masks = index_masks(root, images)
     return Dataset(
         names,
         make_records(train_ids, images, known, masks),
@@ -84,10 +85,30 @@ def index_folder(root: Path) -> dict[str, Path]:
     images = index_images(image_folder(root), nested=True, exclude=(root / "masks",))
     if not images:
         raise UserError(
-            f"{image_folder(root)} holds no photos (jpg, png, webp, bmp, tif; {found_in(root)}): "
+            f"{image_folder(root)} holds no photos (jpg, png, webp, bmp, tif; {found_in(image_folder(root))}): "
             f"put them into {root / 'images'} (see data/README.md)"
         )
     return images
+
+
+def index_masks(root: Path, images: Mapping[str, Path]) -> dict[str, Path]:
+    """Image id -> true mask, for those photos that have one. Only headers are read.
+
+    Raises:
+        UserError: no mask bears the name of a photo; or a mask is no palette or grey image of its photo's size,
+            which would else show only after the training.
+    """
+    found = index_images(root / "masks", nested=True)
+    masks = {identifier: path for identifier, path in found.items() if identifier in images}
+    if found and not masks:
+        other = next(iter(found.values()))
+        raise UserError(
+            f"no mask in {root / 'masks'} has the name of a photo ({other.name} is one of {len(found)}): name them as "
+            "the photos, with .png, or remove the folder"
+        )
+    for identifier, path in masks.items():
+        check_mask_header(path, images[identifier])
+    return masks
 
 
 def find_csv(root: Path, labels: str) -> Path:
@@ -95,9 +116,11 @@ def find_csv(root: Path, labels: str) -> Path:
     wanted = root / "labels.csv" if labels == "xml" else Path(labels)
     path = resolve_file(wanted, root)
     if path is None:
+        others = sorted(file.name for file in root.glob("*.csv"))
+        mend = f"--data.labels {others[0]}" if len(others) == 1 else "--data.labels to another"
         raise UserError(
-            f'{wanted} does not exist: write a CSV with the header "image,labels" ({found_in(root)}), '
-            "or set --data.labels"
+            f'{root / wanted} does not exist: write a CSV with the header "image,labels" ({found_in(root)}), '
+            f"or set {mend}"
         )
     return path
 

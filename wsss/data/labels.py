@@ -39,6 +39,7 @@ CSV_FORMAT = (
     'expected the header "image,labels" (labels separated by ";"), or "image,<class>,<class>,…" with 0/1'
 )
 
+_SEMICOLONS = re.compile(r'\s*"?image"?\s*;', re.IGNORECASE)
 _MAX_PART_BYTES = 200  # file systems allow 255; room for suffixes and the temporary names of atomic writes
 _DEEPLAB_LINE = re.compile(r"/?JPEGImages/(\S+)\s+/?SegmentationClass\w*/\S+")
 
@@ -63,7 +64,7 @@ def read_text(path: Path) -> str:
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: check the path") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a UTF-8 text file: save it as UTF-8") from error
+        raise UserError(f'{path} is not a UTF-8 text file: save it as UTF-8 (Excel: "CSV UTF-8")') from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise UserError(f"{path} cannot be read ({error}): check the path and its permissions") from error
 
@@ -190,11 +191,16 @@ def _check_new(identifier: str, line: int, seen: dict[str, int], path: Path) -> 
 def read_label_rows(path: Path, *, nested: bool = True) -> tuple[LabelRow, ...]:
     """Reads a label CSV without looking at the class list: `image,labels` or one-hot columns.
 
+    Columns may be separated by ";" too, as Excel does where the comma is the decimal point; the header tells.
+
     Raises:
         UserError: naming file and line: no such file, wrong header, wrong number of columns, a one-hot
             value other than 0 and 1, a refused id, an image listed twice, broken quotes.
     """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True, skipinitialspace=True)
+    text = read_text(path)
+    delimiter = ";" if _SEMICOLONS.match(text) else ","
+    stream = io.StringIO(text, newline="")
+    reader = csv.reader(stream, strict=True, skipinitialspace=True, delimiter=delimiter)
     header: list[str] = []
     rows: list[LabelRow] = []
     seen: dict[str, int] = {}
@@ -206,6 +212,8 @@ def read_label_rows(path: Path, *, nested: bool = True) -> tuple[LabelRow, ...]:
             if not header:
                 header = _check_header(values, path)
                 continue
+            if delimiter == ";" and _is_tags(header):  # there a;cat;dog has a cell for each label
+                values = [values[0], ";".join(values[1:])]
             row = _label_row(values, header, path, reader.line_num, nested)
             _check_new(row.identifier, row.line, seen, path)
             rows.append(row)
@@ -224,7 +232,8 @@ def _is_tags(header: Sequence[str]) -> bool:
 
 def _check_header(values: list[str], path: Path) -> list[str]:
     if values[0].lower() != "image" or len(values) < 2:
-        raise UserError(f'{path}: the first line is "{",".join(values)[:80]}": {CSV_FORMAT}')
+        tabs = "columns are separated by tabs, save it with commas; " if "\t" in "".join(values) else ""
+        raise UserError(f'{path}: the first line is "{",".join(values)[:80]}": {tabs}{CSV_FORMAT}')
     for name in values[1:]:
         if not name or values.count(name) > 1:
             raise UserError(f'{path}: the header has an empty or repeated column "{name}": {CSV_FORMAT}')
@@ -251,10 +260,22 @@ def read_csv_classes(path: Path) -> tuple[str, ...]:
     """The class list that a label CSV implies: all its labels that occur, sorted.
 
     Raises:
-        UserError: see `read_label_rows` and `check_classes`.
+        UserError: see `read_label_rows` and `check_classes`; no label at all; labels that look like mistakes,
+            which a class list of one's own would allow: with a comma inside, or that differ by case only.
     """
-    names = {name for row in read_label_rows(path) for name in row.names}
-    return check_classes(sorted(names), str(path))
+    names = sorted({name for row in read_label_rows(path) for name in row.names})
+    if not names:
+        raise UserError(
+            f'{path} names no class: write the labels of each photo into its line, separated by ";"'
+        )
+    spelling: dict[str, str] = {}
+    for name in names:
+        if "," in name:
+            raise UserError(f'{path} has the label "{name}": separate labels with ";", not ","')
+        other = spelling.setdefault(name.casefold(), name)
+        if other != name:
+            raise UserError(f'{path} has the labels "{other}" and "{name}": write one of them everywhere')
+    return check_classes(names, str(path))
 
 
 def read_label_csv(path: Path, classes: Sequence[str], *, nested: bool = True) -> dict[str, tuple[int, ...]]:

@@ -61,8 +61,7 @@ def write_shapes(
     """
     parameters: dict[str, Any] = {"version": VERSION, "train": train, "val": val, "size": size, "seed": seed}
     _check_parameters(parameters)
-    if layout == "folder":
-        parameters |= {"layout": layout, "masks": masks}
+    parameters |= {"layout": layout, "masks": masks if layout == "folder" else None}
     if _is_finished(root, parameters):
         return
     write_json(root / MARKER, {**parameters, "finished": False})
@@ -103,11 +102,10 @@ def _is_finished(root: Path, parameters: dict[str, Any]) -> bool:
             raise UserError(f"{root} is not empty and not a shapes data set: choose a new or empty folder.")
         return False
     found = read_json(root / MARKER)
-    found = found if isinstance(found, dict) else {}
-    names = {**parameters, **found}.keys() - {"finished"}
-    differing = [name for name in sorted(names) if found.get(name) != parameters.get(name)]
+    found = {"layout": "voc", "masks": None, **(found if isinstance(found, dict) else {})}
+    differing = [name for name, value in parameters.items() if found.get(name) != value]
     if differing:
-        both = ", ".join(f"{name} {found.get(name)} instead of {parameters.get(name)}" for name in differing)
+        both = ", ".join(f"{name} {found.get(name)} instead of {parameters[name]}" for name in differing)
         raise UserError(
             f"{root} holds shapes made with other parameters ({both}): delete it or choose another folder."
         )

@@ -144,7 +144,7 @@ def test_one_hot_csv_follows_the_class_list_and_not_the_columns(tmp_path: Path) 
     [
         ("", 'is empty: expected the header "image,labels"'),
         ("a.jpg,cat\n", 'the first line is "a.jpg,cat": expected the header "image,labels"'),
-        ("image;labels\na;cat\n", 'expected the header "image,labels"'),
+        ("image\tlabels\na\tcat\n", "columns are separated by tabs, save it with commas"),
         ("image,cat,cat\n", 'repeated column "cat"'),
         ("image,labels\na,cat,dog\n", r'labels\.csv:2: 3 columns.*separate labels with ";"'),
         ("image,labels\na\n", r"labels\.csv:2: 1 columns"),

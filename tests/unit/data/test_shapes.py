@@ -12,6 +12,7 @@ import pytest
 from wsss.data import shapes
 from wsss.data.check import check_dataset
 from wsss.data.files import read_image, read_mask
+from wsss.data.folder import load_folder
 from wsss.data.labels import BACKGROUND, IGNORE, read_classes, read_ids, read_label_csv, read_label_xml
 from wsss.data.shapes import SHAPES_CLASSES, Scene, draw_scene, write_shapes
 from wsss.errors import UserError
@@ -175,3 +176,33 @@ def test_boats_come_with_water(scenes: list[Scene]) -> None:
         red, _, blue = scene.image[scene.mask == BACKGROUND].mean(0)
         grounds[boat in scene.labels].append(float(blue - red))
     assert np.median(grounds[True]) > np.median(grounds[False]) + 20
+
+
+def test_folder_layout_is_what_somebody_with_tagged_photos_has(tmp_path: Path) -> None:
+    write_shapes(tmp_path / "set", train=4, val=2, size=64, layout="folder")
+    names = sorted(_contents(tmp_path / "set"))
+    photos = [f"images/photo_000{index}.jpg" for index in range(4)]
+    untagged = ["untagged/new_0000.jpg", "untagged/new_0001.jpg"]
+    assert names == ["classes.txt", *photos, "labels.csv", "shapes.json", *untagged]
+    dataset = load_folder(tmp_path / "set", "xml", None, None, None)
+    assert len(dataset.train) + len(dataset.val) == 4
+    for record in (*dataset.train, *dataset.val):
+        scene = draw_scene(0, "train", int(record.id[-4:]), 64)
+        assert record.labels == scene.labels
+
+
+def test_folder_layout_has_masks_on_request_only(tmp_path: Path) -> None:
+    write_shapes(tmp_path / "set", train=2, val=1, size=64, layout="folder", masks=True)
+    dataset = load_folder(tmp_path / "set", "xml", None, None, None)
+    for record in (*dataset.train, *dataset.val):
+        assert record.mask is not None
+        scene = draw_scene(0, "train", int(record.id[-4:]), 64)
+        np.testing.assert_array_equal(read_mask(record.mask), scene.mask)
+
+
+def test_a_set_of_the_other_layout_is_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"layout voc instead of folder.*delete"):
+        write_shapes(root, train=6, val=3, size=64, layout="folder")
+    write_shapes(tmp_path / "set", train=2, val=1, size=64, layout="folder")
+    with pytest.raises(UserError, match=r"layout folder instead of voc.*delete"):
+        write_shapes(tmp_path / "set", train=2, val=1, size=64)
