@@ -140,13 +140,13 @@ def refine(context: Context) -> dict[str, Any]:
 
 
 def _calibrate(context: Context) -> None:
-    """Choose the background rule if it is neither given nor chosen yet."""
+    """Choose the background rule if it is neither given nor chosen yet for these maps."""
     config, run, dataset = context.config, context.run, context.dataset
     if config.refine.background.rule != "calibrated" or run.calibration.is_file():
         return
     if rank_and_world()[0] == 0:
-        sources = dict.fromkeys((refine_stage.SALIENCY, evaluation.rule_source(config)))
-        calibrate(config, dataset.train, len(dataset.class_names), run, tuple(sources))
+        walked = (refine_stage.EXTENDED,) if config.extension == "walk" else ()
+        calibrate(config, dataset.train, len(dataset.class_names), run, (refine_stage.SALIENCY, *walked))
     else:
         wait_for_file(run.calibration)
 

@@ -15,6 +15,9 @@ from wsss.pipeline import Context
 from wsss.refine import stage as refine_stage
 from wsss.rundir import ROUNDS, RunDirectory, file_stamp
 
+CALIBRATION = "calibration.json"
+"""The refinement writes it, and new maps make it stale: masks are tuned again without asking the classifier."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -98,7 +101,7 @@ STAGES: dict[str, Stage] = {
         pipeline.write_saliency,
         lambda config, data: to_dict(config.saliency),
         after=("classify",),
-        outputs=("saliency",),
+        outputs=("saliency", CALIBRATION),
         title="saliency of the training photos",
         files=lambda context: [context.run.saliency(record.id) for record in context.dataset.train],
     ),
@@ -106,7 +109,7 @@ STAGES: dict[str, Stage] = {
         pipeline.extend,
         lambda config, data: [to_dict(config.extend), config.extension, config.seed],
         after=("saliency",),
-        outputs=(refine_stage.EXTENDED, "extension.npz"),
+        outputs=(refine_stage.EXTENDED, "extension.npz", CALIBRATION),
         title="from the saliency to whole objects",
         files=lambda context: [
             context.run.maps(refine_stage.EXTENDED, record.id)
@@ -118,7 +121,7 @@ STAGES: dict[str, Stage] = {
         pipeline.refine,
         lambda config, data: [to_dict(config.refine), config.segmenter.confidence_weighted],
         after=("extend",),
-        outputs=(refine_stage.LABELS, refine_stage.MASKS, refine_stage.CONFIDENCE, "calibration.json"),
+        outputs=(refine_stage.LABELS, refine_stage.MASKS, refine_stage.CONFIDENCE),
         title="pseudo-masks: background and dense CRF",
         files=lambda context: _masks(context.run, context.dataset.train),
     ),

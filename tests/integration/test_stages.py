@@ -224,6 +224,28 @@ def test_the_table_of_the_calibration_says_what_masks_would_choose(
     assert "oracle, not used" in outcome.out
 
 
+def test_another_crf_asks_no_classifier_again(
+    run: Path, tiny: list[str], command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibration, mask = run / "calibration.json", next((run / "pseudo_masks").glob("*.png"))
+    before, made = calibration.stat().st_mtime_ns, mask.stat().st_mtime_ns
+    monkeypatch.setattr("wsss.calibration.load_classifier", None)
+    for name in ("classification.load_classifier", "train_classifier", "write_saliency", "extend"):
+        monkeypatch.setattr(f"wsss.pipeline.{name}", None)
+    outcome = command("refine", *tiny, "--output", run, "--refine.crf.iterations", 2)
+    assert outcome.status == 0, outcome.err
+    assert mask.stat().st_mtime_ns > made
+    assert calibration.stat().st_mtime_ns == before
+
+
+def test_new_maps_are_calibrated_anew(run: Path, tiny: list[str], command: Any) -> None:
+    before = (run / "calibration.json").stat().st_mtime_ns
+    assert command("saliency", *tiny, "--output", run, "--saliency.method", "gradient").status == 0
+    assert not (run / "calibration.json").exists()
+    assert command("refine", *tiny, "--output", run, "--saliency.method", "gradient").status == 0
+    assert (run / "calibration.json").stat().st_mtime_ns > before
+
+
 def test_calibrate_is_an_option_of_refine_only(tiny: list[str], run: Path, command: Any) -> None:
     assert command("saliency", *tiny, "--output", run, "--calibrate").status == 2
 
