@@ -238,7 +238,7 @@ def test_probabilities_are_refined_with_their_own_background() -> None:
 
 def test_maps_can_be_the_unary_potentials_themselves() -> None:
     maps, image, _ = scene()
-    # DCSM (Shimoda and Yanai 2016): -log of the maps, and of 1 - max for the background
+    # as configs/voc2012_dcsm.yaml: -log of the maps, and of 1 - max for the background
     crf = CRFParameters(bilateral_sxy=80, bilateral_srgb=13)
     kernels = pydensecrf.DenseCRF2D(90, 60, 3)
     potentials = -np.log(np.maximum(np.concatenate([1 - maps.max(axis=0, keepdims=True), maps]), 1e-3))
