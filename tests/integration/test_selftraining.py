@@ -111,6 +111,7 @@ def test_a_third_round_keeps_two(copy: Path, twice: Path, tiny: list[str], comma
     assert entry["by_round"][0] == metrics(twice)["relabelled"]["miou"]
 
 
+@pytest.mark.slow
 def test_other_settings_of_the_segmenter_redo_every_round(copy: Path, tiny: list[str], command: Any) -> None:
     before = times(copy, "rounds/1/pseudo_masks")
     words = [*ROUNDS, "--segmenter.ema", 0.9, "--segmenter.epochs", 1]
@@ -123,6 +124,7 @@ def test_other_settings_of_the_segmenter_redo_every_round(copy: Path, tiny: list
     assert all(after[name] > before[name] for name in before)
 
 
+@pytest.mark.slow
 def test_weighted_pixels_go_through_all_rounds(copy: Path, tiny: list[str], command: Any) -> None:
     words = [*ROUNDS, "--segmenter.confidence_weighted", "true", "--segmenter.epochs", 1]
     assert command("run", *tiny, "--output", copy, *words).status == 0
