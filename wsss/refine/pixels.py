@@ -6,7 +6,7 @@ one of the classes, trained on confident seeds only, keeps what the photos agree
 neither masks nor a second network. Its probabilities, restricted to the labels of each photo, may be spread by
 `affinity.random_walk`, and may label the cells for another round (self-training).
 
-    loss = sum over labelled cells of w_y * -log softmax(W f + b)_y,    w_c proportional to 1 / sqrt(count of c)
+    loss = sum over labelled cells of w_y * -log softmax(W f + b)_y,    w_c proportional to (count of c)^-BALANCE
 
 with f the unit feature times `SCALE`, y the label. AdamW with a one-cycle learning rate.
 """
@@ -24,6 +24,8 @@ SCALE = 14.0
 
 BATCH = 2048
 LEARNING_RATE = 6e-3
+# Between 0.5, with which rare classes shrink from round to round, and 1, with which all classes grow.
+BALANCE = 0.75
 WEIGHT_DECAY = 1e-2
 
 
@@ -83,7 +85,7 @@ def fit(features: Tensor, labels: Tensor, classes: int, epochs: int = 3, seed: i
     if len(rows) == 0:
         raise ValueError("no cell has a label to learn from")
     counts = torch.bincount(labels[rows], minlength=classes).clamp(min=1).float()
-    weight = (counts.sum() / counts).sqrt()
+    weight = (counts.sum() / counts) ** BALANCE
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode(False), torch.enable_grad():
         layer = torch.nn.Linear(features.shape[1], classes, device=features.device)
