@@ -98,6 +98,7 @@ def test_one_round_again_takes_the_first_network_back(
     assert "epoch 1/" not in again.err
 
 
+@pytest.mark.slow
 def test_a_third_round_keeps_two(copy: Path, twice: Path, tiny: list[str], command: Any) -> None:
     before = times(copy, "rounds/1/pseudo_masks")
     assert command("segment", *tiny, "--output", copy, "--segmenter.rounds", 3).status == 0
