@@ -238,7 +238,9 @@ def plain_loop(records: Sequence[Record], run: RunDirectory, source: str) -> Non
     for record in records:
         stored, image = read_saliency(run.maps(source, record.id)), read_image(record.image)
         posteriors = (by_probabilities if source == EXTENDED else by_agreement)(stored, image)
-        best = [posterior.argmax(0).astype(np.uint8) for posterior in (np.sum(posteriors, axis=0), *posteriors)]
+        best = [
+            posterior.argmax(0).astype(np.uint8) for posterior in (np.sum(posteriors, axis=0), *posteriors)
+        ]
         certain = (best[0] == best[1]) & (best[0] == best[-1])
         if source == EXTENDED:
             certain = posteriors[0].max(0) >= RULE.posterior_limit
