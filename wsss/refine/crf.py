@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -64,35 +64,75 @@ class CRFParameters:
                 raise ValueError(f"crf.{name} must be 0 or more, not {getattr(self, name)}")
 
 
+@overload
 def dense_crf(
     probabilities: npt.NDArray[np.float32],
     image: npt.NDArray[np.uint8],
     parameters: CRFParameters | None = None,
     backend: str = "auto",
     device: str | None = None,
-) -> npt.NDArray[np.float32]:
+) -> npt.NDArray[np.float32]: ...
+
+
+@overload
+def dense_crf(
+    probabilities: Tensor,
+    image: npt.NDArray[np.uint8] | Tensor,
+    parameters: CRFParameters | None = None,
+    backend: str = "auto",
+    device: None = None,
+) -> Tensor: ...
+
+
+def dense_crf(
+    probabilities: npt.NDArray[np.float32] | Tensor,
+    image: npt.NDArray[np.uint8] | Tensor,
+    parameters: CRFParameters | None = None,
+    backend: str = "auto",
+    device: str | None = None,
+) -> npt.NDArray[np.float32] | Tensor:
     """Sharpen class probabilities along the edges of a photo.
 
     The time grows with the number of labels C: give only the classes that can be present, plus background.
 
+    A torch Tensor of probabilities stays where it is and is refined by the torch backend; gradients flow back to it.
+
     Args:
         probabilities: `(C, H, W)` float32 with C >= 2, in [0, 1]; clipped to at least 1e-8. Only ratios
-            within a pixel matter, so they need not sum to one.
+            within a pixel matter, so they need not sum to one. An array, or a Tensor on any device.
         image: `(H, W, 3)` uint8 RGB, the photo itself (not mean-subtracted), same height and width.
         parameters: the constants of the CRF; None means `CRFParameters()`.
         backend: "pydensecrf" (C++, one thread, holds the GIL), "torch" (the same arithmetic in PyTorch, as many
             threads as PyTorch uses, or a GPU), or "auto": torch on a GPU, else pydensecrf if it is installed,
             else torch. The marginals of the two differ by rounding only.
-        device: where the torch backend works, as in "cuda"; None means the CPU.
+        device: where the torch backend works on arrays, as in "cuda"; None means the CPU.
 
     Returns:
-        `(C, H, W)` float32, the mean-field marginals: in [0, 1], sum over C is one. No input is changed.
+        `(C, H, W)` float32, the mean-field marginals: in [0, 1], sum over C is one. An array for an array, a Tensor
+        for a Tensor. No input is changed.
 
     Raises:
         ValueError: an argument has a wrong shape, type or value.
         UserError: the backend is not installed, or a kernel is too narrow for the image.
     """
-    return dense_crf_batch([probabilities], [image], parameters, backend, device)[0]
+    if isinstance(probabilities, np.ndarray):
+        return dense_crf_batch([probabilities], [np.asarray(image)], parameters, backend, device)[0]
+    return _of_tensor(probabilities, image, parameters or CRFParameters(), backend)
+
+
+def _of_tensor(
+    probabilities: Tensor, image: npt.NDArray[np.uint8] | Tensor, parameters: CRFParameters, backend: str
+) -> Tensor:
+    """`dense_crf` of a Tensor."""
+    import torch  # only here: see `_torch`
+
+    from wsss.refine.meanfield import mean_field
+
+    if backend == "pydensecrf":
+        raise ValueError("the CRF backend pydensecrf takes arrays, not tensors: choose torch or auto")
+    _check(probabilities.detach().cpu().numpy(), np.asarray(torch.as_tensor(image).cpu()))
+    pixels = torch.as_tensor(image, device=probabilities.device).permute(2, 0, 1)
+    return mean_field(probabilities.clamp(SMALLEST_PROBABILITY, 1.0).log(), pixels, parameters)
 
 
 def dense_crf_batch(

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from wsss.errors import UserError
 from wsss.refine import CRFParameters, dense_crf
@@ -347,3 +348,23 @@ def test_auto_is_torch_where_pydensecrf_is_missing() -> None:
     np.testing.assert_array_equal(
         crf_labels(probabilities, image, CRFParameters()), expected.argmax(axis=0).astype(np.uint8)
     )
+
+
+def test_a_tensor_of_probabilities_gives_the_same_as_an_array_and_can_be_trained_through() -> None:
+    scores, image = random_input(3, 10, 12)
+    expected = dense_crf(scores, image, backend="torch")
+    start = torch.from_numpy(scores).requires_grad_()
+    marginals = dense_crf(start, image)
+    np.testing.assert_allclose(marginals.detach().numpy(), expected, atol=1e-6)
+    (gradient,) = torch.autograd.grad(marginals[1, 4:6, 4:6].sum(), start)
+    step = torch.zeros_like(start)
+    step[1, 5, 5] = 1e-2
+    rise = (dense_crf(start + step, image)[1, 4:6, 4:6].sum() - marginals[1, 4:6, 4:6].sum()).item()
+    assert rise > 0
+    assert rise == pytest.approx(1e-2 * gradient[1, 5, 5].item(), rel=0.1)
+
+
+def test_the_reference_backend_refuses_tensors() -> None:
+    scores, image = random_input(3, 4, 5)
+    with pytest.raises(ValueError, match="pydensecrf takes arrays, not tensors"):
+        dense_crf(torch.from_numpy(scores), image, backend="pydensecrf")
