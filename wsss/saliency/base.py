@@ -237,6 +237,13 @@ def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
     return resized.to(images.dtype)
 
 
+def fast_layout(images: Tensor) -> Tensor:
+    """Images, or weights of convolutions, in the memory layout in which convolutions are fastest on their device."""
+    if images.device.type == "cpu":
+        return images.contiguous(memory_format=torch.channels_last)
+    return images
+
+
 def gaussian_blur(maps: Tensor, kernel_size: int, sigma: float) -> Tensor:
     """Gaussian blur of maps (N, h, w) with mirrored borders, as `cv2.GaussianBlur`; any h and w."""
     radius = kernel_size // 2
