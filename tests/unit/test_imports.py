@@ -97,8 +97,9 @@ def test_light_modules_need_numpy_pillow_and_the_standard_library_only(module: s
         assert not heavy, f"{name}, which {module} loads, imports {sorted(heavy)}"
 
 
-def test_labels_need_the_standard_library_only() -> None:
-    foreign = {name.partition(".")[0] for name in imported(PACKAGE / "data/labels.py", lazy=True)}
+@pytest.mark.parametrize("name", ["labels", "tags"])
+def test_labels_need_the_standard_library_only(name: str) -> None:
+    foreign = {name.partition(".")[0] for name in imported(PACKAGE / f"data/{name}.py", lazy=True)}
     assert foreign - set(sys.stdlib_module_names) == {"wsss"}
 
 

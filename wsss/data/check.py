@@ -17,12 +17,10 @@ from wsss.data.folder import image_folder
 from wsss.data.labels import (
     IGNORE,
     read_classes,
-    read_csv_classes,
     read_ids,
-    read_label_rows,
     read_label_xml,
-    unknown_label,
 )
+from wsss.data.tags import read_csv_classes, read_label_rows, unknown_label
 from wsss.data.voc import SPLIT_FOLDERS
 from wsss.errors import UserError
 

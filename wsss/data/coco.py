@@ -40,7 +40,8 @@ from wsss.data.dataset import (
     resolve_file,
 )
 from wsss.data.files import read_json, write_mask, write_text
-from wsss.data.labels import BACKGROUND, IGNORE, check_id, read_label_csv, strip_suffix
+from wsss.data.labels import BACKGROUND, IGNORE, check_id, strip_suffix
+from wsss.data.tags import read_label_csv
 from wsss.data.voc import find_labels
 from wsss.errors import UserError
 

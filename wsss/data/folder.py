@@ -22,7 +22,8 @@ from wsss.data.dataset import (
     resolve_file,
 )
 from wsss.data.files import check_mask_header
-from wsss.data.labels import read_classes, read_csv_classes, read_label_csv
+from wsss.data.labels import read_classes
+from wsss.data.tags import read_csv_classes, read_label_csv
 from wsss.errors import UserError
 
 VAL_SHARE = 0.1

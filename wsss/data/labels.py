@@ -1,17 +1,13 @@
-"""Class lists, image ids and image-level labels, read from text, CSV and XML. Standard library only.
+"""Class lists, image ids and image-level labels, read from text and XML (`tags`: from a CSV). Standard library only.
 
 Class indices are mask indices everywhere: 0 = background, 1..C = classes in the order of the class list,
 255 = ignore. An image's labels are the sorted tuple of the indices 1..C that the image contains; an empty
 tuple says "contains none of the classes", a missing entry says "unknown".
 """
 
-import csv
-import difflib
-import io
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from wsss.errors import UserError
@@ -35,22 +31,8 @@ VOC_CLASSES = (
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """File name endings that are cut off an image's name to give its id (compared in lower case)."""
 
-CSV_FORMAT = (
-    'expected the header "image,labels" (labels separated by ";"), or "image,<class>,<class>,…" with 0/1'
-)
-
-_SEMICOLONS = re.compile(r'\s*"?image"?\s*;', re.IGNORECASE)
 _MAX_PART_BYTES = 200  # file systems allow 255; room for suffixes and the temporary names of atomic writes
 _DEEPLAB_LINE = re.compile(r"/?JPEGImages/(\S+)\s+/?SegmentationClass\w*/\S+")
-
-
-@dataclass(frozen=True)
-class LabelRow:
-    """One line of a label CSV: the line number in the file (from 1), the image id and the label names."""
-
-    line: int
-    identifier: str
-    names: tuple[str, ...]
 
 
 def read_text(path: Path) -> str:
@@ -169,7 +151,7 @@ def read_ids(path: Path, *, nested: bool = True) -> tuple[str, ...]:
     seen: dict[str, int] = {}
     for number, identifier in rows:
         check_id(identifier, f"{path}:{number}", nested=nested)
-        _check_new(identifier, number, seen, path)
+        check_new(identifier, number, seen, path)
     return tuple(seen)
 
 
@@ -179,133 +161,14 @@ def _list_id(line: str, flagged: bool) -> str:
     return strip_suffix(line.rsplit(maxsplit=1)[0] if flagged else line)
 
 
-def _check_new(identifier: str, line: int, seen: dict[str, int], path: Path) -> None:
+def check_new(identifier: str, line: int, seen: dict[str, int], path: Path) -> None:
+    """Notes the line of an id in ``seen``. Raises UserError where it is there already."""
     if identifier in seen:
         raise UserError(
             f'{path}: the image "{identifier}" is on line {seen[identifier]} and again on line {line}: '
             "remove one of them"
         )
     seen[identifier] = line
-
-
-def read_label_rows(path: Path, *, nested: bool = True) -> tuple[LabelRow, ...]:
-    """Reads a label CSV without looking at the class list: `image,labels` or one-hot columns.
-
-    Columns may be separated by ";" too, as Excel does where the comma is the decimal point; the header tells.
-
-    Raises:
-        UserError: naming file and line: no such file, wrong header, wrong number of columns, a one-hot
-            value other than 0 and 1, a refused id, an image listed twice, broken quotes.
-    """
-    text = read_text(path)
-    delimiter = ";" if _SEMICOLONS.match(text) else ","
-    stream = io.StringIO(text, newline="")
-    reader = csv.reader(stream, strict=True, skipinitialspace=True, delimiter=delimiter)
-    header: list[str] = []
-    rows: list[LabelRow] = []
-    seen: dict[str, int] = {}
-    try:
-        for cells in reader:
-            values = [cell.strip() for cell in cells]
-            if not any(values):
-                continue
-            if not header:
-                header = _check_header(values, path)
-                continue
-            if delimiter == ";" and _is_tags(header):  # there a;cat;dog has a cell for each label
-                values = [values[0], ";".join(values[1:])]
-            row = _label_row(values, header, path, reader.line_num, nested)
-            _check_new(row.identifier, row.line, seen, path)
-            rows.append(row)
-    except csv.Error as error:
-        raise UserError(
-            f"{path}:{reader.line_num}: not valid CSV ({error}): check the quotes there"
-        ) from error
-    if not header:
-        raise UserError(f"{path} is empty: {CSV_FORMAT}")
-    return tuple(rows)
-
-
-def _is_tags(header: Sequence[str]) -> bool:
-    return [name.lower() for name in header] == ["image", "labels"]
-
-
-def _check_header(values: list[str], path: Path) -> list[str]:
-    if values[0].lower() != "image" or len(values) < 2:
-        tabs = "columns are separated by tabs, save it with commas; " if "\t" in "".join(values) else ""
-        raise UserError(f'{path}: the first line is "{",".join(values)[:80]}": {tabs}{CSV_FORMAT}')
-    for name in values[1:]:
-        if not name or values.count(name) > 1:
-            raise UserError(f'{path}: the header has an empty or repeated column "{name}": {CSV_FORMAT}')
-    return values
-
-
-def _label_row(values: list[str], header: list[str], path: Path, line: int, nested: bool) -> LabelRow:
-    where = f"{path}:{line}"
-    if len(values) != len(header):
-        mend = 'separate labels with ";", not ","' if _is_tags(header) else "give each class 0 or 1"
-        raise UserError(f"{where}: {len(values)} columns, but the header has {len(header)}: {mend}")
-    identifier = check_id(strip_suffix(values[0]), where, nested=nested)
-    if _is_tags(header):
-        names = [part.strip() for part in values[1].split(";")]
-        return LabelRow(line, identifier, tuple(name for name in names if name))
-    for name, value in zip(header[1:], values[1:], strict=True):
-        if value not in ("0", "1"):
-            raise UserError(f'{where}: column "{name}" is "{value}": write 0 or 1')
-    present = zip(header[1:], values[1:], strict=True)
-    return LabelRow(line, identifier, tuple(name for name, value in present if value == "1"))
-
-
-def read_csv_classes(path: Path) -> tuple[str, ...]:
-    """The class list that a label CSV implies: all its labels that occur, sorted.
-
-    Raises:
-        UserError: see `read_label_rows` and `check_classes`; no label at all; labels that look like mistakes,
-            which a class list of one's own would allow: with a comma inside, or that differ by case only.
-    """
-    names = sorted({name for row in read_label_rows(path) for name in row.names})
-    if not names:
-        raise UserError(
-            f'{path} names no class: write the labels of each photo into its line, separated by ";"'
-        )
-    spelling: dict[str, str] = {}
-    for name in names:
-        if "," in name:
-            raise UserError(f'{path} has the label "{name}": separate labels with ";", not ","')
-        other = spelling.setdefault(name.casefold(), name)
-        if other != name:
-            raise UserError(f'{path} has the labels "{other}" and "{name}": write one of them everywhere')
-    return check_classes(names, str(path))
-
-
-def read_label_csv(path: Path, classes: Sequence[str], *, nested: bool = True) -> dict[str, tuple[int, ...]]:
-    """Reads image labels from a CSV `image,labels` (labels separated by ";") or with one 0/1 column a class.
-
-    Returns:
-        image id (without image suffix) -> sorted mask indices 1..C; () where the cell is empty.
-
-    Raises:
-        UserError: see `read_label_rows`; a label that is not in `classes` (with file, line, the label
-            and the nearest class).
-    """
-    index = {name: number for number, name in enumerate(classes, 1)}
-    labels: dict[str, tuple[int, ...]] = {}
-    for row in read_label_rows(path, nested=nested):
-        for name in row.names:
-            if name not in index:
-                raise UserError(f"{path}:{row.line}: {unknown_label(name, classes)}")
-        labels[row.identifier] = tuple(sorted({index[name] for name in row.names}))
-    return labels
-
-
-def unknown_label(name: str, classes: Sequence[str]) -> str:
-    """The sentence for a label outside the class list, with the nearest class where one is near."""
-    folded = {candidate.casefold(): candidate for candidate in classes}
-    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
-    if near:
-        return f'unknown label "{name}": did you mean "{folded[near[0]]}"? Else add it to the class list'
-    shown = ", ".join(classes[:8]) + (", …" if len(classes) > 8 else "")
-    return f'unknown label "{name}": correct it or add it to the class list ({shown})'
 
 
 def read_label_xml(

@@ -22,7 +22,8 @@ from wsss.data.dataset import (
     read_split,
     resolve_file,
 )
-from wsss.data.labels import VOC_CLASSES, read_classes, read_ids, read_label_csv, read_label_xml
+from wsss.data.labels import VOC_CLASSES, read_classes, read_ids, read_label_xml
+from wsss.data.tags import read_label_csv
 from wsss.errors import UserError
 
 SPLIT_FOLDERS = ("ImageSets/Segmentation", "ImageSets/Main")

@@ -9,11 +9,10 @@ from wsss.data.labels import (
     check_classes,
     check_id,
     read_classes,
-    read_csv_classes,
     read_ids,
-    read_label_csv,
     read_label_xml,
 )
+from wsss.data.tags import read_csv_classes, read_label_csv
 from wsss.errors import UserError
 
 CLASSES = ("cat", "dog", "person")

@@ -13,8 +13,9 @@ from wsss.data import shapes
 from wsss.data.check import check_dataset
 from wsss.data.files import read_image, read_mask
 from wsss.data.folder import load_folder
-from wsss.data.labels import BACKGROUND, IGNORE, read_classes, read_ids, read_label_csv, read_label_xml
+from wsss.data.labels import BACKGROUND, IGNORE, read_classes, read_ids, read_label_xml
 from wsss.data.shapes import SHAPES_CLASSES, Scene, draw_scene, write_shapes
+from wsss.data.tags import read_label_csv
 from wsss.errors import UserError
 
 
