@@ -1,5 +1,8 @@
 """Batch normalisation folded into convolutions: the same logits, and a classifier that is left as it was."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torchvision
@@ -115,3 +118,15 @@ def test_flags_parameters_and_forward_are_restored_also_after_an_error(images):
     assert all(parameter.requires_grad for parameter in model.parameters())
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_nothing_is_left_over_and_the_garbage_collector_is_not_needed(images):
+    model = Network().eval()
+    gc.disable()
+    try:
+        with folded(model, images[0]):
+            left = weakref.ref(model.convolution.forward)
+            assert left() is not None
+        assert left() is None
+    finally:
+        gc.enable()
