@@ -21,7 +21,7 @@ Pair = tuple[nn.Conv2d, nn.BatchNorm2d]
 def folded(classifier: nn.Module, image: Tensor) -> Iterator[None]:
     """While the block lasts, convolutions of the classifier do the work of the BatchNorm that follows them.
 
-    The block runs in eval mode and without gradients. Forward passes in it take 0.83 to 0.9 times as long.
+    The block runs in eval mode and without gradients. It pays from about twenty images on (ResNet-18).
     In eval mode BatchNorm multiplies and shifts each channel, which the weights and the bias of the convolution
     before it can do as well: the logits are the same up to rounding. Parameters, buffers and hooks of the
     classifier are not touched; only `forward` of the paired modules is replaced, and restored at the end.
