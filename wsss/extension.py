@@ -11,6 +11,7 @@
 The CRF then starts from these probabilities instead of thresholded saliency.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ LEARN_STRIDE, WALK_STRIDE = 16, 8
 """Pixels per cell where the classifier of cells learns and answers, and where the last walk goes."""
 LEARN_RADIUS = 6
 """Radius of the walks on the coarse grid, in its cells: as far in pixels as the default on the fine one."""
+SHRUNK = 0.5
+"""Share of the clear cells of objects that must be left after the rounds; below it the user is told."""
 
 
 @dataclass
@@ -83,6 +86,7 @@ class PixelExtension:
         """
         features, lessons, depth = self._read(records, run)
         labels = torch.cat([self._first_labels(run, features, depth, *pair) for pair in lessons])
+        objects = _objects(labels)
         title, rounds = "learn cells", range(self.config.rounds)
         for turn in runtime.progress(rounds, self.hardware, title, len(rounds), unit="round"):
             if not bool((labels != IGNORE).any()):
@@ -93,6 +97,13 @@ class PixelExtension:
             layer = fit(features, labels, classes, seed=seed)
             if turn + 1 < self.config.rounds:
                 labels = torch.cat([self._next_labels(layer, features, depth, one) for _, one in lessons])
+        if _objects(labels) < SHRUNK * objects:
+            print(
+                f"  the objects shrank while learning, from {objects:.0%} of the clear cells to "
+                f"{_objects(labels):.0%}: "
+                "the masks will be mostly background. Are the maps in saliency/ right? If so, try --extend.method walk",
+                file=sys.stderr,
+            )
         return layer
 
     def _read(
@@ -216,6 +227,12 @@ def read_layer(path: Path) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], weight.shape[0])
     layer.load_state_dict({"weight": weight, "bias": bias})
     return layer.requires_grad_(False)
+
+
+def _objects(labels: Tensor) -> float:
+    """Share of the cells of objects among the cells with a label."""
+    clear = labels[labels != IGNORE]
+    return float((clear != BACKGROUND).float().mean()) if len(clear) else 0.0
 
 
 def _archive(classes: tuple[int, ...], maps: Tensor, size: tuple[int, int]) -> Saliency:

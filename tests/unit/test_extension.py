@@ -1,5 +1,6 @@
 """The extension stage: what is learnt, what is written, what is left alone."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +148,18 @@ def test_the_classifier_of_cells_survives_the_disk(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"extension\.npz is damaged"):
         read_layer(path)
+
+
+def test_objects_that_shrink_while_learning_are_told(network, records, run, monkeypatch, capsys):
+    extension = PixelExtension(network, CONFIG, CPU)
+    extension.learn(records[:3], run, 3, seed=0)
+    assert "shrank" not in capsys.readouterr().err
+
+    def only_background(layer, features, depth, lesson):
+        return torch.zeros(lesson.rows.stop - lesson.rows.start, dtype=torch.long)
+
+    monkeypatch.setattr(extension, "_next_labels", only_background)
+    extension.learn(records[:3], run, 3, seed=0)
+    assert re.search(
+        r"objects shrank while learning, from \d+% of the clear cells to 0%.*walk", capsys.readouterr().err
+    )
