@@ -1,0 +1,106 @@
+"""What the constants of `extend.method: pixels` do to the masks, on the training photos of a run.
+
+    python benchmarks/extension.py runs/small_voc --photos 80 --rounds 1 2 4 6
+    python benchmarks/extension.py runs/small_voc --photos 80 --rounds 4 --balance 0.5 0.75 1 --rate 1e-3 3e-3 6e-3
+
+Classifier, saliency, data set and refinement are those of the run directory. For every combination the classifier of
+cells learns on as many photos as the configuration says; evenly spaced photos get their probabilities and the
+CRF, and their masks score both. Choosing a constant by this table uses masks: do it while developing, not in
+a run that reports a number.
+"""
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from wsss import evaluation, extension, runtime
+from wsss.cli import parse_config
+from wsss.config import Config
+from wsss.data.dataset import Dataset
+from wsss.evaluation import evenly, with_masks
+from wsss.refine import pixels
+from wsss.refine import stage as refine
+from wsss.rundir import RunDirectory
+from wsss.runner import prepare_dataset
+from wsss.tasks.classification import load_classifier
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("run", type=Path, help="run directory with saliency")
+    parser.add_argument("--photos", type=int, default=80, help="that are scored (default 80)")
+    parser.add_argument("--learn", type=int, help="photos that are learnt from (default: extend.photos)")
+    parser.add_argument("--rounds", type=int, nargs="+", default=[4])
+    parser.add_argument("--balance", type=float, nargs="+", default=[pixels.BALANCE], help="of the classes")
+    parser.add_argument("--rate", type=float, nargs="+", default=[pixels.LEARNING_RATE], help="learning rate")
+    parser.add_argument("--steps", type=int, nargs="+", default=[pixels.STEPS], help="of a round")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    config: Config = parse_config("refine", ["--config", str(options.run / "config.yaml")])
+    config = replace(config, runtime=replace(config.runtime, progress=False, workers=options.threads))
+    config = replace(config, extend=replace(config.extend, method="pixels"))
+    if options.learn:
+        config = replace(config, extend=replace(config.extend, photos=options.learn))
+    dataset = prepare_dataset(config)
+    print(f"{'rounds':>6}{'balance':>9}{'rate':>8}{'steps':>7}{'extended':>10}{'after CRF':>11}  per class")
+    rows = []
+    for rounds, balance, rate, steps in itertools.product(
+        options.rounds, options.balance, options.rate, options.steps
+    ):
+        pixels.BALANCE, pixels.LEARNING_RATE, pixels.STEPS = balance, rate, steps
+        found = quality(
+            replace(config, extend=replace(config.extend, rounds=rounds)),
+            dataset,
+            options.run,
+            options.photos,
+        )
+        rows.append({"rounds": rounds, "balance": balance, "rate": rate, "steps": steps, **found})
+        shares = " ".join(f"{100 * value:.0f}" for value in found["per_class"].values() if value is not None)
+        print(
+            f"{rounds:>6}{balance:>9g}{rate:>8g}{steps:>7}{100 * found['extended']:>10.1f}"
+            f"{100 * found['mask']:>11.1f}  {shares}",
+            flush=True,
+        )
+        if options.json:
+            options.json.write_text(json.dumps({"photos": options.photos, "rows": rows}, indent=1))
+
+
+def quality(config: Config, dataset: Dataset, source: Path, photos: int) -> dict:
+    """mIoU of the probabilities and of the masks after the CRF, by the stages' own functions."""
+    started = time.perf_counter()
+    records = evenly([record for record in with_masks(dataset.train) if record.labels], photos)
+    with tempfile.TemporaryDirectory() as work:
+        run = RunDirectory(Path(work))
+        for name in ("classifier", "saliency"):
+            (run.root / name).symlink_to((source / name).resolve())
+        network, _, _ = load_classifier(run.checkpoint("classifier", config.saliency.checkpoint))
+        extender = extension.PixelExtension(network, config.extend, config.runtime)
+        sample = extension.sample(dataset.train, config.extend)
+        layer = extender.learn(sample, run, len(dataset.class_names), config.seed)
+        extension.write_pixels(extender, layer, records, run)
+        bar = partial(runtime.bar, config.runtime, "refine")
+        workers = runtime.workers(config.runtime)
+        refine.write_all(records, run, config.refine, workers, bar, refine.EXTENDED)
+        settings = replace(config, evaluate=replace(config.evaluate, oracle_images=1))
+        numbers = evaluation.mask_metrics(settings, config.refine, dataset.class_names, records, run)
+    return {
+        "extended": numbers["extended"]["miou"],
+        "mask": numbers["mask"]["miou"],
+        "per_class": numbers["mask"]["per_class"],
+        "seconds": time.perf_counter() - started,
+    }
+
+
+if __name__ == "__main__":
+    main()
