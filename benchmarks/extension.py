@@ -22,7 +22,7 @@ import torch
 
 from wsss import evaluation, extension, runtime
 from wsss.cli import parse_config
-from wsss.config import Config
+from wsss.config import BackgroundConfig, Config
 from wsss.data.dataset import Dataset
 from wsss.evaluation import evenly, with_masks
 from wsss.refine import pixels
@@ -49,7 +49,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     config: Config = parse_config("refine", ["--config", str(options.run / "config.yaml")])
     config = replace(config, runtime=replace(config.runtime, progress=False, workers=options.threads))
-    config = replace(config, extend=replace(config.extend, method="pixels"))
+    # Probabilities bring their own background; the rule for seeds, which would be calibrated, plays no part.
+    refinement = replace(config.refine, background=BackgroundConfig(rule="otsu"))
+    config = replace(config, extend=replace(config.extend, method="pixels"), refine=refinement)
     if options.learn:
         config = replace(config, extend=replace(config.extend, photos=options.learn))
     dataset = prepare_dataset(config)
