@@ -245,6 +245,10 @@ SEGMENTERS = (
 """Segmentation networks that need no extra."""
 
 
+NOT_WEAK = "not weakly supervised: the segmenter's backbone may have seen masks"
+"""Said beside whatever comes from a segmenter that was allowed such weights (`SegmenterConfig.mask_pretraining`)."""
+
+
 @dataclass(frozen=True)
 class SegmenterConfig:
     """The segmentation network."""

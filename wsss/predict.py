@@ -14,12 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from wsss import __version__, runtime
-from wsss.config import EvaluateConfig, RuntimeConfig
+from wsss.config import NOT_WEAK, EvaluateConfig, RuntimeConfig
 from wsss.data.dataset import walk_images
 from wsss.data.files import atomic_path, read_image, write_json, write_mask
 from wsss.data.transforms import normalize_image, resize_long_side, to_tensor
 from wsss.errors import UserError
-from wsss.models.pretraining import NOT_WEAK
 from wsss.models.segmenter import predict_probabilities
 from wsss.refine.crf import CRFParameters, crf_probabilities
 from wsss.refine.stage import crf_parameters

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from wsss import evaluation, runtime, shards
-from wsss.config import Config, to_dict
+from wsss.config import NOT_WEAK, Config, to_dict
 from wsss.data.dataset import Dataset, check_trainable, load_dataset, resolve_file
 from wsss.data.files import write_json, write_text
 from wsss.data.shapes import write_shapes
@@ -239,7 +239,7 @@ def print_summary(context: Context) -> None:
         if isinstance(metrics.get(entry), dict) and metrics[entry].get(key) is not None
     ]
     if (metrics.get("val") or {}).get("mask_pretraining"):
-        lines.append("  not weakly supervised: the segmenter's backbone may have seen masks")
+        lines.append(f"  {NOT_WEAK}")
     if metrics.get("retention") is not None:
         lines.append(f"  {'retention (val / oracle)':<44}{metrics['retention']:.4f}")
     if note := dry_run_note(metrics):

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from wsss import __version__
+from wsss.config import NOT_WEAK
 from wsss.data.files import atomic_path
 from wsss.data.transforms import MEAN, STD
 from wsss.errors import UserError
-from wsss.models.pretraining import NOT_WEAK
 from wsss.tasks.segmentation import load_configured_segmenter
 
 METADATA = "wsss.json"

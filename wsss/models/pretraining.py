@@ -10,9 +10,6 @@ from wsss.errors import UserError
 
 State = dict[str, Tensor]
 
-NOT_WEAK = "not weakly supervised: the segmenter's backbone may have seen masks"
-"""Said beside whatever comes from a segmenter that was allowed such weights (segmenter.allow_mask_pretraining)."""
-
 # What public segmentation and detection code calls a backbone inside a larger network, and the parts around it.
 _BACKBONES = ("backbone.body.", "backbone.", "encoder.")
 _HEADS = (

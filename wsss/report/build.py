@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wsss.config import Config
+from wsss.config import NOT_WEAK, Config
 from wsss.data.dataset import Dataset, Record
 from wsss.data.files import read_image, read_mask, read_saliency
 from wsss.refine.background import prepare_maps
@@ -29,8 +29,6 @@ from wsss.rundir import RunDirectory
 
 GALLERY_ROWS = 12
 
-NOT_WEAK = "; backbone pre-trained on masks: not weakly supervised"
-"""Said beside every number of a segmenter whose backbone may have seen masks (segmenter.allow_mask_pretraining)."""
 
 Picture = npt.NDArray[np.uint8]
 
@@ -98,7 +96,7 @@ def _mask_note(name: str, entry: dict[str, Any]) -> str:
     if name == "seed":
         return f"; mean threshold {entry['threshold']:.3f}; oracle: best threshold"
     if entry.get("mask_pretraining"):
-        return NOT_WEAK
+        return f"; {NOT_WEAK}"
     if name not in ("mask", "relabelled"):
         return ""
     kept = "" if entry.get("kept_miou") is None else f" with mIoU {percent(entry['kept_miou'])}"
@@ -125,7 +123,7 @@ def _tiles(metrics: dict[str, Any], dry: str) -> tuple[Tile, ...]:
         ("val mIoU", "val", "miou", "single scale, no CRF"),
     )
     tiles = [
-        Tile(label, values.get(key), note + (NOT_WEAK if values.get("mask_pretraining") else "") + dry)
+        Tile(label, values.get(key), note + (f"; {NOT_WEAK}" if values.get("mask_pretraining") else "") + dry)
         for label, entry, key, note in rows
         for values in [metrics.get(entry) or {}]
     ]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss.config import Config, SegmenterConfig
+from wsss.config import NOT_WEAK, Config, SegmenterConfig
 from wsss.data.dataset import Dataset, Record
 from wsss.data.files import Saliency, write_json, write_mask, write_saliency, write_text
 from wsss.report.build import GALLERY_ROWS, build_report
@@ -186,13 +186,12 @@ def test_gallery_is_a_sample_evenly_spaced_over_the_labelled_photos(
 
 def test_numbers_of_a_backbone_that_saw_masks_say_so(tmp_path: Path, run: RunDirectory) -> None:
     data = dataset(tmp_path)
-    said = "backbone pre-trained on masks: not weakly supervised"
     run.update_metrics(**METRICS)
-    assert said not in " ".join(build(data, run)[1].words)
+    assert NOT_WEAK not in " ".join(build(data, run)[1].words)
     run.update_metrics(val=score(0.6, mask_pretraining=True), val_crf=score(0.7, mask_pretraining=True))
     words = " ".join(build(data, run)[1].words)
-    assert f"val photos; single scale, no CRF; {said}" in words
-    assert words.count(said) == 3  # the tile and the two rows
+    assert f"val photos; single scale, no CRF; {NOT_WEAK}" in words
+    assert words.count(NOT_WEAK) == 3  # the tile and the two rows
 
 
 def test_every_number_of_a_dry_run_says_that_it_is_no_result(tmp_path: Path, run: RunDirectory) -> None:
