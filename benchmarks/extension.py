@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=80, help="that are scored (default 80)")
     parser.add_argument("--learn", type=int, help="photos that are learnt from (default: extend.photos)")
     parser.add_argument("--rounds", type=int, nargs="+", default=[4])
-    parser.add_argument("--balance", type=float, nargs="+", default=[pixels.BALANCE], help="of the classes")
+    parser.add_argument("--balance", type=float, nargs="+", default=[0.75], help="of the classes")
     parser.add_argument("--rate", type=float, nargs="+", default=[pixels.LEARNING_RATE], help="learning rate")
     parser.add_argument("--steps", type=int, nargs="+", default=[pixels.STEPS], help="of a round")
     parser.add_argument("--threads", type=int, default=2)
@@ -60,9 +60,10 @@ def main() -> None:
     for rounds, balance, rate, steps in itertools.product(
         options.rounds, options.balance, options.rate, options.steps
     ):
-        pixels.BALANCE, pixels.LEARNING_RATE, pixels.STEPS = balance, rate, steps
+        pixels.LEARNING_RATE, pixels.STEPS = rate, steps
+        extend = replace(config.extend, rounds=rounds, balance=balance)
         found = quality(
-            replace(config, extend=replace(config.extend, rounds=rounds)),
+            replace(config, extend=extend),
             dataset,
             options.run,
             options.photos,

@@ -192,6 +192,9 @@ class ExtendConfig:
     """pixels: cells with less saliency (after the walk) are background in the first round."""
     high: float = 0.35
     """pixels: cells with more saliency are of their class in the first round; between the two they are left out."""
+    balance: float = 0.75
+    """pixels: how much rare classes count, as (number of cells)^-balance. More: larger masks, of rare classes above
+    all; less: more precise ones (docs/segmentation.md)."""
     radius: int = 12
     """Distance of the walk's steps, in cells of 8 pixels."""
     power: float = 15.0
@@ -441,6 +444,7 @@ class Config:
             ("saliency.batch_size", self.saliency.batch_size, 1),
             ("extend.photos", self.extend.photos, 1),
             ("extend.rounds", self.extend.rounds, 1),
+            ("extend.balance", self.extend.balance, 0),
             ("segmenter.epochs", self.segmenter.epochs, 1),
             ("segmenter.val_every", self.segmenter.val_every, 1),
             ("segmenter.batch_size", self.segmenter.batch_size, 1),

@@ -94,7 +94,7 @@ class PixelExtension:
                     "no cell of the saliency is clear enough to learn from; lower --extend.high, raise "
                     "--extend.low, or set --extend.method none"
                 )
-            layer = fit(features, labels, classes, seed=seed)
+            layer = fit(features, labels, classes, self.config.balance, seed)
             if turn + 1 < self.config.rounds:
                 labels = torch.cat([self._next_labels(layer, features, depth, one) for _, one in lessons])
         if _objects(labels) < SHRUNK * objects:

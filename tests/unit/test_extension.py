@@ -73,13 +73,15 @@ def restated(network: torch.nn.Module, records: list[Record], run: RunDirectory)
     order = sorted(range(len(seen)), key=lambda index: SIZES[index] != SIZES[0])  # photos come by size
     seen = [seen[index] for index in order]
     features = torch.cat([cells.flatten(1).T for _, cells, _, _ in seen])
-    layer = pixels.fit(features, torch.cat([labels.flatten() for *_, labels in seen]), 3, seed=5)
+    layer = pixels.fit(
+        features, torch.cat([labels.flatten() for *_, labels in seen]), 3, CONFIG.balance, seed=5
+    )
     again = []
     for record, cells, transition, _ in seen:
         found = pixels.probabilities(layer, cells, record.labels or ())
         found = affinity.random_walk(found, transition, CONFIG.steps // 2)
         again.append(pixels.probable_labels(found, record.labels or ()).flatten())
-    return pixels.fit(features, torch.cat(again), 3, seed=5)
+    return pixels.fit(features, torch.cat(again), 3, CONFIG.balance, seed=5)
 
 
 def test_learning_is_that_of_plain_rounds(network, records, run):

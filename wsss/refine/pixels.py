@@ -6,7 +6,7 @@ one of the classes, trained on confident seeds only, keeps what the photos agree
 neither masks nor a second network. Its probabilities, restricted to the labels of each photo, may be spread by
 `affinity.random_walk`, and may label the cells for another round (self-training).
 
-    loss = sum over labelled cells of w_y * -log softmax(W f + b)_y,    w_c proportional to (count of c)^-BALANCE
+    loss = sum over labelled cells of w_y * -log softmax(W f + b)_y,    w_c proportional to (count of c)^-balance
 
 with f the unit feature times `SCALE`, y the label. AdamW with a one-cycle learning rate, each cell seen once, in
 `STEPS` steps: the seeds are wrong in part, and more passes learn their mistakes.
@@ -25,8 +25,6 @@ SCALE = 14.0
 
 STEPS = 90
 LEARNING_RATE = 3e-3
-# Between 0.5, with which rare classes shrink from round to round, and 1, with which all classes grow.
-BALANCE = 0.75
 WEIGHT_DECAY = 1e-2
 
 
@@ -66,13 +64,16 @@ def probable_labels(probabilities: Tensor, classes: Sequence[int], limit: float 
     return torch.where(score > limit, labels, IGNORE)
 
 
-def fit(features: Tensor, labels: Tensor, classes: int, seed: int = 0) -> torch.nn.Linear:
+def fit(
+    features: Tensor, labels: Tensor, classes: int, balance: float = 0.75, seed: int = 0
+) -> torch.nn.Linear:
     """Train the classifier of cells.
 
     Args:
         features: `(N, D)` unit vectors, float of any precision (float16 halves the memory of many photos).
         labels: `(N,)` int64 in 0..classes - 1, or 255: not used.
         classes: number of classes, background included.
+        balance: exponent of the classes' weights; 0: every cell weighs the same, 1: every class.
         seed: of the order of the cells; the weights start at zero.
 
     Returns:
@@ -85,7 +86,7 @@ def fit(features: Tensor, labels: Tensor, classes: int, seed: int = 0) -> torch.
     if len(rows) == 0:
         raise ValueError("no cell has a label to learn from")
     counts = torch.bincount(labels[rows], minlength=classes).clamp(min=1).float()
-    weight = (counts.sum() / counts) ** BALANCE
+    weight = (counts.sum() / counts) ** balance
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode(False), torch.enable_grad():
         layer = torch.nn.Linear(features.shape[1], classes, device=features.device)

@@ -64,3 +64,18 @@ def test_improbable_cells_are_unsure() -> None:
 def test_without_any_label_there_is_nothing_to_learn() -> None:
     with pytest.raises(ValueError, match="no cell has a label"):
         fit(torch.zeros(4, 3), torch.full((4,), 255), 2)
+
+
+def test_balance_decides_how_much_a_rare_class_counts() -> None:
+    """Two kinds of cells that look alike, nine to one: what is said of them follows the weights."""
+    generator = torch.Generator().manual_seed(0)
+    features = F.normalize(torch.rand(4000, 6, generator=generator), dim=1)
+    labels = (torch.rand(4000, generator=generator) < 0.1).long()
+    share = {
+        balance: float((fit(features, labels, 2, balance)(features * SCALE).softmax(1)[:, 1]).mean())
+        for balance in (0.0, 0.5, 1.0)
+    }
+    # Weighted by (number of cells)^-balance, the best constant answer is n1^(1-b) / (n0^(1-b) + n1^(1-b)).
+    for balance, value in share.items():
+        common, rare = 0.9 ** (1 - balance), 0.1 ** (1 - balance)
+        assert value == pytest.approx(rare / (common + rare), abs=0.05)
