@@ -133,7 +133,10 @@ def test_predict_into_a_file_is_refused(finished: Path, photos: Path, tmp_path: 
         "--device",
         "cpu",
     ]
-    assert f"cannot write {tmp_path / 'm'}" in command("predict", photos / "b.png", *words).sentence
+    assert (
+        f"cannot write {tmp_path / 'm' / 'predictions.json'}"
+        in command("predict", photos / "b.png", *words).sentence
+    )
 
 
 def test_predict_without_checkpoint_is_bad_usage(photos: Path, tmp_path: Path, command: Any) -> None:
