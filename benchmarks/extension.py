@@ -23,7 +23,7 @@ import torch
 from wsss import evaluation, extension, runtime
 from wsss.cli import parse_config
 from wsss.config import BackgroundConfig, Config
-from wsss.data.dataset import Dataset
+from wsss.data.dataset import Dataset, Record
 from wsss.evaluation import evenly, with_masks
 from wsss.refine import pixels
 from wsss.refine import stage as refine
@@ -49,9 +49,6 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     config: Config = parse_config("refine", ["--config", str(options.run / "config.yaml")])
     config = replace(config, runtime=replace(config.runtime, progress=False, workers=options.threads))
-    # Probabilities bring their own background; the rule for seeds, which would be calibrated, plays no part.
-    refinement = replace(config.refine, background=BackgroundConfig(rule="otsu"))
-    config = replace(config, extend=replace(config.extend, method="pixels"), refine=refinement)
     if options.learn:
         config = replace(config, extend=replace(config.extend, photos=options.learn))
     dataset = prepare_dataset(config)
@@ -62,12 +59,7 @@ def main() -> None:
     ):
         pixels.LEARNING_RATE, pixels.STEPS = rate, steps
         extend = replace(config.extend, rounds=rounds, balance=balance)
-        found = quality(
-            replace(config, extend=extend),
-            dataset,
-            options.run,
-            options.photos,
-        )
+        found = quality(replace(config, extend=extend), dataset, options.run, options.photos)
         rows.append({"rounds": rounds, "balance": balance, "rate": rate, "steps": steps, **found})
         shares = " ".join(f"{100 * value:.0f}" for value in found["per_class"].values() if value is not None)
         print(
@@ -80,28 +72,49 @@ def main() -> None:
 
 
 def quality(config: Config, dataset: Dataset, source: Path, photos: int) -> dict:
-    """mIoU of the probabilities and of the masks after the CRF, by the stages' own functions."""
+    """mIoU of the probabilities and of the masks after the CRF, and the seconds that it took."""
     started = time.perf_counter()
     records = evenly([record for record in with_masks(dataset.train) if record.labels], photos)
+    sample = extension.sample(dataset.train, config.extend)
+    found = extended_masks(config, source, sample, records, dataset.class_names)
+    return {**found, "seconds": time.perf_counter() - started}
+
+
+def extended_masks(
+    config: Config, source: Path, sample: list[Record], records: list[Record], names: tuple[str, ...]
+) -> dict:
+    """mIoU of the probabilities and of the masks after the CRF, by the stages' own functions.
+
+    Args:
+        config: what `extend` and `refine` say holds.
+        source: a run directory with the classifier and the saliency of all these photos; nothing is written there.
+        sample: photos that the classifier of cells learns from.
+        records: photos whose masks are made and scored.
+        names: of the classes, background first.
+    """
+    # Probabilities bring their own background; the rule for seeds, which would be calibrated, plays no part.
+    refinement = replace(config.refine, background=BackgroundConfig(rule="otsu"))
+    extend = replace(config.extend, method="pixels")
+    config = replace(
+        config, extend=extend, refine=refinement, evaluate=replace(config.evaluate, oracle_images=1)
+    )
     with tempfile.TemporaryDirectory() as work:
         run = RunDirectory(Path(work))
         for name in ("classifier", "saliency"):
             (run.root / name).symlink_to((source / name).resolve())
         network, _, _ = load_classifier(run.checkpoint("classifier", config.saliency.checkpoint))
-        extender = extension.PixelExtension(network, config.extend, config.runtime)
-        sample = extension.sample(dataset.train, config.extend)
-        layer = extender.learn(sample, run, len(dataset.class_names), config.seed)
+        extender = extension.PixelExtension(network, extend, config.runtime)
+        layer = extender.learn(sample, run, len(names), config.seed)
         extension.write_pixels(extender, layer, records, run)
         bar = partial(runtime.bar, config.runtime, "refine")
-        workers = runtime.workers(config.runtime)
-        refine.write_all(records, run, config.refine, workers, bar, refine.EXTENDED)
-        settings = replace(config, evaluate=replace(config.evaluate, oracle_images=1))
-        numbers = evaluation.mask_metrics(settings, config.refine, dataset.class_names, records, run)
+        refine.write_all(
+            records, run, refinement, runtime.workers(config.runtime), bar, source=refine.EXTENDED
+        )
+        numbers = evaluation.mask_metrics(config, refinement, names, records, run)
     return {
         "extended": numbers["extended"]["miou"],
         "mask": numbers["mask"]["miou"],
         "per_class": numbers["mask"]["per_class"],
-        "seconds": time.perf_counter() - started,
     }
 
 

@@ -71,8 +71,8 @@ def cameras(model: nn.Module, image: Tensor, classes: Sequence[int]) -> Tensor:
     return torch.cat(maps)
 
 
-def group_cam(model: nn.Module, image: Tensor, classes: Sequence[int]) -> Tensor:
-    """Group-CAM in a plain loop over classes, 32 groups, their masked images in one batch."""
+def group_cam(model: nn.Module, image: Tensor, classes: Sequence[int], batch_size: int = 32) -> Tensor:
+    """Group-CAM in a plain loop over classes, 32 groups, `batch_size` of their masked images in a forward pass."""
     size = (image.shape[-2], image.shape[-1])
     blurred = torch.from_numpy(cv2.GaussianBlur(image[0].permute(1, 2, 0).numpy(), (51, 51), 50))
     blurred = blurred.permute(2, 0, 1)[None]
@@ -85,10 +85,17 @@ def group_cam(model: nn.Module, image: Tensor, classes: Sequence[int]) -> Tensor
         low, high = upsampled.amin((1, 2), keepdim=True), upsampled.amax((1, 2), keepdim=True)
         masks = ((upsampled - low) / (high - low).clamp(min=1e-12))[:, None]
         with torch.no_grad():
-            score = model(image * masks + blurred * (1 - masks)).sigmoid()[:, cls]
+            mixed = (image * mask + blurred * (1 - mask) for mask in masks.split(batch_size))
+            score = torch.cat([model(some).sigmoid()[:, cls] for some in mixed])
             base = model(blurred).sigmoid()[0, cls]
         maps.append(((score - base).relu()[:, None, None] * upsampled * (high > low)).sum(0))
     return torch.stack(maps)
+
+
+def group_cam_one_by_one(model: nn.Module, image: Tensor, classes: Sequence[int]) -> Tensor:
+    """As the authors' `cam/groupcam.py` runs it: a forward pass for every masked image (it also blurs the image anew
+    for each of them; here once)."""
+    return group_cam(model, image, classes, batch_size=1)
 
 
 def normalized(maps: Tensor) -> np.ndarray:

@@ -5,7 +5,8 @@
 The classifier, data set and refinement are those of the run directory. Each method makes the maps of the labels
 on evenly spaced training photos; the background rule is chosen by the criterion of `wsss refine --calibrate`,
 without masks, for each method by itself. With the masks of these photos are then scored: the seeds at that
-rule and at the best threshold (oracle), the labels after the CRF, and what the training would keep.
+rule and at the best threshold (oracle), the labels after the CRF, what the training would keep, and the labels after
+`extend.method: pixels`, learnt from these photos, and the CRF.
 Choosing a method by this table uses masks: do it while developing, not in a run that reports a number.
 """
 
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from extension import extended_masks
 
 from wsss import evaluation, runtime
 from wsss.calibration import judge
@@ -64,7 +66,8 @@ def main() -> None:
     )
     classifier = runtime.prepare(classifier, config.runtime)
     print(f"{len(records)} training photos, mIoU in %, {options.threads} threads")
-    print(f"{'s/photo':>8}{'rule':>17}{'seed':>7}{'oracle':>8}{'mask':>7}{'coverage':>10}{'kept':>7}  method")
+    print(f"{'s/photo':>8}{'rule':>17}{'seed':>7}{'oracle':>8}{'mask':>7}{'coverage':>10}{'kept':>7}"
+          f"{'+extend':>9}  method")  # fmt: skip
     rows: list[dict[str, object]] = []
     for text in options.methods:
         method = parse_method(text, default_layer(settings.architecture), "sigmoid")
@@ -73,7 +76,8 @@ def main() -> None:
             (run.root / "classifier").symlink_to((options.run / "classifier").resolve())
             seconds = write_maps(classifier, method, records, run, config)
             found = quality(config, records, run, dataset.class_names)
-        rows.append({"method": to_expression(method), "seconds": seconds, **found})
+            extended = extended_masks(config, run.root, records, records, dataset.class_names)
+        rows.append({"method": to_expression(method), "seconds": seconds, **found, "extended": extended})
         print(line(rows[-1]), flush=True)
         if options.json:
             options.json.write_text(json.dumps({"photos": len(records), "rows": rows}, indent=1))
@@ -117,7 +121,8 @@ def quality(
 def line(row: dict[str, object]) -> str:
     shares = "".join(f"{100 * row[key]:>{width}.1f}" for key, width in
                      (("seed", 7), ("oracle", 8), ("mask", 7), ("coverage", 10), ("kept", 7)))  # fmt: skip
-    return f"{row['seconds']:>8.2f}{row['rule']:>17}{shares}  {row['method']}"
+    extended = f"{100 * row['extended']['mask']:>9.1f}"
+    return f"{row['seconds']:>8.2f}{row['rule']:>17}{shares}{extended}  {row['method']}"
 
 
 if __name__ == "__main__":
