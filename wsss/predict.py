@@ -16,13 +16,14 @@ from torch.nn import functional
 from wsss import __version__, runtime
 from wsss.config import NOT_WEAK, EvaluateConfig, RuntimeConfig
 from wsss.data.dataset import walk_images
-from wsss.data.files import atomic_path, read_image, write_json, write_mask
+from wsss.data.files import atomic_path, read_image, read_json, write_json, write_mask
 from wsss.data.transforms import normalize_image, resize_long_side, to_tensor
 from wsss.errors import UserError
 from wsss.models.segmenter import predict_probabilities
 from wsss.refine.crf import CRFParameters, crf_probabilities
 from wsss.refine.stage import crf_parameters
 from wsss.report.overlay import overlay_mask, shrink
+from wsss.tasks.checkpoints import weights_digest
 from wsss.tasks.segmentation import load_configured_segmenter
 from wsss.tiling import SMALLEST_TILE, blended_rows
 
@@ -52,7 +53,7 @@ class PredictOptions:
     probabilities: bool = False
     """Also write ``<name>.npz``."""
     skip_existing: bool = False
-    """Leave out photos of which every file is there, whatever has written it."""
+    """Leave out photos of which every file is there; they must be of the same network and options."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be."""
@@ -122,15 +123,17 @@ def predict_files(
     options = options or PredictOptions()
     photos = find_photos(paths)
     _check_targets(photos, output, options)
-    todo = [
-        item for item in photos.items() if not (options.skip_existing and _is_done(item[0], output, options))
-    ]
     model, classes, config = load_configured_segmenter(checkpoint)
+    record = _record(checkpoint, model, classes, config.mask_pretraining, options)
+    todo = list(photos.items())
+    if options.skip_existing:
+        _check_record(output / RECORD, record)
+        todo = [(name, path) for name, path in todo if not _is_done(name, output, options)]
     hardware = RuntimeConfig(accelerator=accelerator)
     model = runtime.prepare(model, hardware)  # type: ignore[assignment]
     device = runtime.device(hardware)
     if todo:
-        write_json(output / RECORD, _record(checkpoint, classes, config.mask_pretraining, options))
+        write_json(output / RECORD, record)
     found: Counter[int] = Counter()
     broken: list[str] = []
     with (
@@ -156,15 +159,37 @@ def predict_files(
 
 
 def _record(
-    checkpoint: Path, classes: Sequence[str], mask_pretraining: bool, options: PredictOptions
+    checkpoint: Path,
+    model: torch.nn.Module,
+    classes: Sequence[str],
+    mask_pretraining: bool,
+    options: PredictOptions,
 ) -> dict[str, Any]:
     return {
         "classes": list(classes),
         "checkpoint": str(checkpoint),
+        "weights_sha256": weights_digest(model),
         "mask_pretraining": mask_pretraining,
         "options": asdict(options),
         "made_by": f"wsss {__version__}",
     }
+
+
+def _check_record(path: Path, record: dict[str, Any]) -> None:
+    """Raises UserError where the masks that are there come from another network or from other options."""
+    if not path.is_file():
+        return
+    before = read_json(path)
+    made, wanted = before.get("options", {}), record["options"]
+    shaping = ("ms_flip", "crf", "tile", "long_side")
+    other = [f"--{key.replace('_', '-')}" for key in shaping if made.get(key, wanted[key]) != wanted[key]]
+    if before.get("weights_sha256", record["weights_sha256"]) != record["weights_sha256"]:
+        other.insert(0, "--checkpoint")
+    if other:
+        raise UserError(
+            f"the masks in {path.parent} were made with another {' and '.join(other)} ({path.name} has it): leave out "
+            "--skip-existing to make them anew, or choose another --output"
+        )
 
 
 def _is_done(name: str, output: Path, options: PredictOptions) -> bool:

@@ -167,6 +167,24 @@ def test_skip_existing_keeps_whole_results_and_completes_the_others(
     np.testing.assert_array_equal(read(output / "a.png"), read(output / "c.png"))
 
 
+def test_skip_existing_refuses_masks_of_another_network_or_other_options(
+    predict: Any, command: Any, scene: np.ndarray[Any, Any], tmp_path: Path
+) -> None:
+    Image.fromarray(scene).save(tmp_path / "a.png")
+    words = [tmp_path / "a.png", "--output", tmp_path / "m"]
+    assert predict(*words).status == 0
+    assert predict(*words, "--skip-existing", "--overlay").status == 0
+    refused = predict(*words, "--skip-existing", "--crf", "--tile", 128)
+    assert refused.status == 1
+    assert f"the masks in {tmp_path / 'm'} were made with another --crf and --tile" in refused.err
+    torch.manual_seed(1)
+    task = new_task(SegmenterConfig(architecture="light", weights="none"), CLASSES)
+    torch.save({"hyper_parameters": dict(task.hparams), "state_dict": task.state_dict()}, tmp_path / "b.ckpt")
+    refused = command("predict", *words, "--skip-existing", "--checkpoint", tmp_path / "b.ckpt")
+    assert refused.status == 1
+    assert "were made with another --checkpoint" in refused.err
+
+
 def test_an_interrupted_prediction_says_how_to_continue(
     predict: Any, scene: np.ndarray[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,5 @@
 """The classifier whose decisions the compared methods explain."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from wsss.metrics.perturbation import Score
 from wsss.models.classifier import default_layer
 from wsss.models.imagenet import load_imagenet_classifier
 from wsss.rundir import RunDirectory
+from wsss.tasks.checkpoints import weights_digest
 from wsss.tasks.classification import load_classifier
 
 
@@ -58,7 +58,9 @@ def load_judge(config: Config) -> Judge:
     if config.compare.classifier == "imagenet":
         model, names = load_imagenet_classifier(settings.architecture, settings.weights)
         source = f"torchvision {settings.architecture}, weights {settings.weights}"
-        return Judge(model, names, "softmax", default_layer(settings.architecture), source, digest(model))
+        return Judge(
+            model, names, "softmax", default_layer(settings.architecture), source, weights_digest(model)
+        )
     own = config.compare.classifier == "run"
     run = RunDirectory(Path(config.output))
     path = (
@@ -66,16 +68,7 @@ def load_judge(config: Config) -> Judge:
     )
     model, names, trained = load_classifier(path, config.saliency.output_stride)
     source = f"{path} ({trained.architecture}, output stride {trained.output_stride})"
-    return Judge(model, names, "sigmoid", default_layer(trained.architecture), source, digest(model))
-
-
-def digest(model: nn.Module) -> str:
-    """SHA-256 of all weights and their names: a classifier that was trained anew has another."""
-    found = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+    return Judge(model, names, "sigmoid", default_layer(trained.architecture), source, weights_digest(model))
 
 
 def match_classes(classes: Sequence[str], judge: Judge) -> Mapping[int, int]:

@@ -1,11 +1,13 @@
 """Reading checkpoints safely, and the configuration that they carry."""
 
+import hashlib
 import typing
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from wsss.errors import UserError
 
@@ -58,3 +60,12 @@ def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
             f"{path} holds {found or 'no wsss model'}, but a {kind} checkpoint of wsss is needed here"
         )
     return typing.cast("dict[str, Any]", checkpoint)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of all weights and their names: a network that was trained anew has another."""
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        found.update(name.encode())
+        found.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()

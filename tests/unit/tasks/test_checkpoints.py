@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from wsss.config import (
     ClassifierConfig,
@@ -16,7 +17,7 @@ from wsss.config import (
     to_dict,
 )
 from wsss.errors import UserError
-from wsss.tasks.checkpoints import parse_config, read_checkpoint
+from wsss.tasks.checkpoints import parse_config, read_checkpoint, weights_digest
 
 CLASSIFIER = ClassifierConfig(
     architecture="vgg16",
@@ -95,3 +96,12 @@ def test_checkpoint_of_another_kind_is_refused(tmp_path: Path, value: Any, found
     torch.save(value, tmp_path / "c.ckpt")
     with pytest.raises(UserError, match=rf"c\.ckpt {found}, but a classifier checkpoint of wsss is needed"):
         read_checkpoint(tmp_path / "c.ckpt", "classifier")
+
+
+def test_digest_changes_with_one_weight_and_with_nothing_else() -> None:
+    first, second = nn.Linear(4, 3), nn.Linear(4, 3)
+    second.load_state_dict(first.state_dict())
+    assert weights_digest(first) == weights_digest(second.train())
+    with torch.no_grad():
+        second.weight[1, 2] += 1e-6
+    assert weights_digest(first) != weights_digest(second)
