@@ -36,6 +36,7 @@ from wsss.data.modules import (
     train_loader,
 )
 from wsss.data.transforms import RandomLongSide, RandomScale, TrainTransform
+from wsss.presence import absent_labels, describe_absent
 from wsss.refine import stage as refine_stage
 from wsss.rundir import RunDirectory
 from wsss.saliency import stage as saliency_stage
@@ -136,7 +137,15 @@ def refine(context: Context) -> dict[str, Any]:
         refine_stage.write_all(
             part, run, config.refine, workers, bar, source, gpu, config.segmenter.confidence_weighted
         )
+    _tell_absent(context, run)
     return {"images": len(records), "background": asdict(config.refine.background)}
+
+
+def _tell_absent(context: Context, run: RunDirectory) -> None:
+    """Print how many image labels the masks in ``run`` do not show; it takes no true mask to see that."""
+    if rank_and_world()[0] == 0:
+        absent = absent_labels(context.dataset.train, run)
+        print(f"  {describe_absent(absent, context.dataset.class_names)}", flush=True)
 
 
 def _calibrate(context: Context) -> None:
@@ -161,6 +170,7 @@ def self_train(context: Context) -> dict[str, Any]:
             _train_on_masks_of(run.round(turn - 1), context, here.root / "segmenter")
             network, _ = segmentation.load_segmenter(here.checkpoint("segmenter"))
             selftraining.relabel(network, records, here, config, f"label again (round {turn})")
+            _tell_absent(context, here)
     return {"images": len(records)}
 
 
