@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import os
 import sys
 import warnings
@@ -60,6 +61,24 @@ class SeedEpochs(Callback):
         # after that hook, except in a continued training.
         if batch_idx == 0:
             torch.manual_seed(self.seed * 1009 + trainer.current_epoch)
+
+
+class StopDivergence(Callback):
+    """Ends a training whose loss is no number any more, before its checkpoint replaces the epoch's before."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the epoch's mean loss.
+
+        Raises:
+            UserError: it is infinite or not a number.
+        """
+        loss = float(trainer.callback_metrics["train_loss"])
+        if not math.isfinite(loss):
+            kind = pl_module.hparams["config"]["kind"]
+            raise UserError(
+                f"the training of the {kind} diverged: its loss is {loss} in epoch {trainer.current_epoch + 1}; lower "
+                f"--{kind}.optimizer.lr or raise --{kind}.optimizer.warmup"
+            )
 
 
 class EpochLog(Callback):
@@ -148,7 +167,8 @@ def fit(
     # Not save_last=True: since Lightning 2.6 that writes only where the monitored value is the best so far.
     # After `best`, so that it holds the state of that one.
     newest = ModelCheckpoint(filename="last", every_n_epochs=1, **checkpoints)
-    callbacks: list[Callback] = [SeedEpochs(seed), EpochLog(folder / "metrics.csv"), best, newest]
+    log = EpochLog(folder / "metrics.csv")
+    callbacks: list[Callback] = [SeedEpochs(seed), log, StopDivergence(), best, newest]
     bar = config.progress and os.isatty(2)
     if bar:
         callbacks.append(TQDMProgressBar(leave=False))

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from wsss.data.files import write_mask
+from wsss.tasks.segmentation import SegmentationTask
 
 Words = Callable[[Path], list[str]]
 
@@ -287,6 +288,29 @@ def test_a_file_in_the_way_of_a_stage_is_named(
     (run / "pseudo_labels").write_text("mine")
     sentence = command("refine", *tiny, "--output", run, "--runtime.workers", workers).sentence
     assert f"cannot write {run / 'pseudo_labels'}" in sentence
+
+
+def test_a_training_that_diverges_stops_and_keeps_the_epoch_before(
+    tiny: list[str], tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = 0
+    loss = SegmentationTask.loss
+
+    def explode(self: SegmentationTask, *values: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return loss(self, *values) * (float("nan") if steps > 3 else 1)
+
+    words = [*tiny, "--output", tmp_path / "r", "--segmenter.batch_size", 8, "--segmenter.epochs", 3]
+    monkeypatch.setattr(SegmentationTask, "loss", explode)
+    sentence = command("run", *words).sentence
+    assert "the training of the segmenter diverged: its loss is nan in epoch 2" in sentence
+    assert "lower --segmenter.optimizer.lr" in sentence
+    monkeypatch.setattr(SegmentationTask, "loss", loss)
+    assert command("run", *words).status == 0  # continues from the checkpoint of the first epoch
+    rows = (tmp_path / "r" / "segmenter" / "metrics.csv").read_text()
+    assert [row.split(",")[0] for row in rows.splitlines()] == ["epoch", "1", "2", "3"]
+    assert "nan" not in rows.lower()
 
 
 # -- masks ------------------------------------------------------------------------------------------
