@@ -192,7 +192,7 @@ class ExtendConfig:
     """pixels: cells with less saliency (after the walk) are background in the first round."""
     high: float = 0.35
     """pixels: cells with more saliency are of their class in the first round; between the two they are left out."""
-    balance: float = 0.75
+    balance: float = 0.65
     """pixels: how much rare classes count, as (number of cells)^-balance. More: larger masks, of rare classes above
     all; less: more precise ones (docs/segmentation.md)."""
     radius: int = 12

@@ -65,7 +65,7 @@ def probable_labels(probabilities: Tensor, classes: Sequence[int], limit: float 
 
 
 def fit(
-    features: Tensor, labels: Tensor, classes: int, balance: float = 0.75, seed: int = 0
+    features: Tensor, labels: Tensor, classes: int, balance: float = 0.65, seed: int = 0
 ) -> torch.nn.Linear:
     """Train the classifier of cells.
 
