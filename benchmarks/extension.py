@@ -40,7 +40,9 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=80, help="that are scored (default 80)")
     parser.add_argument("--learn", type=int, help="photos that are learnt from (default: extend.photos)")
     parser.add_argument("--rounds", type=int, nargs="+", default=[4])
-    parser.add_argument("--balance", type=float, nargs="+", default=[ExtendConfig().balance], help="of the classes")
+    parser.add_argument(
+        "--balance", type=float, nargs="+", default=[ExtendConfig().balance], help="of the classes"
+    )
     parser.add_argument("--rate", type=float, nargs="+", default=[pixels.LEARNING_RATE], help="learning rate")
     parser.add_argument("--steps", type=int, nargs="+", default=[pixels.STEPS], help="of a round")
     parser.add_argument("--threads", type=int, default=2)

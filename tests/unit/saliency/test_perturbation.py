@@ -10,7 +10,7 @@ from torch import nn
 
 from wsss.errors import UserError
 from wsss.saliency import GroupCAM, ScoreCAM, normalize, upsample
-from wsss.saliency.perturbation import group_sums
+from wsss.saliency.perturbation import group_sums, images_per_pass
 
 
 @pytest.fixture
@@ -206,6 +206,12 @@ def test_without_any_gain_group_cam_is_zero(images):
 
     maps = GroupCAM("stem")(Indifferent().eval(), images, torch.tensor([[0, 1], [1, 2]]))
     assert torch.equal(maps, torch.zeros(2, 12, 10))
+
+
+def test_on_a_cpu_a_pass_holds_about_a_million_pixels():
+    sizes = [(16, 16), (224, 224), (448, 448), (3000, 2000)]
+    assert [images_per_pass(32, torch.zeros(1, 1, *size)) for size in sizes] == [32, 20, 5, 1]
+    assert images_per_pass(32, torch.zeros(1, 3, 448, 448, device="meta")) == 32
 
 
 METHODS = [ScoreCAM("stem"), ScoreCAM("stem", "channel_softmax", batch_size=3), GroupCAM("stem", 6)]
