@@ -126,9 +126,17 @@ def predict_files(
     model, classes, config = load_configured_segmenter(checkpoint)
     record = _record(checkpoint, model, classes, config.mask_pretraining, options)
     todo = list(photos.items())
+    other = _differences(output / RECORD, record)
     if options.skip_existing:
-        _check_record(output / RECORD, record)
+        if other:
+            raise UserError(
+                f"the masks in {output} were made with another {' and '.join(other)} ({RECORD} has it): leave out "
+                "--skip-existing to make them anew, or choose another --output"
+            )
         todo = [(name, path) for name, path in todo if not _is_done(name, output, options)]
+    elif other:
+        for name in photos:  # else, if this run is cut off, the record would pass them off as its own
+            (output / f"{name}.png").unlink(missing_ok=True)
     hardware = RuntimeConfig(accelerator=accelerator)
     model = runtime.prepare(model, hardware)  # type: ignore[assignment]
     device = runtime.device(hardware)
@@ -175,21 +183,17 @@ def _record(
     }
 
 
-def _check_record(path: Path, record: dict[str, Any]) -> None:
-    """Raises UserError where the masks that are there come from another network or from other options."""
+def _differences(path: Path, record: dict[str, Any]) -> list[str]:
+    """The options by which the masks that are there, with their record at ``path``, differ from ``record``'s."""
     if not path.is_file():
-        return
+        return []
     before = read_json(path)
     made, wanted = before.get("options", {}), record["options"]
     shaping = ("ms_flip", "crf", "tile", "long_side")
     other = [f"--{key.replace('_', '-')}" for key in shaping if made.get(key, wanted[key]) != wanted[key]]
     if before.get("weights_sha256", record["weights_sha256"]) != record["weights_sha256"]:
         other.insert(0, "--checkpoint")
-    if other:
-        raise UserError(
-            f"the masks in {path.parent} were made with another {' and '.join(other)} ({path.name} has it): leave out "
-            "--skip-existing to make them anew, or choose another --output"
-        )
+    return other
 
 
 def _is_done(name: str, output: Path, options: PredictOptions) -> bool:

@@ -185,6 +185,21 @@ def test_skip_existing_refuses_masks_of_another_network_or_other_options(
     assert "were made with another --checkpoint" in refused.err
 
 
+def test_cut_off_with_other_options_it_leaves_no_mask_of_before(
+    predict: Any, scene: np.ndarray[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    Image.fromarray(scene).save(tmp_path / "a.png")
+    words = [tmp_path / "a.png", "--output", tmp_path / "m"]
+    assert predict(*words).status == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("wsss.predict.read_image", interrupt)
+        assert predict(*words, "--crf").status == 130
+    assert predict(*words, "--crf", "--skip-existing").out.startswith("1 photos predicted")
+
+
 def test_an_interrupted_prediction_says_how_to_continue(
     predict: Any, scene: np.ndarray[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,9 +64,7 @@ def probable_labels(probabilities: Tensor, classes: Sequence[int], limit: float 
     return torch.where(score > limit, labels, IGNORE)
 
 
-def fit(
-    features: Tensor, labels: Tensor, classes: int, balance: float = 0.65, seed: int = 0
-) -> torch.nn.Linear:
+def fit(features: Tensor, labels: Tensor, classes: int, balance: float, seed: int = 0) -> torch.nn.Linear:
     """Train the classifier of cells.
 
     Args:

@@ -224,11 +224,8 @@ class GroupEvidence:
 
     def _gains(self, targets: Tensor, groups: Tensor, blurred: Tensor, position: Tensor) -> Tensor:
         """a (N, groups); 0 for dead groups."""
-        size, score, dtype = (
-            images_per_pass(self.method.batch_size, self.images),
-            self.method.score,
-            self.images.dtype,
-        )
+        size = images_per_pass(self.method.batch_size, self.images)
+        score, dtype = self.method.score, self.images.dtype
         gains = groups.new_zeros(groups.shape[:2])
         live = groups.amax((2, 3)) > groups.amin((2, 3))
         rows, parts = live.nonzero(as_tuple=True)

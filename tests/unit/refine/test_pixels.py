@@ -20,7 +20,7 @@ def test_it_learns_what_noisy_seeds_have_in_common() -> None:
     generator = torch.Generator().manual_seed(1)
     wrong = torch.rand(3000, generator=generator) < 0.3
     seeds = torch.where(wrong, torch.zeros_like(kinds), kinds)  # a third of the objects is missed
-    layer = fit(features, seeds, classes=3)
+    layer = fit(features, seeds, classes=3, balance=0.65)
     assert (layer(features * SCALE).argmax(1) == kinds).float().mean() > 0.98
 
 
@@ -29,13 +29,13 @@ def test_unsure_cells_teach_nothing() -> None:
     unsure = torch.arange(600) % 2 == 0
     labels = torch.where(unsure, 255, kinds)
     changed = torch.where(unsure[:, None], features.flip(1), features)
-    assert torch.equal(fit(features, labels, 3).weight, fit(changed, labels, 3).weight)
+    assert torch.equal(fit(features, labels, 3, 0.65).weight, fit(changed, labels, 3, 0.65).weight)
 
 
 def test_it_also_learns_from_half_precision_in_inference_mode() -> None:
     features, kinds = cells_of_three_kinds(300)
     with torch.inference_mode():
-        layer = fit(features.half(), kinds, 3)
+        layer = fit(features.half(), kinds, 3, 0.65)
     assert not layer.weight.requires_grad
     assert layer.weight.abs().max() > 0
 
@@ -63,7 +63,7 @@ def test_improbable_cells_are_unsure() -> None:
 
 def test_without_any_label_there_is_nothing_to_learn() -> None:
     with pytest.raises(ValueError, match="no cell has a label"):
-        fit(torch.zeros(4, 3), torch.full((4,), 255), 2)
+        fit(torch.zeros(4, 3), torch.full((4,), 255), 2, 0.65)
 
 
 def test_balance_decides_how_much_a_rare_class_counts() -> None:
