@@ -79,7 +79,8 @@ examples:
 
 JPEG, PNG, WebP, BMP and TIFF; grey, CMYK, transparent (laid on white), 16-bit; turned as their EXIF orientation
 says. Masks have the photo's size: 0 is background, 1 the first class; the table at the end names the indices.
-A network knows objects at the size at which it was trained: for photos of a phone or a camera try --long-side 1024.
+A network knows objects at the size at which it was trained: photos are reduced as those of the training were
+(data.long_side). If those were not, try --long-side 640 for photos of a phone or a camera.
 """
 
 
@@ -105,7 +106,8 @@ def predict(name: str, words: list[str]) -> int:
         "--long-side",
         type=int,
         metavar="PIXELS",
-        help="predict larger photos reduced to this longer side, then enlarge (default: at their own size)",
+        help="predict larger photos reduced to this longer side, then enlarge (default: as in the training; 0: at "
+        "their own size)",
     )
     parser.add_argument(
         "--tile",

@@ -46,6 +46,9 @@ class DataConfig:
     """Validation images: a split name or a list file; null: the split val (folder: a stable tenth of the images)."""
     limit: int | None = None
     """Dry run: only this many photos of each split, evenly spaced; metrics, summary and report then carry the mark."""
+    long_side: int | None = None
+    """Work on photos whose longer side is larger as copies of this longer side in pixels, made once in RUN/photos:
+    masks and scores of the run have that size then. `wsss predict` shrinks likewise, and writes masks of full size."""
     shapes: ShapesConfig = field(default_factory=ShapesConfig)
 
 
@@ -67,6 +70,20 @@ class OptimizerConfig:
     """Exponent of the poly rule."""
     warmup: float = 0.0
     """Share of the steps with linearly growing learning rate."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("momentum", self.momentum, 0),
+            ("weight_decay", self.weight_decay, 0),
+            ("power", self.power, 0),
+        ):
+            if not value >= least:
+                raise UserError(f"optimizer.{name} is {value}, but must be at least {least}")
+        for name, value in (("lr", self.lr), ("head_factor", self.head_factor)):
+            if not value > 0:
+                raise UserError(f"optimizer.{name} is {value}, but must be above 0")
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"optimizer.warmup is {self.warmup}, but must be in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -247,6 +264,9 @@ SEGMENTERS = (
 )
 """Segmentation networks that need no extra."""
 
+
+MOST_SEED = 10**9
+"""The seed of an augmentation is made of it, the epoch and the image, and must stay below torch's 2^63."""
 
 NOT_WEAK = "not weakly supervised: the segmenter's backbone may have seen masks"
 """Said beside whatever comes from a segmenter that was allowed such weights (`SegmenterConfig.mask_pretraining`)."""
@@ -445,6 +465,8 @@ class Config:
             ("extend.photos", self.extend.photos, 1),
             ("extend.rounds", self.extend.rounds, 1),
             ("extend.balance", self.extend.balance, 0),
+            ("extend.radius", self.extend.radius, 1),
+            ("extend.steps", self.extend.steps, 0),
             ("segmenter.epochs", self.segmenter.epochs, 1),
             ("segmenter.val_every", self.segmenter.val_every, 1),
             ("segmenter.batch_size", self.segmenter.batch_size, 1),
@@ -454,9 +476,21 @@ class Config:
         ):
             if value < low:
                 raise UserError(f"{name} is {value}, but must be at least {low}")
+        if not 0 <= self.seed <= MOST_SEED:
+            raise UserError(f"seed is {self.seed}, but must be in 0..{MOST_SEED}")
+        if not self.extend.power > 0:
+            raise UserError(f"extend.power is {self.extend.power}, but must be above 0")
+        if not 0 <= self.extend.low <= self.extend.high:
+            raise UserError(
+                f"extend.low is {self.extend.low} and extend.high {self.extend.high}, but must be 0 <= low <= high"
+            )
         if self.data.limit is not None and self.data.limit < 1:
             raise UserError(
                 f"data.limit is {self.data.limit}, but must be at least 1, or null for all photos"
+            )
+        if self.data.long_side is not None and self.data.long_side < 32:
+            raise UserError(
+                f"data.long_side is {self.data.long_side}, but must be at least 32 pixels, or null for no copies"
             )
         if not self.output:
             raise UserError("output is empty; give the run directory, for example --output runs/first")

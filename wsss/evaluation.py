@@ -16,10 +16,12 @@ from wsss.data.dataset import Record
 from wsss.data.files import write_mask
 from wsss.data.modules import same_size_batches
 from wsss.data.transforms import normalize_image
+from wsss.errors import UserError
 from wsss.metrics.segmentation import ConfusionMatrix, confusion_of_pairs, score
 from wsss.models.segmenter import Segmenter, predict_probabilities
 from wsss.parallel import pool, unordered
 from wsss.refine import stage as refine
+from wsss.refine.crf import CRFParameters
 from wsss.refine.stage import write_crf
 from wsss.rundir import RunDirectory
 
@@ -35,6 +37,18 @@ def kinds(config: EvaluateConfig) -> dict[str, str]:
     if config.crf:
         chosen["val_crf"] = CRF
     return chosen
+
+
+def crf_parameters(config: EvaluateConfig) -> CRFParameters:
+    """The constants of the CRF that refines predictions.
+
+    Raises:
+        UserError: one of them is out of range.
+    """
+    try:
+        return refine.crf_parameters(config.crf_parameters)
+    except ValueError as error:
+        raise UserError(f"evaluate.crf_parameters: {error}") from error
 
 
 def predict_records(
@@ -59,7 +73,7 @@ def predict_records(
     todo = [record for record in records if not all(write(folder, record.id).is_file() for folder in folders)]
     model = runtime.prepare(model, hardware)  # type: ignore[assignment]
     workers = runtime.workers(hardware)
-    refine_crf = partial(write_crf, refine.crf_parameters(config.crf_parameters))
+    refine_crf = partial(write_crf, crf_parameters(config))
     batches = same_size_batches(todo, 1 if config.ms_flip else 4, workers=runtime.loader_workers(hardware))
     with (
         runtime.bar(hardware, title, len(records), len(records) - len(todo)) as bar,
@@ -179,6 +193,7 @@ def relabelled_metrics(
         **_kept(masks),
         "round": last,
         "by_round": [_number(matrix.miou()) for matrix in labels],
+        **({"mask_pretraining": True} if config.segmenter.mask_pretraining else {}),
     }
 
 

@@ -55,32 +55,44 @@ class Context:
 
 
 def train_classifier(context: Context) -> dict[str, Any]:
-    """Fine-tune the classifier; ``classifier.mAP`` on the validation photos that have labels."""
+    """Fine-tune the classifier; validated after every epoch where validation photos have labels."""
     config, dataset, run = context.config, context.dataset, context.run
     settings, hardware = config.classifier, config.runtime
     seed_everything(config.seed, verbose=False)
     task = classification.new_task(settings, dataset.classes)
     transform = TrainTransform(RandomLongSide(*settings.long_side), settings.crop, settings.color_jitter)
     train = ClassificationData(dataset.train, len(dataset.classes), transform, config.seed)
-    val = LabelledPhotos(dataset.val, len(dataset.classes), sum(settings.long_side) // 2)
     workers = runtime.loader_workers(hardware)
-    val_loader = DataLoader(val, batch_size=1, num_workers=workers) if len(val) else None
     fit(
         task,
         train_loader(train, settings.batch_size, config.seed, workers, hardware.devices * hardware.num_nodes),
-        val_loader,
+        _labelled_val(context),
         run.root / "classifier",
         epochs=settings.epochs,
         monitor=("val_mAP", "max"),
         config=hardware,
         seed=config.seed,
     )
-    if val_loader is not None:
-        if task.ap_per_class is None:  # the last epoch was done before this process
-            task.model = classification.load_classifier(run.checkpoint("classifier"))[0]
-            validate(task, val_loader, hardware)
-        run.update_metrics(classifier=_average_precisions(dataset.classes, task.ap_per_class or []))
     return {"images": len(dataset.train)}
+
+
+def score_classifier(context: Context) -> dict[str, Any]:
+    """``classifier.mAP`` of ``last.ckpt`` on the validation photos that have labels."""
+    val, classes = _labelled_val(context), context.dataset.classes
+    if val is None:
+        return {"images": 0}
+    task = classification.load_task(context.run.checkpoint("classifier"))
+    validate(task, val, context.config.runtime)
+    context.run.update_metrics(classifier=_average_precisions(classes, task.ap_per_class or []))
+    return {"images": len(val)}
+
+
+def _labelled_val(context: Context) -> DataLoader[Any] | None:
+    """The validation photos that have labels, one by one; None without any."""
+    config, dataset = context.config, context.dataset
+    val = LabelledPhotos(dataset.val, len(dataset.classes), sum(config.classifier.long_side) // 2)
+    workers = runtime.loader_workers(config.runtime)
+    return DataLoader(val, batch_size=1, num_workers=workers) if len(val) else None
 
 
 def _average_precisions(classes: Sequence[str], values: Sequence[float | None]) -> dict[str, Any]:
@@ -210,7 +222,7 @@ def _train_segmenter(
         )
         initial = classifier.state_dict()
     seed_everything(config.seed, verbose=False)
-    task = segmentation.new_task(settings, dataset.class_names, initial)
+    task = segmentation.new_task(settings, dataset.class_names, initial, config.data.long_side)
     transform = TrainTransform(RandomScale(*settings.scale), settings.crop, settings.color_jitter)
     workers = runtime.loader_workers(hardware)
     truth = TrueMasks(evaluation.with_masks(dataset.val), len(dataset.class_names))

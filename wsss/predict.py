@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from wsss.refine.crf import CRFParameters, crf_probabilities
 from wsss.refine.stage import crf_parameters
 from wsss.report.overlay import overlay_mask, shrink
 from wsss.tasks.checkpoints import weights_digest
-from wsss.tasks.segmentation import load_configured_segmenter
+from wsss.tasks.segmentation import load_trained
 from wsss.tiling import SMALLEST_TILE, blended_rows
 
 OVERLAY_SIDE = 2048
@@ -47,7 +47,8 @@ class PredictOptions:
     tile: int = 1024
     """Photos with a longer side than this many pixels are predicted in overlapping tiles."""
     long_side: int | None = None
-    """Predict photos that are larger at this longer side; results have the photo's size all the same."""
+    """Predict photos that are larger at this longer side; results have the photo's size all the same. None: what the
+    photos of the training were shrunk to (``data.long_side``), if they were; 0: the photo's own size."""
     overlay: bool = False
     """Also write ``<name>_overlay.jpg``, its longer side at most ``OVERLAY_SIDE``."""
     probabilities: bool = False
@@ -59,8 +60,10 @@ class PredictOptions:
         """Refuse sizes that cannot be."""
         if self.tile < SMALLEST_TILE:
             raise UserError(f"--tile is {self.tile}, but a tile needs at least {SMALLEST_TILE} pixels a side")
-        if self.long_side is not None and self.long_side < 1:
-            raise UserError(f"--long-side is {self.long_side}, but must be at least 1 pixel")
+        if self.long_side is not None and self.long_side < 0:
+            raise UserError(
+                f"--long-side is {self.long_side}, but must be a number of pixels, or 0 for the photo's own size"
+            )
 
     @property
     def endings(self) -> tuple[str, ...]:
@@ -123,7 +126,12 @@ def predict_files(
     options = options or PredictOptions()
     photos = find_photos(paths)
     _check_targets(photos, output, options)
-    model, classes, config = load_configured_segmenter(checkpoint)
+    trained = load_trained(checkpoint)
+    classes, config = trained.classes, trained.config
+    model: torch.nn.Module = trained.network
+    options = replace(
+        options, long_side=trained.long_side if options.long_side is None else options.long_side
+    )
     record = _record(checkpoint, model, classes, config.mask_pretraining, options)
     todo = list(photos.items())
     other = _differences(output / RECORD, record)
@@ -138,7 +146,7 @@ def predict_files(
         for name in photos:  # else, if this run is cut off, the record would pass them off as its own
             (output / f"{name}.png").unlink(missing_ok=True)
     hardware = RuntimeConfig(accelerator=accelerator)
-    model = runtime.prepare(model, hardware)  # type: ignore[assignment]
+    model = runtime.prepare(model, hardware)
     device = runtime.device(hardware)
     if todo:
         write_json(output / RECORD, record)
@@ -284,7 +292,7 @@ def photo_strips(image: Tensor, predict: Callable[[Tensor], Tensor], options: Pr
         (first row, (C, rows, W) float32): strips that follow each other without gap and cover the photo.
     """
     side = options.long_side
-    if side is None or max(image.shape[-2:]) <= side:
+    if not side or max(image.shape[-2:]) <= side:
         yield from blended_rows(image, predict, options.tile)
         return
     small = resize_long_side(image, side)

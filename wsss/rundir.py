@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,22 @@ def file_stamp(path: Path) -> tuple[str, int] | None:
         return (path.name, path.stat().st_size)
     except OSError:
         return None
+
+
+def content_digest(path: Path) -> str | None:
+    """SHA-256 of a file's content, for files whose size says nothing; None if it is not there."""
+    try:
+        facts = path.stat()
+        return _digest(path, facts.st_size, facts.st_mtime_ns)
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=8)
+def _digest(path: Path, size: int, modified: int) -> str:
+    """Read once for every state (size, time of modification) of the file: a command asks several times."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -140,9 +157,12 @@ class RunDirectory:
         write_json(self.manifest, {**manifest, "stages": {**manifest.get("stages", {}), stage: entry}})
 
     @contextmanager
-    def running(self, stage: str, expected: str, outputs: Sequence[str]) -> Iterator[dict[str, Any]]:
+    def running(
+        self, stage: str, expected: str, outputs: Sequence[str], *, shared: bool = False
+    ) -> Iterator[dict[str, Any]]:
         """Run a stage: empty it if it is stale, mark it running, and done if the block ends well.
 
+        ``shared``: other processes work on it too, maybe already, so that a temporary file may be theirs.
         Yields a dictionary for facts (``images``, ...) that end up in the manifest. The seconds of
         an interrupted and continued stage add up.
         """
@@ -150,7 +170,9 @@ class RunDirectory:
         if state in ("stale", "missing"):
             self.clear(outputs)
         for leftover in [path for name in outputs for path in (self.root / name).rglob(".*.tmp")]:
-            leftover.unlink(missing_ok=True)  # of a killed process
+            # Of a killed process; or what another process of a shared stage is writing now.
+            if not shared:
+                leftover.unlink(missing_ok=True)
         before = self.read_manifest().get("stages", {}).get(stage, {}) if state == "partial" else {}
         facts: dict[str, Any] = {}
         started = time.monotonic()

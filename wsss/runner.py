@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -10,11 +11,13 @@ import yaml
 from wsss import evaluation, runtime, shards
 from wsss.config import NOT_WEAK, Config, to_dict
 from wsss.data.dataset import Dataset, check_trainable, load_dataset, resolve_file
-from wsss.data.files import write_json, write_text
+from wsss.data.files import image_size, write_json, write_text
 from wsss.data.shapes import write_shapes
+from wsss.data.working import with_copies
 from wsss.errors import UserError
 from wsss.pipeline import Context
-from wsss.report.build import build_report, dry_run_note
+from wsss.refine.stage import parameters as refine_parameters
+from wsss.report.build import build_report, dry_run_note, size_note
 from wsss.rundir import ROUNDS, RunDirectory, StageState, describe_machine, fingerprint
 from wsss.saliency.stage import build_method
 from wsss.selftraining import keep_networks
@@ -22,7 +25,7 @@ from wsss.stages import STAGES
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "run": tuple(STAGES),
-    "classify": ("classify",),
+    "classify": ("classify", "score_classifier"),
     "saliency": ("saliency",),
     "refine": ("extend", "refine"),
     "segment": ("self_train", "segment", "supervise"),
@@ -30,6 +33,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "report": (),
 }
 """Command -> the stages that it runs; `run`, `evaluate` and `report` also write the report."""
+
+LARGE = 2_500_000
+"""Pixels of a photo from which on a run says how to work on smaller copies."""
 
 WITHOUT = {
     "score_relabelled": ("self_train", "no finished self-training of this configuration: skipped"),
@@ -63,8 +69,9 @@ def run_command(config: Config, command: str, arguments: Sequence[str] = ()) -> 
             if "segment" in stages:
                 _keep_networks(context, expected)
             _retire(context, expected)
-            if config.data.limit != context.run.read_metrics().get("data_limit"):
-                context.run.update_metrics(data_limit=config.data.limit)
+            marks = {"data_limit": config.data.limit, "data_long_side": config.data.long_side}
+            if any(context.run.read_metrics().get(name) != value for name, value in marks.items()):
+                context.run.update_metrics(**marks)
         for name in stages:
             _run_stage(name, context, expected, command)
         if command in ("run", "evaluate", "report"):
@@ -83,7 +90,10 @@ def _help(config: Config, command: str) -> None:
 
 
 def prepare_dataset(config: Config) -> Dataset:
-    """Load the data set, or ``data.limit`` photos of each split; the shapes are made on first use."""
+    """Load the data set: ``data.limit`` photos of each split, large ones as copies of ``data.long_side`` pixels.
+
+    The shapes are made on first use.
+    """
     data = config.data
     if data.kind == "shapes":
         shapes = data.shapes
@@ -98,10 +108,32 @@ def prepare_dataset(config: Config) -> Dataset:
     root = Path(data.root)
     classes = None if data.classes is None else resolve_file(data.classes, root) or Path(data.classes)
     dataset = load_dataset(data.kind, root, data.labels, classes, data.train, data.val)
-    if data.limit is None:
+    if data.limit is not None:
+        splits = (tuple(evaluation.evenly(list(split), data.limit)) for split in (dataset.train, dataset.val))
+        train, val = splits
+        dataset = replace(dataset, train=train, val=val)
+    if data.long_side is None:
+        _warn_of_large_photos(dataset)
         return dataset
-    train, val = (tuple(evaluation.evenly(list(split), data.limit)) for split in (dataset.train, dataset.val))
-    return replace(dataset, train=train, val=val)
+    return with_copies(
+        dataset,
+        Path(config.output),
+        data.long_side,
+        runtime.workers(config.runtime),
+        partial(runtime.bar, config.runtime, "shrink photos"),
+    )
+
+
+def _warn_of_large_photos(dataset: Dataset) -> None:
+    """One line where photos of a camera would be worked on at their full size."""
+    for record in evaluation.evenly([*dataset.train, *dataset.val], 20):
+        height, width = image_size(record.image)
+        if height * width > LARGE:
+            say(
+                f"{record.image} has {width}x{height} pixels: memory and time grow with the photos, and masks do not "
+                "get better; --data.long_side 640 works on smaller copies"
+            )
+            return
 
 
 def fingerprints(config: Config, dataset: Dataset) -> dict[str, str]:
@@ -122,7 +154,8 @@ def _state(name: str, context: Context, expected: dict[str, str]) -> StageState:
 
 
 def _check_ready(command: str, stages: Sequence[str], context: Context, expected: dict[str, str]) -> None:
-    """Refuse before anything is written where something that the command builds on is not there."""
+    """Refuse before anything is written where a value has no meaning, or something to build on is not there."""
+    _check_values(context.config)
     if "supervise" in stages and not evaluation.with_masks(context.dataset.train):
         raise UserError(
             "segmenter.supervised needs true masks of training images, and this data set has none; set it to false"
@@ -140,6 +173,14 @@ def _check_ready(command: str, stages: Sequence[str], context: Context, expected
         state = _state(other, context, expected)
         if state != "done":
             raise UserError(_not_ready(command, other, state, context.run))
+
+
+def _check_values(config: Config) -> None:
+    """What later stages would refuse, now: before hours of training, and before results are retired."""
+    background = config.refine.background
+    rule = "constant" if background.rule == "calibrated" else background.rule  # what it becomes has a meaning
+    refine_parameters(replace(config.refine, background=replace(background, rule=rule)))
+    evaluation.crf_parameters(config.evaluate)
 
 
 def _check_batch(context: Context) -> None:
@@ -190,7 +231,8 @@ def _run_stage(name: str, context: Context, expected: dict[str, str], command: s
         "partial": " (continued)",
     }[state]
     say(f"{name}: {stage.title}{verb}")
-    with run.running(name, expected[name], stage.outputs) as facts:
+    shared = command in shards.SHARED and shards.rank_and_world()[1] > 1
+    with run.running(name, expected[name], stage.outputs, shared=shared) as facts:
         facts.update(stage.work(context))
 
 
@@ -238,12 +280,11 @@ def print_summary(context: Context) -> None:
         for title, entry, key in rows
         if isinstance(metrics.get(entry), dict) and metrics[entry].get(key) is not None
     ]
-    if (metrics.get("val") or {}).get("mask_pretraining"):
+    if any(isinstance(entry, dict) and entry.get("mask_pretraining") for entry in metrics.values()):
         lines.append(f"  {NOT_WEAK}")
     if metrics.get("retention") is not None:
         lines.append(f"  {'retention (val / oracle)':<44}{metrics['retention']:.4f}")
-    if note := dry_run_note(metrics):
-        lines = [f"  {note}", *lines]
+    lines = [*(f"  {note}" for note in (dry_run_note(metrics), size_note(metrics)) if note), *lines]
     print("\n".join(lines))
     print(f"  metrics  {context.run.metrics}\n  report   {context.run.report}")
 

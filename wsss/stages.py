@@ -3,17 +3,17 @@
 A stage's fingerprint is a hash of what it reads and of the fingerprints of the stages before it (see ``rundir``).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from wsss import evaluation, pipeline
 from wsss.config import Config, EvaluateConfig, to_dict
-from wsss.data.dataset import Dataset, Record
+from wsss.data.dataset import Dataset
 from wsss.pipeline import Context
 from wsss.refine import stage as refine_stage
-from wsss.rundir import ROUNDS, RunDirectory, file_stamp
+from wsss.rundir import ROUNDS, RunDirectory, content_digest, file_stamp
 
 CALIBRATION = "calibration.json"
 """The refinement writes it, and new maps make it stale: masks are tuned again without asking the classifier."""
@@ -44,25 +44,45 @@ def _val_inputs(dataset: Dataset) -> list[Any]:
     return [[r.id, file_stamp(r.image), r.mask and file_stamp(r.mask)] for r in dataset.val]
 
 
+def _val_labels(dataset: Dataset) -> list[Any]:
+    return [[r.id, r.labels, file_stamp(r.image)] for r in dataset.val if r.labels is not None]
+
+
 def _train_truth(dataset: Dataset) -> list[Any]:
     return [[record.id, file_stamp(record.mask)] for record in dataset.train if record.mask is not None]
 
 
 def _weights(value: str) -> Any:
-    """Initial weights given as a file count with its size."""
-    return value if value in ("imagenet", "none", "classifier") else [value, file_stamp(Path(value))]
+    """Initial weights given as a file count with its content: those of one architecture are all of one size."""
+    return value if value in ("imagenet", "none", "classifier") else [value, content_digest(Path(value))]
 
 
 def _segmenter_settings(config: Config) -> list[Any]:
     """What one training depends on, whichever round it is and whatever it is trained on."""
     settings = to_dict(replace(config.segmenter, supervised=False))
-    del settings["rounds"]
+    for name in ("rounds", "val_every"):  # the second only says how often the log has a value
+        del settings[name]
     return [settings, _weights(config.segmenter.weights), config.seed]
 
 
 def _published_round(config: Config) -> list[int]:
     """Which round's training is the published one; nothing for the first, which needs no masks but refine's."""
     return [config.segmenter.rounds] if config.segmenter.rounds > 1 else []
+
+
+def _extension_settings(config: Config) -> list[Any]:
+    """The extension's method, and of its settings what that one reads."""
+    settings = to_dict(config.extend)
+    del settings["method"]
+    if config.extension == "none":
+        return ["none"]
+    if config.extension == "walk":
+        return ["walk", {name: settings[name] for name in ("radius", "power", "steps")}]
+    return ["pixels", settings, config.seed]
+
+
+def _without(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != name}
 
 
 def _self_trained(config: Config) -> bool:
@@ -73,12 +93,9 @@ def _supervised(config: Config) -> bool:
     return config.segmenter.supervised
 
 
-def _masks(run: RunDirectory, records: Sequence[Record]) -> list[Path]:
-    return [
-        run.mask(folder, record.id)
-        for record in records
-        for folder in (refine_stage.LABELS, refine_stage.MASKS)
-    ]
+def _masks(run: RunDirectory, context: Context) -> list[Path]:
+    folders = refine_stage.outputs(context.config.segmenter.confidence_weighted)
+    return [run.mask(folder, record.id) for record in context.dataset.train for folder in folders]
 
 
 STAGES: dict[str, Stage] = {
@@ -90,16 +107,25 @@ STAGES: dict[str, Stage] = {
             config.seed,
             data.classes,
             _train_inputs(data),
+            # Which epoch is the best one depends on these, and nothing else of the training does.
+            *([_val_labels(data)] if config.saliency.checkpoint == "best" else []),
         ],
         after=(),
         outputs=("classifier",),
         title="train the classifier on image labels",
         files=lambda context: [context.run.checkpoint("classifier")],
+    ),
+    "score_classifier": Stage(
+        pipeline.score_classifier,
+        lambda config, data: _val_labels(data),
+        after=("classify",),
+        outputs=(),
+        title="score the classifier on the validation photos",
         metrics=("classifier",),
     ),
     "saliency": Stage(
         pipeline.write_saliency,
-        lambda config, data: to_dict(config.saliency),
+        lambda config, data: _without(to_dict(config.saliency), "batch_size"),
         after=("classify",),
         outputs=("saliency", CALIBRATION),
         title="saliency of the training photos",
@@ -107,7 +133,7 @@ STAGES: dict[str, Stage] = {
     ),
     "extend": Stage(
         pipeline.extend,
-        lambda config, data: [to_dict(config.extend), config.extension, config.seed],
+        lambda config, data: _extension_settings(config),
         after=("saliency",),
         outputs=(refine_stage.EXTENDED, "extension.npz", CALIBRATION),
         title="from the saliency to whole objects",
@@ -123,7 +149,7 @@ STAGES: dict[str, Stage] = {
         after=("extend",),
         outputs=(refine_stage.LABELS, refine_stage.MASKS, refine_stage.CONFIDENCE),
         title="pseudo-masks: background and dense CRF",
-        files=lambda context: _masks(context.run, context.dataset.train),
+        files=lambda context: _masks(context.run, context),
     ),
     "self_train": Stage(
         pipeline.self_train,
@@ -132,9 +158,7 @@ STAGES: dict[str, Stage] = {
         after=("refine",),
         outputs=(ROUNDS,),
         title="self-training: train, label the training photos again",
-        files=lambda context: _masks(
-            context.run.round(context.config.segmenter.rounds - 1), context.dataset.train
-        ),
+        files=lambda context: _masks(context.run.round(context.config.segmenter.rounds - 1), context),
         wanted=_self_trained,
     ),
     "segment": Stage(
@@ -152,6 +176,7 @@ STAGES: dict[str, Stage] = {
             data.classes,
             _train_inputs(data),
             _train_truth(data),
+            *([config.saliency.checkpoint] if config.segmenter.weights == "classifier" else []),
         ],
         after=("classify",),
         outputs=("segmenter_supervised",),
@@ -178,7 +203,7 @@ STAGES: dict[str, Stage] = {
     ),
     "evaluate": Stage(
         pipeline.evaluate,
-        lambda config, data: [to_dict(config.evaluate), _val_inputs(data)],
+        lambda config, data: [_without(to_dict(config.evaluate), "oracle_images"), _val_inputs(data)],
         after=("segment",),
         outputs=tuple(evaluation.kinds(EvaluateConfig()).values()),
         title="predict and score the validation photos",

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from wsss.cli import parse_config
+from wsss.runner import fingerprints, prepare_dataset
+
 Stages = Callable[[Path], dict[str, Any]]
 OUTPUTS = ("classifier", "saliency", "pseudo_labels", "pseudo_masks", "segmenter", "predictions")
 
@@ -34,7 +37,7 @@ def test_running_again_skips_everything(run: Path, tiny: list[str], command: Any
     before, numbers = times(run), metrics(run)
     done = command("run", *tiny, "--output", run)
     assert done.status == 0
-    assert done.err.count("done before") == 7
+    assert done.err.count("done before") == 8
     assert times(run) == before
     assert metrics(run) == numbers
 
@@ -44,14 +47,14 @@ def test_the_stored_configuration_continues_the_run(run: Path, command: Any) -> 
     stored = yaml.safe_load((run / "config.yaml").read_text())
     done = command("run", "--config", run / "config.yaml", "--output", run)
     assert done.status == 0
-    assert done.err.count("done before") == 7
+    assert done.err.count("done before") == 8
     assert times(run) == before
     assert yaml.safe_load((run / "config.yaml").read_text()) == {**stored, "output": str(run)}
 
 
 def test_where_it_computes_does_not_make_anything_stale(run: Path, tiny: list[str], command: Any) -> None:
     done = command("run", *tiny, "--output", run, "--runtime.workers", 1, "--runtime.precision", "bf16")
-    assert done.err.count("done before") == 7
+    assert done.err.count("done before") == 8
 
 
 def test_another_threshold_redoes_refine_and_what_follows(
@@ -70,7 +73,7 @@ def test_another_threshold_redoes_refine_and_what_follows(
     same = [
         name for name, entry in stages(run).items() if entry["fingerprint"] == entries[name]["fingerprint"]
     ]
-    assert same == ["classify", "saliency", "extend"]
+    assert same == ["classify", "score_classifier", "saliency", "extend"]
     assert metrics(run)["seed"]["threshold"] == pytest.approx(0.45)
 
 
@@ -130,7 +133,7 @@ def test_supervised_trains_only_the_twin_and_adds_its_numbers(
     before, numbers = times(run), metrics(run)
     done = command("run", *tiny, "--output", run, "--segmenter.supervised", "true")
     assert done.status == 0
-    assert done.err.count("done before") == 7
+    assert done.err.count("done before") == 8
     assert times(run) == before
     after = metrics(run)
     assert {name: after[name] for name in numbers} == numbers
@@ -194,7 +197,7 @@ def test_a_new_photo_makes_the_run_stale(run: Path, shapes_copy: Path, tiny: lis
 def test_a_run_directory_may_move(run: Path, tiny: list[str], command: Any, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     os.rename(run, moved)
-    assert command("run", *tiny, "--output", moved).err.count("done before") == 7
+    assert command("run", *tiny, "--output", moved).err.count("done before") == 8
 
 
 def test_calibrated_masks_are_those_of_the_rule_with_the_largest_gain(
@@ -264,3 +267,103 @@ def test_masks_from_extended_maps_are_scored_step_by_step(
     assert metrics["extended"]["images"] == metrics["seed"]["images"] == metrics["mask"]["images"]
     assert ("oracle_background_factor" in metrics["mask"]) == (method == "pixels")
     assert "extended seeds" in (run / "report.html").read_text()
+
+
+# -- what a fingerprint covers ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "again"),
+    [
+        ("--saliency.batch_size", 1, []),
+        ("--segmenter.val_every", 2, []),
+        ("--extend.radius", 5, []),  # of an extension that this configuration does not use
+        ("--evaluate.oracle_images", 3, ["score_masks"]),
+        ("--saliency.checkpoint", "best", ["classify", "score_classifier", "saliency"]),
+    ],
+)
+def test_what_changes_no_result_makes_nothing_again(
+    run: Path, tiny: list[str], option: str, value: Any, again: list[str]
+) -> None:
+    def found(*words: Any) -> dict[str, str]:
+        config = parse_config("run", [str(word) for word in (*tiny, "--output", run, *words)])
+        return fingerprints(config, prepare_dataset(config))
+
+    before, after = found(), found(option, value)
+    changed = [name for name in before if before[name] != after[name]]
+    assert changed[: len(again)] == again
+    assert bool(changed) == bool(again)
+    if option == "--evaluate.oracle_images":
+        assert changed == again
+
+
+def test_other_validation_photos_score_the_same_classifier_anew(
+    run: Path, tiny: list[str], shapes: Path, command: Any, tmp_path: Path
+) -> None:
+    names = (shapes / "ImageSets" / "Segmentation" / "val.txt").read_text().split()
+    chosen = tmp_path / "two.txt"
+    chosen.write_text("\n".join(names[:2]) + "\n")
+    two = [*tiny, "--data.train", "train", "--data.val", chosen]
+    before, checkpoint = metrics(run), (run / "classifier" / "last.ckpt").stat().st_mtime_ns
+    assert command("classify", *two, "--output", run).status == 0
+    after = metrics(run)
+    assert (run / "classifier" / "last.ckpt").stat().st_mtime_ns == checkpoint
+    assert after["classifier"] != before["classifier"]
+    assert "val" not in after
+    # the twin on the same two photos, from nothing
+    fresh = tmp_path / "fresh"
+    assert command("classify", *two, "--output", fresh).status == 0
+    assert metrics(fresh)["classifier"] == after["classifier"]
+
+
+def test_other_weights_at_the_same_path_are_noticed(tiny: list[str], tmp_path: Path, shapes: Path) -> None:
+    path = tmp_path / "w.pth"
+
+    def found() -> dict[str, str]:
+        words = [*tiny, "--segmenter.weights", path, "--output", tmp_path / "r"]
+        config = parse_config("run", [str(word) for word in words])
+        return fingerprints(config, prepare_dataset(config))
+
+    path.write_bytes(b"one")
+    before = found()
+    assert found() == before
+    path.write_bytes(b"two")
+    after = found()
+    assert {name for name in before if before[name] != after[name]} == {
+        "segment",
+        "supervise",
+        "evaluate",
+        *(name for name in before if name in ("self_train", "score_relabelled", "evaluate_supervised")),
+    }
+
+
+def test_a_lost_confidence_is_made_again(run: Path, tiny: list[str], command: Any) -> None:
+    words = [*tiny, "--output", run, "--segmenter.confidence_weighted", "true"]
+    assert command("refine", *words).status == 0
+    lost = next((run / "pseudo_confidence").glob("*.png"))
+    content = lost.read_bytes()
+    lost.unlink()
+    assert "run `wsss refine` first" in command("segment", *words).sentence
+    assert command("refine", *words).status == 0
+    assert lost.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--refine.low_factor", 2, "refine: the factors must satisfy 0 < low_factor"),
+        (
+            "--evaluate.crf_parameters.iterations",
+            -1,
+            "evaluate.crf_parameters: crf.iterations must be 0 or more",
+        ),
+        ("--refine.crf.bilateral_sxy", 0, "refine"),
+    ],
+)
+def test_a_value_without_a_meaning_is_refused_before_anything_is_lost(
+    run: Path, tiny: list[str], command: Any, option: str, value: Any, words: str
+) -> None:
+    before, numbers = times(run), metrics(run)
+    assert words in command("run", *tiny, "--output", run, option, value).sentence
+    assert times(run) == before
+    assert metrics(run) == numbers

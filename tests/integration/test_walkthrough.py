@@ -114,3 +114,53 @@ def test_predicting_the_same_folder_again_continues_past_a_broken_photo(
     again = command("predict", *words, "--skip-existing")
     assert again.status == 0
     assert again.out.startswith(f"1 photos predicted, masks in {tmp_path / 'm'}; 2 were there already")
+
+
+# -- photos of a camera -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def camera(folder: Path) -> Path:
+    """The folder with every photo and mask enlarged, as a camera would have taken it."""
+    for path in [*folder.rglob("*.jpg"), *folder.rglob("*.png")]:
+        with Image.open(path) as image:
+            large = image.resize((image.width * 3, image.height * 3), Image.Resampling.NEAREST)
+        large.save(path)
+    return folder
+
+
+def test_large_photos_are_worked_on_as_copies_and_predicted_at_full_size(
+    camera: Path, folder_words: Words, tmp_path: Path, command: Any
+) -> None:
+    output = tmp_path / "r"
+    quick = ["--classifier.epochs", 1, "--segmenter.epochs", 1, "--evaluate.crf", "false"]
+    words = [*folder_words(camera), *quick, "--output", output, "--data.long_side", 64]
+    done = command("run", *words)
+    assert done.status == 0, done.err
+    assert "photos over 64 pixels shrunk to that, also for the scores" in done.out
+    assert "photos over 64 pixels shrunk to that" in (output / "report.html").read_text()
+    assert json.loads((output / "metrics.json").read_text())["data_long_side"] == 64
+    assert {max(image_size(path)) for path in (output / "photos").rglob("*.jpg")} == {64}
+    for folder in ("pseudo_masks", "predictions"):
+        found = list((output / folder).rglob("*.png"))
+        assert found
+        assert {max(read_mask(path).shape) for path in found} == {64}
+    assert command("run", *words).err.count("done before") == 8
+    photo = next(path for path in camera.rglob("*.jpg"))
+    options = ["--checkpoint", output / "segmenter" / "last.ckpt", "--device", "cpu"]
+    assert command("predict", photo, *options, "--output", tmp_path / "m").status == 0
+    assert read_mask(tmp_path / "m" / f"{photo.stem}.png").shape == image_size(photo)
+    record = json.loads((tmp_path / "m" / "predictions.json").read_text())
+    assert record["options"]["long_side"] == 64  # as in the training
+    assert command("predict", photo, *options, "--output", tmp_path / "n", "--long-side", 0).status == 0
+    record = json.loads((tmp_path / "n" / "predictions.json").read_text())
+    assert record["options"]["long_side"] == 0
+
+
+def test_large_photos_without_copies_are_pointed_out(
+    camera: Path, folder_words: Words, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsss.runner.LARGE", 60 * 60)
+    words = [*folder_words(camera), "--output", tmp_path / "r", "--classifier.epochs", 1]
+    assert "--data.long_side 640 works on smaller copies" in command("classify", *words).err
+    assert "works on smaller copies" not in command("classify", *words, "--data.long_side", 64).err

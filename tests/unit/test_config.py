@@ -4,18 +4,24 @@ import json
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from wsss.config import (
+    MOST_SEED,
     BackgroundConfig,
     ClassifierConfig,
     Config,
     DataConfig,
+    ExtendConfig,
+    OptimizerConfig,
     RuntimeConfig,
     SaliencyConfig,
     SegmenterConfig,
     to_dict,
 )
+from wsss.data import modules
 from wsss.errors import UserError
 from wsss.refine import stage as refine_stage
 from wsss.saliency import METHODS
@@ -74,6 +80,12 @@ def test_every_part_is_frozen() -> None:
         ({"saliency": SaliencyConfig(scales=())}, "saliency.scales is empty; give at least one scale"),
         ({"runtime": RuntimeConfig(devices=0)}, "runtime.devices is 0"),
         ({"output": ""}, "output is empty; give the run directory"),
+        ({"seed": -1}, "seed is -1, but must be in 0..1000000000"),
+        ({"seed": 3 * 10**9}, "seed is 3000000000, but must be in 0..1000000000"),
+        ({"extend": ExtendConfig(radius=-1)}, "extend.radius is -1, but must be at least 1"),
+        ({"extend": ExtendConfig(steps=-1)}, "extend.steps is -1"),
+        ({"extend": ExtendConfig(power=0.0)}, "extend.power is 0.0, but must be above 0"),
+        ({"extend": ExtendConfig(low=0.5)}, "extend.low is 0.5 and extend.high 0.35"),
     ],
 )
 def test_impossible_values_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
@@ -92,6 +104,29 @@ def test_impossible_values_are_refused_by_name(changes: dict[str, Any], message:
 def test_segmenter_settings_that_mean_nothing_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         SegmenterConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 0.0}, r"optimizer.lr is 0.0, but must be above 0"),
+        ({"lr": float("nan")}, r"optimizer.lr is nan"),
+        ({"head_factor": -1.0}, r"optimizer.head_factor is -1.0"),
+        ({"momentum": -0.1}, r"optimizer.momentum is -0.1, but must be at least 0"),
+        ({"weight_decay": -1.0}, r"optimizer.weight_decay is -1.0"),
+        ({"power": -0.9}, r"optimizer.power is -0.9"),
+        ({"warmup": 1.0}, r"optimizer.warmup is 1.0, but must be in \[0, 1\)"),
+    ],
+)
+def test_optimiser_settings_that_mean_nothing_are_refused(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        OptimizerConfig(**changes)
+
+
+def test_the_largest_seed_is_one_that_torch_takes() -> None:
+    torch.manual_seed((MOST_SEED * modules._AUGMENT + 10**4) * 1_000_033 + 10**6)
+    torch.manual_seed(MOST_SEED * modules._SHUFFLE + 10**4)
+    np.random.default_rng(MOST_SEED)
 
 
 def test_networks_of_the_extra_are_named_with_a_prefix() -> None:

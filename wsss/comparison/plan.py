@@ -1,7 +1,7 @@
 """What is compared, decided before anything is computed or written."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,8 @@ def plan(config: Config) -> Comparison:
     runtime.device(config.runtime)
     judge = load_judge(config)
     contestants = parse_contestants(config.compare.methods, judge)
-    dataset = prepare_dataset(config)
+    # Of copies (data.long_side) there is no need: `compare.size` says what the classifier sees.
+    dataset = prepare_dataset(replace(config, data=replace(config.data, long_side=None)))
     known = match_classes(dataset.classes, judge)
     if missing := [name for label, name in enumerate(dataset.classes, 1) if label not in known]:
         say(f"compare: the classifier does not know {', '.join(missing)}: left out")

@@ -197,6 +197,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def write_photo(path: Path, image: npt.NDArray[np.uint8]) -> None:
+    """Writes (H, W, 3) uint8 RGB as JPEG with little loss (quality 95, full colour resolution), atomically.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    with atomic_path(path) as temporary:
+        Image.fromarray(image).save(temporary, format="JPEG", quality=95, subsampling=0)
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) of a photo after EXIF orientation; reads the header only (PNG with late EXIF: all).
 

@@ -25,7 +25,7 @@ from wsss.config import NOT_WEAK
 from wsss.data.files import atomic_path
 from wsss.data.transforms import MEAN, STD
 from wsss.errors import UserError
-from wsss.tasks.segmentation import load_configured_segmenter
+from wsss.tasks.segmentation import load_trained
 
 METADATA = "wsss.json"
 """Name of the metadata in an exported program."""
@@ -121,16 +121,17 @@ def check_onnx_packages() -> None:
 
 
 def _load(checkpoint: Path) -> tuple[PhotoSegmenter, dict[str, Any]]:
-    network, classes, config = load_configured_segmenter(checkpoint)
+    trained = load_trained(checkpoint)
     metadata = {
-        "classes": list(classes),
+        "classes": list(trained.classes),
         "input": "image: float32 (N, 3, H, W), RGB in 0..1",
         "output": "probabilities: float32 (N, classes, H, W), background first",
         "smallest_side": SMALLEST_SIDE,
-        "mask_pretraining": config.mask_pretraining,
+        "long_side": trained.long_side,
+        "mask_pretraining": trained.config.mask_pretraining,
         "made_by": f"wsss {__version__}, torch {torch.__version__}",
     }
-    return PhotoSegmenter(network).eval(), metadata
+    return PhotoSegmenter(trained.network).eval(), metadata
 
 
 def _facts(metadata: dict[str, Any]) -> str:

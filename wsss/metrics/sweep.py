@@ -59,7 +59,7 @@ class ThresholdSweep:
         counted = truth != IGNORE
         exceeded = exceeded_thresholds(self.thresholds, score[counted])
         rows, columns, depth = self._counts.shape
-        cells = (truth[counted] * np.intp(columns) + best[counted]) * depth + exceeded
+        cells = (truth[counted].astype(np.intp) * columns + best[counted]) * depth + exceeded
         self._counts += np.bincount(cells, minlength=self._counts.size).reshape(rows, columns, depth)
         self.images += 1
 

@@ -156,8 +156,12 @@ def _write_refined(run: RunDirectory, record: Record, refined: RefinedMask, conf
 
 def is_done(run: RunDirectory, record: Record, confidence: bool) -> bool:
     """Whether the photo has its labels and its mask, and its confidence where that is asked for."""
-    folders = (LABELS, MASKS, CONFIDENCE) if confidence else (LABELS, MASKS)
-    return all(run.mask(folder, record.id).is_file() for folder in folders)
+    return all(run.mask(folder, record.id).is_file() for folder in outputs(confidence))
+
+
+def outputs(confidence: bool) -> tuple[str, ...]:
+    """The folders in which every training photo has a file, with or without its confidence."""
+    return (LABELS, MASKS, CONFIDENCE) if confidence else (LABELS, MASKS)
 
 
 def refine_stored(
@@ -276,6 +280,8 @@ def _score_refined(
     for value in ORACLE_FACTORS if soft else ORACLE_THRESHOLDS:
         if soft:
             weighted = np.concatenate((maps[:1] * np.float32(value), maps[1:]))
+            total = weighted.sum(axis=0)
+            weighted /= np.where(total > 0, total, 1)
             refined = refine_probabilities(weighted, stored.classes[1:], image, settings)
         else:
             rule = BackgroundParameters(rule="constant", threshold=value)

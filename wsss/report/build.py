@@ -39,17 +39,28 @@ def dry_run_note(metrics: dict[str, Any]) -> str:
     return "" if limit is None else f"DRY RUN on {limit} photos of each split (data.limit): no result"
 
 
+def size_note(metrics: dict[str, Any]) -> str:
+    """What is said where large photos were worked on as copies (``data.long_side``); empty for other runs."""
+    side = metrics.get("data_long_side")
+    return (
+        ""
+        if side is None
+        else f"photos over {side} pixels shrunk to that, also for the scores (data.long_side)"
+    )
+
+
 def build_report(config: Config, dataset: Dataset, run: RunDirectory) -> None:
     """Write ``report.html`` from what the run directory holds so far."""
     metrics, manifest = run.read_metrics(), run.read_manifest()
     protocol = protocols(config)
     entries = [name for name in protocol if isinstance(metrics.get(name), dict)]
     dry = f"; {note}" if (note := dry_run_note(metrics)) else ""
+    size = f"; {note}" if (note := size_note(metrics)) else ""
     report = Report(
         title=f"wsss: {Path(config.output).name}{' (dry run)' if dry else ''}",
         subtitle=(
             f"{len(dataset.train)} training photos with image labels, {len(dataset.val)} validation photos, "
-            f"{len(dataset.classes)} classes, seed {config.seed}{dry}"
+            f"{len(dataset.classes)} classes, seed {config.seed}{size}{dry}"
         ),
         tiles=_tiles(metrics, dry),
         summary=tuple(

@@ -111,12 +111,18 @@ def load_classifier(
     Raises:
         UserError: the file is missing, damaged or not a classifier checkpoint of wsss.
     """
+    task = load_task(path, output_stride)
+    return task.model.eval(), tuple(task.hparams["classes"]), task.config
+
+
+def load_task(path: Path, output_stride: int | None = None) -> ClassificationTask:
+    """The whole task with its trained weights, to validate it; arguments and errors as `load_classifier`."""
     checkpoint = read_checkpoint(path, kind="classifier")
     hyper = checkpoint["hyper_parameters"]
     config = hyper["config"] if output_stride is None else {**hyper["config"], "output_stride": output_stride}
     task = ClassificationTask(config, list(hyper["classes"]), pretrained=False)
     task.load_state_dict(checkpoint["state_dict"])
-    return task.model.eval(), tuple(hyper["classes"]), task.config
+    return task
 
 
 def new_task(config: ClassifierConfig, classes: tuple[str, ...]) -> ClassificationTask:

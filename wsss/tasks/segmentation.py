@@ -1,6 +1,7 @@
 """Training a segmentation network on masks, true or pseudo."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ class SegmentationTask(LightningModule):
         classes: class names, background first.
         initial: backbone weights for ``weights: classifier``.
         pretrained: False skips the initial weights, to load a checkpoint.
+        long_side: what the training's photos were shrunk to (``data.long_side``); None: they were as they are.
     """
 
     def __init__(
@@ -36,9 +38,10 @@ class SegmentationTask(LightningModule):
         classes: list[str],
         initial: dict[str, Tensor] | None = None,
         pretrained: bool = True,
+        long_side: int | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters("config", "classes")
+        self.save_hyperparameters("config", "classes", "long_side")
         self.config = parse_config(SegmenterConfig, config)
         self.model = build_segmenter(self.config, len(classes), initial=initial, pretrained=pretrained)
         frozen = self.config.freeze_batchnorm
@@ -132,20 +135,38 @@ def load_segmenter(path: Path) -> tuple[Segmenter, tuple[str, ...]]:
     Raises:
         UserError: the file is missing, damaged or not a segmenter checkpoint of wsss.
     """
-    return load_configured_segmenter(path)[:2]
+    trained = load_trained(path)
+    return trained.network, trained.classes
 
 
-def load_configured_segmenter(path: Path) -> tuple[Segmenter, tuple[str, ...], SegmenterConfig]:
-    """As ``load_segmenter``, and the configuration with which it was trained, last."""
+@dataclass(frozen=True)
+class Trained:
+    """A trained segmenter, in eval mode on the CPU, and how it was trained."""
+
+    network: Segmenter
+    classes: tuple[str, ...]
+    """Names, background first."""
+    config: SegmenterConfig
+    long_side: int | None
+    """What the photos of the training were shrunk to, where they were larger; None: they were as they are."""
+
+
+def load_trained(path: Path) -> Trained:
+    """As ``load_segmenter``, with what else the checkpoint says."""
     checkpoint = read_checkpoint(path, kind="segmenter")
     hyper = checkpoint["hyper_parameters"]
     task = SegmentationTask(hyper["config"], list(hyper["classes"]), pretrained=False)
     task.load_state_dict(checkpoint["state_dict"])
-    return task.result.eval(), tuple(hyper["classes"]), task.config
+    return Trained(task.result.eval(), tuple(hyper["classes"]), task.config, hyper.get("long_side"))
 
 
 def new_task(
-    config: SegmenterConfig, class_names: tuple[str, ...], initial: dict[str, Tensor] | None = None
+    config: SegmenterConfig,
+    class_names: tuple[str, ...],
+    initial: dict[str, Tensor] | None = None,
+    long_side: int | None = None,
 ) -> SegmentationTask:
     """The task with its initial weights; ``class_names`` starts with background."""
-    return SegmentationTask({"kind": "segmenter", **to_dict(config)}, list(class_names), initial)
+    return SegmentationTask(
+        {"kind": "segmenter", **to_dict(config)}, list(class_names), initial, long_side=long_side
+    )

@@ -44,6 +44,20 @@ def test_sweep_equals_scoring_the_seed_at_each_threshold() -> None:
         assert matrix.images == 3
 
 
+def test_many_classes_and_thresholds_count_beyond_a_byte() -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.choice([0, 7, 15, 20, 255], (30, 40)).astype(np.uint8)
+    maps = np.stack([0.8 * (truth == c) + 0.2 * generator.random((30, 40)) for c in (7, 15, 20)]).astype(
+        np.float32
+    )
+    sweep = ThresholdSweep(21)
+    sweep.update(maps, (7, 15, 20), truth)
+    for threshold, matrix in zip(sweep.thresholds, sweep.matrices(), strict=True):
+        expected = ConfusionMatrix(21)
+        expected.update(seed_mask(maps, (7, 15, 20), float(threshold)), truth)
+        np.testing.assert_array_equal(matrix.counts, expected.counts)
+
+
 def test_best_is_the_largest_miou() -> None:
     sweep = swept(images())
     threshold, matrix = sweep.best()
