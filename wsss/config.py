@@ -151,8 +151,9 @@ class SaliencyConfig:
     """Input scales whose maps are summed; methods that bring their own (dcsm, cameras) leave this out."""
     flip: bool = True
     """Also use the mirror image at every scale."""
-    balance: Literal["none", "area", "max"] = "area"
-    """Weight of a scale's map in the sum. area: its number of cells (sum of CAMs); max: 1 / its maximum; none: 1."""
+    balance: Literal["auto", "none", "area", "max"] = "auto"
+    """Weight of a scale's map in the sum. area: its number of cells (sum of CAMs); max: 1 / its maximum; none: 1; auto:
+    area for methods whose values are means over positions (gradcam and most others), max for the rest."""
     subtraction: Literal["none", "sum", "min"] = "none"
     """Class subtraction between the classes of an image: sum of the positive differences, or their minimum."""
     sess: SESSConfig = field(default_factory=SESSConfig)
@@ -411,7 +412,7 @@ class CompareConfig:
     sanity_images: int = 16
     """Images of the sanity check, evenly spaced; 0: all."""
     seed: int = 0
-    """Seed of the randomised weights, and of methods that draw noise."""
+    """Seed of the randomised weights."""
 
     def __post_init__(self) -> None:
         for name, value, low in (

@@ -98,9 +98,8 @@ def measure_one(comparison: Comparison, contestant: Contestant, record: Record, 
 def _explain(
     comparison: Comparison, contestant: Contestant, model: nn.Module, subject: Subject
 ) -> tuple[Tensor, float]:
-    hardware, seed = comparison.config.runtime, comparison.settings.seed
     try:
-        return explain(contestant.method, model, subject, hardware, seed)
+        return explain(contestant.method, model, subject, comparison.config.runtime)
     except UserError as error:
         raise UserError(f"{contestant.name}: {error}") from error
 
@@ -129,7 +128,10 @@ def check_sanity(comparison: Comparison) -> dict[str, Any]:
             model,
             [explainer(contestant) for contestant in comparison.contestants],
             [files(contestant) for contestant in comparison.contestants],
-            [fingerprint("sanity", *comparison.setting(c), stamps, known) for c in comparison.contestants],
+            [
+                fingerprint("sanity", *comparison.setting(c), settings.seed, stamps, known)
+                for c in comparison.contestants
+            ],
             len(records),
             settings.seed,
             bar.update,

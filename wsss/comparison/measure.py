@@ -73,10 +73,9 @@ def load_subject(
 
 
 def explain(
-    method: SaliencyMethod, classifier: nn.Module, subject: Subject, hardware: RuntimeConfig, seed: int
+    method: SaliencyMethod, classifier: nn.Module, subject: Subject, hardware: RuntimeConfig
 ) -> tuple[Tensor, float]:
     """(raw maps (K, h, w), milliseconds per class), in the precision of `runtime.precision`."""
-    torch.manual_seed(seed)  # methods that draw noise
     _synchronize(subject.image.device)
     started = time.perf_counter()
     with runtime.autocast(hardware):

@@ -114,7 +114,6 @@ class Comparison:
             self.judge.source,
             self.judge.score,
             self.settings.size,
-            self.settings.seed,
             *self.hardware,
         ]
 

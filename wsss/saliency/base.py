@@ -63,8 +63,14 @@ class DeferredEvidence:
 class SaliencyMethod(ABC):
     """A callable `method(classifier, images, targets) -> maps`; its `repr` describes it fully."""
 
-    own_scales: ClassVar[bool] = False
-    """Whether the method itself looks at several input scales; then the pipeline adds none around it."""
+    scale_balance: ClassVar[Literal["area", "max"]] = "max"
+    """How maps of several input scales weigh the same in a sum (see `MultiScale`). area: by their number of cells, for
+    methods whose values are means over positions; max: by their maximum, for any method."""
+
+    @property
+    def own_scales(self) -> bool:
+        """Whether the method itself looks at several input scales; then the pipeline adds none around it."""
+        return False
 
     @abstractmethod
     def forward(self, classifier: nn.Module, images: Tensor) -> Evidence:
@@ -139,9 +145,13 @@ def check_logits(logits: object, images: Tensor) -> Tensor:
 
 @contextmanager
 def evaluating(classifier: nn.Module) -> Iterator[None]:
-    """Eval mode, parameters without gradient; restores every flag as it was, also after an exception."""
+    """Eval mode, parameters without gradient, inputs cloned; all as it was afterwards, also after an exception.
+
+    A classifier may normalise its input in place: it gets a copy, which costs next to nothing beside its layers.
+    """
     training = [module for module in classifier.modules() if module.training]
     learning = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    handle = classifier.register_forward_pre_hook(cloned)
     try:
         for module in training:  # the flag itself: train() and eval() may be overridden to do more
             module.training = False
@@ -149,10 +159,16 @@ def evaluating(classifier: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(False)
         yield
     finally:
+        handle.remove()
         for module in training:
             module.training = True
         for parameter in learning:
             parameter.requires_grad_(True)
+
+
+def cloned(module: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...]:
+    """The inputs of a module, tensors among them copied."""
+    return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
 
 
 def exact(device: torch.device) -> torch.autocast:

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -142,6 +143,8 @@ class GradCAM(LayerMethod):
     CAM times 1 / (u v).
     """
 
+    scale_balance: ClassVar[Literal["area", "max"]] = "area"
+
     def combine(self, activation: Tensor, gradient: Tensor) -> Tensor:
         return weighted_activation(gradient.mean((2, 3)), activation)
 
@@ -191,6 +194,8 @@ class XGradCAM(LayerMethod):
         layer: see `LayerMethod`.
         eps: keeps channels without activation at weight 0.
     """
+
+    scale_balance: ClassVar[Literal["area", "max"]] = "area"
 
     eps: float = 1e-7
 

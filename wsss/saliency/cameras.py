@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -50,12 +49,14 @@ class CAMERAS(SaliencyMethod):
     The result has the size of the first resolution, (N, H, W).
     """
 
-    own_scales: ClassVar[bool] = True
-
     layer: str
     resolutions: tuple[int, ...] | None = None
     agreeing: bool = False
     batch_size: int = 1
+
+    @property
+    def own_scales(self) -> bool:
+        return True
 
     def __post_init__(self) -> None:
         if self.resolutions is not None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -86,9 +86,6 @@ class DCSM(SaliencyMethod):
     The result has the size of the images, (N, H, W); for "caffe" it is (N, 512, 512). Values in [0, 1].
     """
 
-    own_scales: ClassVar[bool] = True
-    """Several scales are part of the method: it needs no `MultiScale` around it."""
-
     variant: Literal["paper", "caffe"] = "paper"
     layers: tuple[str, ...] | None = None
     scales: tuple[float, ...] = SCALES
@@ -97,6 +94,10 @@ class DCSM(SaliencyMethod):
     threshold: float = 0.5
     score: Literal["sigmoid", "softmax"] = "sigmoid"
     batch_size: int = 4
+
+    @property
+    def own_scales(self) -> bool:
+        return True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))

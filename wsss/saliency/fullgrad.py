@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torchvision.ops import FrozenBatchNorm2d
 
 from wsss.errors import UserError
 from wsss.saliency.base import (
@@ -27,6 +28,11 @@ from wsss.saliency.base import (
 Psi = Literal["tensor", "per_channel"]
 EPSILON: dict[Psi, float] = {"tensor": 1e-6, "per_channel": 1e-7}
 """In the denominator of psi: the authors' code, `FullGrad._postProcess`, and grad-cam's, `scale_cam_image`."""
+
+NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
+BIASED = (nn.Conv2d, nn.Linear, *NORMS)
+UNKNOWN = (nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm)
+"""Layers whose bias is known, and those that normalise by statistics of their own input."""
 
 
 @dataclass(frozen=True)
@@ -231,8 +237,7 @@ def tapped_biases(classifier: nn.Module) -> Iterator[list[Tap]]:
         if bias is not None and output.requires_grad:
             taps.append(Tap(bias, get_gradient_edge(output)))
 
-    kinds = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
-    handles = [m.register_forward_hook(tap) for m in classifier.modules() if isinstance(m, kinds)]
+    handles = [m.register_forward_hook(tap) for m in classifier.modules() if isinstance(m, BIASED + UNKNOWN)]
     try:
         yield taps
     finally:
@@ -241,8 +246,17 @@ def tapped_biases(classifier: nn.Module) -> Iterator[list[Tap]]:
 
 
 def effective_bias(module: nn.Module) -> Tensor | None:
-    """What a layer adds to a linear function of its input, (channels,) float32; None if nothing."""
-    if not isinstance(module, nn.BatchNorm2d):
+    """What a layer adds to a linear function of its input, (channels,) float32; None if nothing.
+
+    Raises:
+        UserError: the layer normalises by statistics of its own input, so that the network is not piecewise linear.
+    """
+    if isinstance(module, UNKNOWN):
+        raise UserError(
+            f"FullGrad has no bias for {type(module).__name__}, which normalises by statistics of its input: the "
+            "network is not piecewise linear; choose another method"
+        )
+    if not isinstance(module, NORMS):
         bias = module.bias
         return bias.detach().float() if isinstance(bias, Tensor) else None
     if module.running_mean is None or module.running_var is None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,8 @@ class Gradient(SaliencyMethod):
 
     The result has the size of the images, (N, H, W). `gradients` has the signs and the channels.
     """
+
+    scale_balance: ClassVar[Literal["area", "max"]] = "area"
 
     guided: ClassVar[bool] = False
 

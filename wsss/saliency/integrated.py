@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ class IntegratedGradCAM(SaliencyMethod):
         baseline: "mean" (the mean colour: 0 after normalisation) or "black" (ImageNet's normalisation).
         batch_size: most points of paths, of any images, in one forward pass.
     """
+
+    scale_balance: ClassVar[Literal["area", "max"]] = "area"
 
     layer: str
     steps: int = 50
@@ -81,7 +83,16 @@ class IntegratedGradCAM(SaliencyMethod):
 
 
 def baseline_of(images: Tensor, baseline: Literal["mean", "black"]) -> Tensor:
-    """x0, (1, 3, 1, 1): the mean colour or black, in normalised values."""
+    """x0 for images (B, channels, H, W), (1, channels or 1, 1, 1): the mean colour or black, in normalised values.
+
+    Raises:
+        UserError: black is asked for, and the images are not RGB: what is black in them is not known.
+    """
+    if baseline == "mean":
+        return images.new_zeros((1, 1, 1, 1))
+    if images.shape[1] != 3:
+        raise UserError(
+            f"the baseline 'black' is known for RGB only, not for {images.shape[1]} channels: use baseline='mean'"
+        )
     black = [-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
-    colour = images.new_tensor(black if baseline == "black" else [0.0, 0.0, 0.0])
-    return colour.view(1, 3, 1, 1)
+    return images.new_tensor(black).view(1, 3, 1, 1)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,14 @@ class MultiScale(SaliencyMethod):
             sum of Grad-CAMs the sum of CAMs. "max": each map divided by its own maximum, for any base.
     """
 
-    own_scales: ClassVar[bool] = True
-
     base: SaliencyMethod
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     flip: bool = True
     balance: Literal["none", "area", "max"] = "none"
+
+    @property
+    def own_scales(self) -> bool:
+        return True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))

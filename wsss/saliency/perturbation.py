@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -158,6 +158,8 @@ class GroupCAM(SaliencyMethod):
         blur_kernel: side of the Gaussian kernel of the blur, pixels, odd; borders are mirrored.
         blur_sigma: its standard deviation, pixels.
     """
+
+    scale_balance: ClassVar[Literal["area", "max"]] = "area"
 
     layer: str
     groups: int = 32

@@ -8,7 +8,7 @@ be known, so the method supports named networks only (`steps_of`).
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +68,8 @@ class RelevanceCAM(SaliencyMethod):
             branch of positive inputs, once in that of negative ones); linear layers have none there either.
         batch_size: targets that are propagated at a time; bounds memory.
     """
+
+    scale_balance: ClassVar[Literal["area", "max"]] = "area"
 
     layer: str
     relu: bool = True

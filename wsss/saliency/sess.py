@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, product
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -109,8 +109,6 @@ class SESS(SaliencyMethod):
     The result has the size of the images, (N, H, W), values in [0, 1].
     """
 
-    own_scales: ClassVar[bool] = True
-
     base: SaliencyMethod
     window: int = 224
     step: int = 224
@@ -121,6 +119,10 @@ class SESS(SaliencyMethod):
     smooth: bool = True
     score: Literal["sigmoid", "softmax"] = "sigmoid"
     batch_size: int = 32
+
+    @property
+    def own_scales(self) -> bool:
+        return True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))

@@ -47,7 +47,10 @@ def build_method(config: SaliencyConfig, architecture: str) -> SaliencyMethod:
             score="sigmoid",
         )
     elif scales != (1.0,) or config.flip:
-        method = MultiScale(method, scales=scales, flip=config.flip, balance=config.balance)
+        balance = config.balance
+        if balance == "auto":
+            balance = method.scale_balance if len(scales) > 1 else "none"
+        method = MultiScale(method, scales=scales, flip=config.flip, balance=balance)
     if config.subtraction != "none":
         method = ClassSubtraction(method, reduce=config.subtraction)
     return method

@@ -29,6 +29,10 @@ class ClassSubtraction(SaliencyMethod):
         if self.reduce not in ("sum", "min"):
             raise UserError(f"reduce must be 'sum' or 'min', got {self.reduce!r}")
 
+    @property
+    def own_scales(self) -> bool:
+        return self.base.own_scales
+
     def forward(self, classifier: nn.Module, images: Tensor) -> "SubtractionEvidence":
         return SubtractionEvidence(self.base.forward(classifier, images), self.reduce)
 
@@ -58,8 +62,11 @@ def subtract_classes(maps: Tensor, classes: Tensor, reduce: Literal["sum", "min"
     if len(torch.unique(classes)) == 1:
         return maps
     scaled = normalize(maps, "max")
+    named = classes.tolist()
+    distinct = torch.unique(classes)
+    rivals = scaled[[named.index(cls) for cls in distinct.tolist()]]  # each once, however often it is named
     result = torch.empty_like(scaled)
     for row, cls in enumerate(classes):
-        excess = (scaled[row] - scaled[classes != cls]).relu()
+        excess = (scaled[row] - rivals[distinct != cls]).relu()
         result[row] = excess.sum(0) if reduce == "sum" else excess.amin(0)
     return result

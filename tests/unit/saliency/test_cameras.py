@@ -115,7 +115,7 @@ def test_one_forward_a_resolution_serves_all_classes_and_batches_are_bounded(res
 
 
 def test_the_pipeline_adds_no_scales_around_it():
-    assert CAMERAS.own_scales
+    assert CAMERAS("layer4").own_scales
 
 
 @pytest.mark.parametrize("options", [{"resolutions": ()}, {"resolutions": (224, 0)}, {"batch_size": 0}])

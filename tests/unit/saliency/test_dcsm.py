@@ -246,7 +246,7 @@ def test_one_forward_for_each_scale(resnet, images, targets, monkeypatch):
 
 
 def test_brings_its_own_scales_and_describes_itself():
-    assert DCSM.own_scales
+    assert DCSM().own_scales
     assert "scales=(1.0, 1.2, 1.4, 1.6), alpha=3.0" in repr(DCSM())
     assert DCSM(layers=["layer4"], scales=[1.0]) == DCSM(layers=("layer4",), scales=(1.0,))
 

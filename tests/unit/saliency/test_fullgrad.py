@@ -1,5 +1,7 @@
 """FullGrad: completeness, the authors' steps and grad-cam's, odd networks, the average over noise."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from pytorch_grad_cam import FullGrad as PeerFullGrad
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
+from torchvision.ops import FrozenBatchNorm2d
 
 from wsss.errors import UserError
 from wsss.saliency import FullGrad, SmoothFullGrad, normalize
@@ -254,6 +257,32 @@ def test_networks_that_do_not_fit_are_refused(odd, images, targets, method):
     odd.plain = nn.BatchNorm2d(8, track_running_stats=False).eval()
     with pytest.raises(UserError, match="batch normalisation with running statistics"):
         method(odd, images, targets)
+
+
+def frozen(norm):
+    """torchvision's BatchNorm of detection networks, with the same constants."""
+    made = FrozenBatchNorm2d(norm.num_features, eps=norm.eps)
+    made.load_state_dict({key: value for key, value in norm.state_dict().items() if "batches" not in key})
+    return made
+
+
+@pytest.mark.parametrize("convert", [frozen, nn.SyncBatchNorm.convert_sync_batchnorm])
+def test_other_forms_of_batch_normalisation_have_the_same_bias(networks, targets, convert):
+    model = copy.deepcopy(networks["resnet18"])
+    image = torch.randn(1, 3, 40, 40, generator=torch.Generator().manual_seed(1))
+    expected = FullGrad()(model, image, targets[1:2])
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, convert(module))
+    torch.testing.assert_close(FullGrad()(model.eval(), image, targets[1:2]), expected)
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 8), nn.InstanceNorm2d(8), nn.LocalResponseNorm(2)])
+def test_normalisation_by_the_images_own_statistics_is_refused(odd, images, targets, norm):
+    odd.plain = norm
+    with pytest.raises(UserError, match=f"FullGrad has no bias for {type(norm).__name__}"):
+        FullGrad()(odd, images, targets)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,15 @@ def test_each_point_passes_once_for_all_classes_in_bounded_batches(resnet, image
 
 def test_black_is_what_the_transforms_make_of_black():
     expected = normalize_image(torch.zeros(3, 1, 1, dtype=torch.uint8))
-    torch.testing.assert_close(baseline_of(torch.zeros(1), "black")[0], expected)
+    torch.testing.assert_close(baseline_of(torch.zeros(1, 3, 1, 1), "black")[0], expected)
+
+
+def test_images_of_one_channel_have_a_mean_but_no_black():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    images, target = torch.rand(1, 1, 12, 12), torch.tensor([[0, 1]])
+    assert IntegratedGradCAM("1", steps=2)(model, images, target).shape == (1, 10, 10)
+    with pytest.raises(UserError, match="'black' is known for RGB only, not for 1 channels"):
+        IntegratedGradCAM("1", steps=2, baseline="black")(model, images, target)
 
 
 @pytest.mark.parametrize(

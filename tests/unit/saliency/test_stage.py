@@ -18,7 +18,17 @@ from wsss.data.modules import Photo
 from wsss.data.transforms import normalize_image
 from wsss.errors import UserError
 from wsss.rundir import RunDirectory
-from wsss.saliency import SESS, ClassSubtraction, GlobalGuidanceCAM, GradCAM, MultiScale, upsample
+from wsss.saliency import (
+    CAMERAS,
+    DCSM,
+    SESS,
+    ClassSubtraction,
+    GlobalGuidanceCAM,
+    GradCAM,
+    GradCAMPlusPlus,
+    MultiScale,
+    upsample,
+)
 from wsss.saliency.base import DeferredEvidence, SaliencyMethod
 from wsss.saliency.stage import build_method, to_archive, write_all
 
@@ -71,8 +81,26 @@ def run(tmp_path: Path) -> RunDirectory:
             SaliencyConfig(method="sess(gradcam, scales=(64, 96))", scales=(0.5, 2.0), flip=True),
             "resnet50",
             MultiScale(
-                SESS(GradCAM(layer="layer4"), scales=(64, 96)), scales=(1.0,), flip=True, balance="area"
+                SESS(GradCAM(layer="layer4"), scales=(64, 96)), scales=(1.0,), flip=True, balance="none"
             ),
+        ),
+        *(  # subtraction asks its base
+            (
+                SaliencyConfig(method=f"subtraction({base})", scales=(0.5, 2.0), flip=False),
+                "resnet50",
+                ClassSubtraction(method),
+            )
+            for base, method in (
+                ("sess(gradcam, scales=(64, 96))", SESS(GradCAM(layer="layer4"), scales=(64, 96))),
+                ("cameras", CAMERAS(layer="layer4")),
+                ("dcsm", DCSM()),
+                ("multiscale(gradcam)", MultiScale(GradCAM(layer="layer4"))),
+            )
+        ),
+        (  # values that are no means over positions weigh by their maximum
+            SaliencyConfig(method="gradcam++", scales=(0.5, 1.0), flip=False),
+            "resnet50",
+            MultiScale(GradCAMPlusPlus(layer="layer4"), scales=(0.5, 1.0), flip=False, balance="max"),
         ),
         (
             SaliencyConfig(subtraction="min"),

@@ -1,6 +1,7 @@
 """What every method of the zoo promises, alone and wrapped, on four kinds of classifier."""
 
 import copy
+import re
 import gc
 import os
 import weakref
@@ -44,6 +45,9 @@ EXPRESSIONS = [
     "multiscale(relevance_cam, scales=(1, 1.5))",
 ]
 """Every method and wrapper, with parameters that make it cheap."""
+
+GRADIENTS = re.compile("^gradient|guided_backprop|dcsm")
+"""Those that look at gradients only."""
 
 # The maps of a class depend on which other classes the call names for the image.
 TOGETHER = ("dcsm", "subtraction")
@@ -236,6 +240,27 @@ def test_the_callers_inference_mode_and_bf16_autocast_are_no_hindrance(networks,
         assert not torch.equal(maps, maps.bfloat16().float())
     both = torch.stack((normalize(maps).flatten(), expected.flatten()))
     assert torch.corrcoef(both)[0, 1] > 0.8  # of random networks the gradients are noise-like
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_a_classifier_may_work_in_place_on_its_input(networks, photos, expression):
+    model, method = copy.deepcopy(networks["vgg_bn"]), method_for(expression, "vgg_bn")
+    forward, before = model.forward, photos.clone()
+    model.forward = lambda images: forward((images - 0.1) / 2)
+    expected = method(model, photos, TARGETS)
+    model.forward = lambda images: forward(images.sub_(0.1).div_(2))
+    assert torch.equal(method(model, photos, TARGETS), expected)
+    assert torch.equal(photos, before)
+
+
+# Gradients are numbers where activations are not: a ReLU that does not fire passes nothing back.
+@pytest.mark.parametrize("expression", [text for text in EXPRESSIONS if not GRADIENTS.search(text)])
+def test_a_pixel_that_is_no_number_is_pointed_out(networks, photos, expression):
+    broken = photos.clone()
+    broken[0, :, 9, 9] = torch.nan
+    with pytest.warns(UserWarning, match="NaN or infinite"):
+        maps = method_for(expression, "vgg_bn")(networks["vgg_bn"], broken, TARGETS[1:2])
+    assert maps.isfinite().all()
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
