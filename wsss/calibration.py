@@ -57,17 +57,18 @@ def calibrate(
 
     Args:
         config: of the run; its background rule plays no part.
-        records: training photos with stored maps; without any label the default constant is taken.
+        records: training photos with stored maps; without any label `refine.background.threshold` is taken.
         classes: number of classes, background included.
         run: the run directory.
         sources: folders of maps, each of which gets its own rule.
     """
     sample = evaluation.evenly([record for record in records if record.labels], PHOTOS)
+    fallback = BackgroundParameters(threshold=config.refine.background.threshold)
     facts = {}
     for source in sources:
         candidates = judge(config, sample, classes, run, source) if sample else []
         best = max(candidates, key=lambda candidate: candidate.evidence.gain, default=None)
-        facts[source] = _facts(candidates, best.rule if best else BackgroundParameters(), len(sample))
+        facts[source] = _facts(candidates, best.rule if best else fallback, len(sample))
         if best:
             print(table(candidates, best, len(sample), source))
     write_json(run.calibration, facts)

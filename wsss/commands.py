@@ -99,9 +99,11 @@ def predict(name: str, words: list[str]) -> int:
         "--output", type=Path, required=True, help="folder for <name>.png (palette, size of the photo)"
     )
     parser.add_argument(
-        "--ms-flip", action="store_true", help="several scales and mirrored: better, 17 times slower"
+        "--ms-flip", action="store_true", help="scales 0.5 to 1.75 and mirrored: better, 17 times slower"
     )
-    parser.add_argument("--crf", action="store_true", help="refine along edges with a dense CRF")
+    parser.add_argument(
+        "--crf", action="store_true", help="refine along edges with a dense CRF (DeepLab's constants)"
+    )
     parser.add_argument(
         "--long-side",
         type=int,
@@ -183,7 +185,8 @@ def _explain_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="class, repeatable; for ImageNet also its index (default: the most probable)",
+        help="class, repeatable; for ImageNet also its index (default: the most probable; with --checkpoint all "
+        "that are more probable than not, at most five)",
     )
     parser.add_argument(
         "--method",
@@ -291,7 +294,7 @@ def data(name: str, words: list[str]) -> int:
 
         report = check_dataset(options.root, options.classes, options.labels)
         print(report)
-        return 1 if any(problem.severity == "error" for problem in report.problems) else 0
+        return 0 if report.ok else 1
     from wsss.data.shapes import write_shapes
 
     write_shapes(

@@ -39,7 +39,8 @@ class DataConfig:
     """Image labels: `xml` (the data set's own annotations) or a CSV image,labels with `;` between labels (path, also
     below root; imagenet: a list of lines `name index`)."""
     classes: str | None = None
-    """Text file, one class a line, index 1 first (path, also below root); null: VOC's 20 (folder: its classes.txt)."""
+    """Text file, one class a line, index 1 first (path, also below root); null: VOC's 20, COCO's 80 (folder: its
+    classes.txt, or the labels of its CSV, sorted)."""
     train: str | None = None
     """Training images: a split name or a list file; null: every labelled image that is not in val."""
     val: str | None = None
@@ -165,7 +166,8 @@ class SaliencyConfig:
 
 @dataclass(frozen=True)
 class CRFConfig:
-    """Fully connected CRF (Kraehenbuehl and Koltun). The defaults are those of the IRN family for pseudo-labels."""
+    """Fully connected CRF (Kraehenbuehl and Koltun). `refine.crf` has the constants of the IRN family, for seeds;
+    `refine.soft_crf` and `evaluate.crf_parameters` those of DeepLab, for probabilities."""
 
     iterations: int = 10
     """Mean-field iterations."""
@@ -183,7 +185,8 @@ class CRFConfig:
 
 @dataclass(frozen=True)
 class BackgroundConfig:
-    """The background's score beside the saliency of the classes (maximum 1 per class); no rule reads a mask."""
+    """The background's score beside the saliency of the classes (maximum 1 per class); no rule reads a mask. After
+    `extend.method: pixels`, whose probabilities bring a background, it only scores the seeds."""
 
     rule: Literal["calibrated", "constant", "power", "otsu"] = "calibrated"
     """calibrated: what the classifier's response to the seeds prefers of these: constant: `threshold`; power:
@@ -232,7 +235,8 @@ class RefineConfig:
     """Average the maps locally along colours before the CRF."""
     background: BackgroundConfig = field(default_factory=BackgroundConfig)
     uncertainty: Literal["agreement", "posterior", "none"] = "agreement"
-    """Which pixels become 255. agreement: CRFs from a generous and a strict seed disagree (IRN); posterior: unsure."""
+    """Which pixels become 255. agreement: CRFs from a generous and a strict seed disagree (IRN); posterior: unsure.
+    After `extend.method: pixels` there are no seeds, and agreement means posterior."""
     low_factor: float = 0.7
     """Agreement: the generous seed has this times the background threshold."""
     high_factor: float = 1.5
@@ -240,7 +244,7 @@ class RefineConfig:
     posterior_limit: float = 0.95
     """Posterior: pixels whose most probable class is less probable than this become 255."""
     confidence: float = 0.7
-    """Trust of the CRF in the saliency: probability of a seed's label (IRN's gt_prob)."""
+    """Agreement: trust of the CRF in the saliency, the probability of a seed's label (IRN's gt_prob)."""
     crf: CRFConfig = field(default_factory=CRFConfig)
     soft_crf: CRFConfig = field(
         default_factory=lambda: CRFConfig(
@@ -368,7 +372,8 @@ class RuntimeConfig:
     devices: int = 1
     """Devices for training; more than one trains with DistributedDataParallel."""
     num_nodes: int = 1
-    """Machines for training."""
+    """Machines for training (never tried): start the command on each, with Lightning's NODE_RANK, MASTER_ADDR and
+    MASTER_PORT set."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """auto: bf16 autocast where the hardware computes bf16 (Ampere or newer, AVX512-BF16, AMX), else float32."""
     workers: int | None = None

@@ -85,7 +85,7 @@ def explain(
         methods: expressions of saliency methods, see `wsss.saliency.parse`.
         classes: names (or indices where the names are ImageNet's); none: what the classifier sees.
         size: shorter side of the photo in pixels; None: as it is, within bounds.
-        patches: also draw the crops; all methods that are drawn so must be SESS.
+        patches: also draw the crops of those methods that are SESS; there must be one.
         accelerator: device.
 
     Raises:

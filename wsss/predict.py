@@ -41,9 +41,9 @@ class PredictOptions:
     """What is predicted and what is written."""
 
     ms_flip: bool = False
-    """Predict at the scales of ``evaluate.scales`` and mirrored."""
+    """Predict at the scales 0.5 to 1.75 (the default of ``evaluate.scales``, whatever the run's) and mirrored."""
     crf: bool = False
-    """Refine with the dense CRF of ``evaluate.crf_parameters``, tile by tile."""
+    """Refine with the dense CRF, DeepLab's constants (the default of ``evaluate.crf_parameters``), tile by tile."""
     tile: int = 1024
     """Photos with a longer side than this many pixels are predicted in overlapping tiles."""
     long_side: int | None = None

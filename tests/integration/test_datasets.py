@@ -53,7 +53,7 @@ def test_folder_without_masks_runs_to_the_end(
         assert read_mask(output / "pseudo_masks" / name).shape == image_size(photo)
     assert (output / "report.html").is_file()
     again = command("run", *folder_words(folder), *QUICK, "--output", output)
-    assert again.err.count("done before") == 7
+    assert again.err.count("done before") == 8
 
 
 def test_folder_with_masks_is_scored(folder: Path, folder_words: Words, tmp_path: Path, command: Any) -> None:

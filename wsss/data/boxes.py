@@ -95,14 +95,6 @@ def box_mask(boxes: Iterable[Box], cls: int, size: tuple[int, int]) -> npt.NDArr
     return mask
 
 
-def only_difficult(boxes: Iterable[Box], cls: int) -> bool:
-    """Whether every object of the class is flagged "difficult": TorchRay's pointing game skips such a class.
-
-    True too where the image has no object of the class.
-    """
-    return all(box.difficult for box in boxes if box.cls == cls)
-
-
 def difficult_classes(masks: Mapping[int, npt.NDArray[np.bool_]]) -> frozenset[int]:
     """The classes of one image that belong to the pointing game's "difficult" subset.
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss.data.boxes import Box, box_mask, difficult_classes, only_difficult, read_boxes
+from wsss.data.boxes import Box, box_mask, difficult_classes, read_boxes
 from wsss.data.voc import load_voc
 from wsss.errors import UserError
 
@@ -94,13 +94,6 @@ def test_voc_2007_is_read_as_it_is_unpacked(tmp_path: Path) -> None:
     assert boxes == (Box(12, 0, 0, 2, 4),)
     # The segmentation task's list of the same name, 210 images of 4,952, comes first.
     assert [record.id for record in load_voc(tmp_path, "xml", None, None, "test").val] == ["000002"]
-
-
-def test_a_class_is_skipped_only_if_all_its_objects_are_flagged() -> None:
-    flagged, plain = Box(1, 0, 0, 2, 2, difficult=True), Box(1, 1, 1, 3, 3)
-    assert only_difficult((flagged, Box(2, 0, 0, 1, 1)), 1)
-    assert not only_difficult((flagged, plain), 1)
-    assert only_difficult((plain,), 3)
 
 
 def test_difficult_needs_two_classes_and_less_than_a_quarter() -> None:

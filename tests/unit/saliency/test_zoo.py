@@ -1,9 +1,9 @@
 """What every method of the zoo promises, alone and wrapped, on four kinds of classifier."""
 
 import copy
-import re
 import gc
 import os
+import re
 import weakref
 
 import pytest
