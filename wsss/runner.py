@@ -58,6 +58,8 @@ def run_command(config: Config, command: str, arguments: Sequence[str] = ()) -> 
         return
     dataset = prepare_dataset(config)
     check_trainable(dataset)
+    if config.data.long_side is None:
+        _warn_of_large_photos(dataset)
     context = Context(config, dataset, RunDirectory(Path(config.output)))
     runtime.device(config.runtime)  # complains before anything is written
     with context.run.locked():
@@ -113,7 +115,6 @@ def prepare_dataset(config: Config) -> Dataset:
         train, val = splits
         dataset = replace(dataset, train=train, val=val)
     if data.long_side is None:
-        _warn_of_large_photos(dataset)
         return dataset
     return with_copies(
         dataset,

@@ -155,3 +155,18 @@ def test_compare_before_training_says_what_to_run(tmp_path: Path, words: list[st
     sentence = command("compare", *words, "--output", tmp_path / "fresh").sentence
     assert "there is no checkpoint" in sentence
     assert not (tmp_path / "fresh").exists()
+
+
+def test_a_split_without_known_labels_is_refused(
+    words: list[str], shapes: Path, tmp_path: Path, command: Any
+) -> None:
+    name = (shapes / "classes.txt").read_text().split()[0]
+    ids = {
+        split: (shapes / "ImageSets/Segmentation" / f"{split}.txt").read_text().split()
+        for split in ("train", "val")
+    }
+    rows = [*(f"{one},{name}" for one in ids["train"]), *(f"{one}," for one in ids["val"])]
+    (tmp_path / "labels.csv").write_text("\n".join(["image,labels", *rows]) + "\n")
+    data = ["--data.kind", "voc", "--data.labels", tmp_path / "labels.csv", "--data.classes", "classes.txt"]
+    sentence = command("compare", *words, *data).sentence
+    assert "no image of val has a label that the classifier knows; choose --compare.split train" in sentence

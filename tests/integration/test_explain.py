@@ -17,6 +17,7 @@ from torchvision import models
 from wsss.config import ClassifierConfig
 from wsss.data.files import read_image
 from wsss.data.transforms import normalize_image, to_tensor
+from wsss.explain import _top_classes
 from wsss.models.imagenet import imagenet_classes
 from wsss.saliency import GlobalGuidanceCAM, GradCAM, upsample
 from wsss.tasks.classification import new_task
@@ -100,6 +101,13 @@ def test_without_a_class_the_most_probable_one_is_explained(
     best = np.load(tmp_path / "why.npy")
     assert explain("--class", str(int(index))).status == 0
     np.testing.assert_array_equal(np.load(tmp_path / "why.npy"), best)
+
+
+def test_of_a_multi_label_classifier_all_probable_classes_are_explained_up_to_five() -> None:
+    assert _top_classes([0.1, 0.9, 0.4, 0.6], "sigmoid") == [1, 3]
+    assert _top_classes([0.1, 0.3, 0.2], "sigmoid") == [1]
+    assert _top_classes([0.6, 0.7, 0.8, 0.9, 0.95, 0.99], "sigmoid") == [5, 4, 3, 2, 1]
+    assert _top_classes([0.1, 0.9, 0.8], "softmax") == [1]
 
 
 def test_warnings_of_methods_are_plain_sentences(explain: Any) -> None:

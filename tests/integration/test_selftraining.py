@@ -72,7 +72,7 @@ def test_the_new_masks_are_in_the_summary_and_in_the_report(
     copy: Path, tiny: list[str], command: Any
 ) -> None:
     done = command("run", *tiny, "--output", copy, *ROUNDS)
-    assert done.err.count("done before") == 9
+    assert done.err.count("done before") == 10
     lines = [line.strip().split("  ")[0] for line in done.out.splitlines()]
     order = [
         next(i for i, line in enumerate(lines) if line.startswith(name)) for name in ("pseudo", "re-", "val")

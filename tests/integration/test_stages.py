@@ -249,6 +249,18 @@ def test_new_maps_are_calibrated_anew(run: Path, tiny: list[str], command: Any) 
     assert (run / "calibration.json").stat().st_mtime_ns > before
 
 
+def test_calibrate_goes_before_a_rule_of_the_configuration(
+    run: Path, tiny: list[str], tmp_path: Path, command: Any
+) -> None:
+    (tmp_path / "rule.yaml").write_text("refine: {background: {rule: constant, threshold: 0.6}}")
+    words = [*tiny, "--config", tmp_path / "rule.yaml", "--output", run]
+    assert command("refine", *words).status == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["refine"]["background"]["rule"] == "constant"
+    done = command("refine", "--calibrate", *words)
+    assert done.status == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["refine"]["background"]["rule"] == "calibrated"
+
+
 def test_calibrate_is_an_option_of_refine_only(tiny: list[str], run: Path, command: Any) -> None:
     assert command("saliency", *tiny, "--output", run, "--calibrate").status == 2
 

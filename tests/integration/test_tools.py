@@ -276,6 +276,21 @@ def test_data_check_of_a_folder(folder: Path, command: Any) -> None:
     assert done.status == 0, done.out
 
 
+def test_data_check_reads_the_labels_that_it_is_given(folder: Path, command: Any) -> None:
+    (folder / "tags.csv").write_text("image,labels\n1,green\n")
+    done = command("data", "check", folder, "--labels", folder / "tags.csv")
+    assert "labels: green 1" in done.out
+    assert "red" not in done.out
+
+
+def test_data_shapes_writes_masks_of_tagged_photos_on_request(tmp_path: Path, command: Any) -> None:
+    words = ["--layout", "folder", "--train", 3, "--val", 1, "--size", 64]
+    assert command("data", "shapes", tmp_path / "a", *words).status == 0
+    assert command("data", "shapes", tmp_path / "b", *words, "--masks").status == 0
+    assert not (tmp_path / "a" / "masks").exists()
+    assert len(list((tmp_path / "b" / "masks").glob("*.png"))) == 3
+
+
 def test_data_without_action_is_bad_usage(command: Any, tmp_path: Path) -> None:
     assert command("data").status == 2
     assert f"{tmp_path / 'no'} does not exist" in command("data", "check", tmp_path / "no").sentence

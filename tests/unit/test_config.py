@@ -1,6 +1,7 @@
 """The configuration tree: defaults, checks, plain dictionaries."""
 
 import json
+import re
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -80,6 +81,16 @@ def test_every_part_is_frozen() -> None:
         ({"saliency": SaliencyConfig(scales=())}, "saliency.scales is empty; give at least one scale"),
         ({"runtime": RuntimeConfig(devices=0)}, "runtime.devices is 0"),
         ({"output": ""}, "output is empty; give the run directory"),
+        ({"saliency": SaliencyConfig(scales=(1.0, 0.0))}, "saliency.scales is [1.0, 0.0], but every scale"),
+        (
+            {"classifier": ClassifierConfig(long_side=(9, 8))},
+            "classifier.long_side is [9, 8], but must be [low, high]",
+        ),
+        (
+            {"segmenter": SegmenterConfig(scale=(0.0, 1.0))},
+            "segmenter.scale is [0, 1], but must be [low, high]",
+        ),
+        ({"data": DataConfig(long_side=8)}, "data.long_side is 8, but must be at least 32 pixels"),
         ({"seed": -1}, "seed is -1, but must be in 0..1000000000"),
         ({"seed": 3 * 10**9}, "seed is 3000000000, but must be in 0..1000000000"),
         ({"extend": ExtendConfig(radius=-1)}, "extend.radius is -1, but must be at least 1"),
@@ -89,7 +100,7 @@ def test_every_part_is_frozen() -> None:
     ],
 )
 def test_impossible_values_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+    with pytest.raises(UserError, match=re.escape(message)):
         replace(Config(), **changes)
 
 

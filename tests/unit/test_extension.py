@@ -104,6 +104,23 @@ def test_every_photo_gets_probabilities_of_its_classes_and_the_background(networ
         np.testing.assert_allclose(stored.maps.astype(np.float32).sum(0), 1, atol=5e-3)
 
 
+def test_probabilities_are_those_of_the_cells_after_a_fine_walk(network, records, run):
+    """Step 4 for one photo, by the functions that have references of their own."""
+    extension = PixelExtension(network, CONFIG, CPU)
+    layer = extension.learn(records[:3], run, 3, seed=0)
+    write_pixels(extension, layer, records[:1], run)
+    image = normalize_image(to_tensor(read_image(records[0].image)))[None]
+    coarse = affinity.features(network, image, ("layer2", "layer3", "layer4"), stride=16)[0]
+    found = pixels.probabilities(layer, coarse, LABELS[0])
+    assert found.std() > 0.01
+    fine = affinity.features(network, image, ("layer2", "layer3"), stride=8)[0]
+    transition = affinity.affinity(fine, CONFIG.radius, CONFIG.power)
+    expected = affinity.random_walk(upsample(found, (8, 12)), transition, CONFIG.steps // 2)
+    assert (expected - upsample(found, (8, 12))).abs().max() > 0.01
+    stored = read_saliency(run.maps("extended", records[0].id)).maps.astype(np.float32)
+    np.testing.assert_allclose(stored, expected.numpy(), atol=2e-3)
+
+
 def test_what_is_there_is_not_made_again(network, records, run):
     extension = PixelExtension(network, CONFIG, CPU)
     write_pixels(extension, torch.nn.Linear(128 + 256 + 512, 3), records[:2], run)

@@ -12,12 +12,15 @@ from wsss.data.files import (
     Saliency,
     atomic_path,
     image_size,
+    read_arrays,
     read_image,
     read_json,
     read_mask,
     read_saliency,
+    write_arrays,
     write_json,
     write_mask,
+    write_photo,
     write_saliency,
     write_text,
 )
@@ -328,3 +331,30 @@ def test_pickles_foreign_arrays_and_missing_archives_are_refused(tmp_path: Path)
             read_saliency(tmp_path / name)
     with pytest.raises(UserError, match=r"d\.npz does not exist: run the saliency stage"):
         read_saliency(tmp_path / "d.npz")
+
+
+def test_arrays_that_are_gone_or_damaged_name_the_mend(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.npz does not exist: run the stage that makes it again"):
+        read_arrays(tmp_path / "a.npz", ("weight",))
+    (tmp_path / "a.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"a\.npz is damaged .* remove it and run the stage"):
+        read_arrays(tmp_path / "a.npz", ("weight",))
+    write_arrays(tmp_path / "a.npz", {"bias": np.zeros(2)})
+    with pytest.raises(UserError, match=r"a\.npz is damaged"):
+        read_arrays(tmp_path / "a.npz", ("weight",))
+
+
+def test_json_that_may_not_be_read_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(
+        UserError, match=r"folder\.json cannot be read \(Is a directory\): check its permissions"
+    ):
+        read_json(tmp_path / "folder.json")
+
+
+def test_photos_are_written_with_little_loss(tmp_path: Path) -> None:
+    rows, columns = np.mgrid[:40, :60]
+    image = np.stack([rows * 5, columns * 4, 255 - rows * 3], axis=2).astype(np.uint8)
+    write_photo(tmp_path / "a" / "b.jpg", image)
+    assert np.abs(read_image(tmp_path / "a" / "b.jpg").astype(int) - image).max() <= 6
+    assert names(tmp_path / "a") == ["b.jpg"]

@@ -105,6 +105,13 @@ def test_a_broken_list_is_refused(tmp_path: Path, text: str, message: str) -> No
         load_imagenet(root, "val.txt", None, None, None)
 
 
+def test_more_folders_than_classes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsss.data.imagenet.CLASSES", 2)
+    root = photos(tmp_path, "n01/a.JPEG", "n02/a.JPEG", "n03/a.JPEG")
+    with pytest.raises(UserError, match="has 3 class folders: expected at most 2"):
+        load_imagenet(root, "xml", None, None, None)
+
+
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no images"):
         load_imagenet(tmp_path, "xml", None, None, None)

@@ -221,6 +221,13 @@ def test_local_averages_go_before_the_crf() -> None:
     found = refine_mask(maps, (3, 12), image, replace(parameters, pamr_first=True))
     np.testing.assert_allclose(found.confidence, expected.confidence, atol=1e-5)
     assert (found.confidence != refine_mask(maps, (3, 12), image, parameters).confidence).any()
+    scores = np.concatenate([np.full((1, 60, 90), 0.2, np.float32), maps])
+    probabilities = scores / scores.sum(axis=0)
+    posterior = dense_crf(averaged(probabilities, image), image, parameters.soft_crf)
+    found = refine_probabilities(probabilities, (3, 12), image, replace(parameters, pamr_first=True))
+    np.testing.assert_allclose(found.confidence, posterior.max(axis=0), atol=1e-5)
+    plain = refine_probabilities(probabilities, (3, 12), image, parameters)
+    assert (found.confidence != plain.confidence).any()
 
 
 def test_probabilities_are_refined_with_their_own_background() -> None:

@@ -286,3 +286,10 @@ def test_layers_and_classes_that_do_not_fit_are_refused(network, resnet, photos)
         DCSM(layers=("features.9", "spare"))(idle, photos, target)
     with pytest.raises(ValueError, match=r"class index 5 is out of range: there are 5, 0\.\.4"):
         DCSM()(network, photos, torch.tensor([[0, 5]]))
+
+
+def test_a_score_map_that_is_none_is_refused(network, photos):
+    wrong = copy.deepcopy(network)
+    wrong.score_map = lambda images: images.mean((2, 3))
+    with pytest.raises(UserError, match=r"score_map must return a tensor \(images, classes, h, w\)"):
+        DCSM()(wrong, photos, torch.tensor([[0, 1]]))
