@@ -107,8 +107,6 @@ STAGES: dict[str, Stage] = {
             config.seed,
             data.classes,
             _train_inputs(data),
-            # Which epoch is the best one depends on these, and nothing else of the training does.
-            *([_val_labels(data)] if config.saliency.checkpoint == "best" else []),
         ],
         after=(),
         outputs=("classifier",),

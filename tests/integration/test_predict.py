@@ -225,7 +225,7 @@ def test_large_photos_are_tiled_and_crf_and_long_side_keep_their_size(predict: A
 
 @pytest.mark.parametrize(
     ("words", "part"),
-    [(["--tile", "64"], "--tile is 64, but a tile needs"), (["--long-side", "0"], "--long-side is 0")],
+    [(["--tile", "64"], "--tile is 64, but a tile needs"), (["--long-side", "-1"], "--long-side is -1")],
 )
 def test_impossible_sizes_are_one_sentence(
     predict: Any, scene: np.ndarray[Any, Any], tmp_path: Path, words: list[str], part: str

@@ -179,14 +179,23 @@ def test_manifest_tells_what_was_done_where(finished: Path, stages: Stages) -> N
     assert manifest["precision"] == "float32"
     assert manifest["command"][:2] == ["wsss", "run"]
     entries = stages(finished)
-    done = ["classify", "saliency", "extend", "refine", "segment", "score_masks", "evaluate"]
+    done = [
+        "classify",
+        "score_classifier",
+        "saliency",
+        "extend",
+        "refine",
+        "segment",
+        "score_masks",
+        "evaluate",
+    ]
     assert list(entries) == done
     for name, entry in entries.items():
         assert entry["state"] == "done", name
         assert re.fullmatch("[0-9a-f]{64}", entry["fingerprint"])
         assert entry["seconds"] >= 0
         assert entry["peak_memory_mib"]["process"] > 0
-        assert entry["images"] == {"evaluate": 6, "extend": 0}.get(name, 16)
+        assert entry["images"] == {"score_classifier": 6, "evaluate": 6, "extend": 0}.get(name, 16)
     assert "GradCAM" in entries["saliency"]["method"]
 
 

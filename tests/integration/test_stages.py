@@ -291,7 +291,7 @@ def test_masks_from_extended_maps_are_scored_step_by_step(
         ("--segmenter.val_every", 2, []),
         ("--extend.radius", 5, []),  # of an extension that this configuration does not use
         ("--evaluate.oracle_images", 3, ["score_masks"]),
-        ("--saliency.checkpoint", "best", ["classify", "score_classifier", "saliency"]),
+        ("--saliency.checkpoint", "best", ["saliency", "extend", "refine"]),
     ],
 )
 def test_what_changes_no_result_makes_nothing_again(

@@ -100,7 +100,10 @@ def test_probabilities_are_read_without_pickles(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("values", "part"),
-    [({"tile": 127}, "--tile is 127, but a tile needs at least 128"), ({"long_side": 0}, "--long-side is 0")],
+    [
+        ({"tile": 127}, "--tile is 127, but a tile needs at least 128"),
+        ({"long_side": -1}, "--long-side is -1"),
+    ],
 )
 def test_impossible_sizes_are_refused(values: dict[str, int], part: str) -> None:
     with pytest.raises(UserError, match=part):
