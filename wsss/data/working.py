@@ -14,6 +14,7 @@ from typing import Any
 
 from wsss.data.dataset import Dataset, Record
 from wsss.data.files import image_size, read_image, read_truth, write_mask, write_photo
+from wsss.errors import UserError
 from wsss.parallel import pool, unordered
 from wsss.report.overlay import shrink
 
@@ -46,12 +47,14 @@ def with_copies(dataset: Dataset, root: Path, long_side: int, workers: int, prog
         progress: context manager factory ``progress(total, done)`` of a bar with ``update``.
 
     Raises:
-        UserError: an unreadable photo or mask, a mask of another size than its photo, or the disk refuses.
+        UserError: an unreadable photo or mask, a mask of another size than its photo, the disk refuses, or a copy would
+            replace a file of the data set.
     """
     train, val = (
         [_planned(record, root, long_side) for record in split] for split in (dataset.train, dataset.val)
     )
     plans = [plan for plan in (*train, *val) if isinstance(plan, _Copy)]
+    _check_targets(plans)
     todo = [plan for plan in plans if not _is_fresh(plan, long_side)]
     if todo:
         make = partial(_make, long_side, len(dataset.class_names))
@@ -69,6 +72,18 @@ def _planned(record: Record, root: Path, long_side: int) -> Record | _Copy:
         return record
     mask = None if record.mask is None else root / MASKS / f"{record.id}.png"
     return _Copy(record, root / PHOTOS / f"{record.id}.jpg", mask)
+
+
+def _check_targets(plans: Sequence[_Copy]) -> None:
+    """Raises UserError where the run directory holds the data set, so that a copy would replace an original."""
+    files = [(plan.record.image, plan.photo) for plan in plans]
+    files += [(plan.record.mask, plan.mask) for plan in plans if plan.record.mask and plan.mask]
+    originals = {original.resolve() for original, _ in files}
+    for _, copy in files:
+        if copy.resolve() in originals:
+            raise UserError(
+                f"{copy} is a file of the data set, and its smaller copy would replace it; choose another --output"
+            )
 
 
 def _records(plans: Sequence[Record | _Copy]) -> tuple[Record, ...]:

@@ -123,3 +123,14 @@ def test_a_mask_of_another_size_or_a_damaged_photo_is_named(dataset: Dataset, tm
     write_mask(mask, np.zeros((60, 100), np.uint8))
     with pytest.raises(UserError, match=r"upright\.png"):
         copies(dataset, tmp_path / "run")
+
+
+def test_a_copy_never_replaces_an_original(tmp_path: Path) -> None:
+    image = Image.new("RGB", (100, 60), "red")
+    (tmp_path / "photos").mkdir()
+    image.save(tmp_path / "photos" / "a.jpg")
+    content = (tmp_path / "photos" / "a.jpg").read_bytes()
+    dataset = Dataset(("red",), (Record("a", tmp_path / "photos" / "a.jpg", (1,), None),), ())
+    with pytest.raises(UserError, match=r"photos/a\.jpg is a file of the data set.*choose another --output"):
+        copies(dataset, tmp_path)
+    assert (tmp_path / "photos" / "a.jpg").read_bytes() == content
