@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from wsss import __version__, commands
 from wsss.errors import UsageError, UserError
@@ -23,6 +23,14 @@ _STAGES = {
 
 
 CALIBRATE = "--calibrate"
+OUT_OF_MEMORY = {
+    "run": "memory ran out; take a smaller --classifier.batch_size, --segmenter.batch_size, --saliency.batch_size or "
+    "crop, or --data.long_side for large photos (what is done is kept)",
+    "predict": "memory ran out; take a smaller --tile or --long-side",
+    "explain": "memory ran out; take a smaller --size",
+    "compare": "memory ran out; take a smaller --compare.batch_size or --compare.size (what is done is kept)",
+}
+"""Command -> what it says then."""
 CALIBRATE_HELP = "--calibrate is short for --refine.background.rule calibrated."
 
 
@@ -58,6 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         way = "the same command with --skip-existing" if name == "predict" else "the same command"
         print(f"\nwsss {name}: interrupted; {way} continues where it stopped", file=sys.stderr)
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if debug or not _out_of_memory(error):
+            raise
+        print(f"wsss {name}: error: {OUT_OF_MEMORY.get(name, OUT_OF_MEMORY['run'])}", file=sys.stderr)
+        return 1
     except OSError as error:
         if debug:
             raise
@@ -67,6 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether it is what Python, torch on a CPU, or torch on a GPU raise where memory is not enough."""
+    name, text = type(error).__name__, str(error)
+    return name in ("MemoryError", "OutOfMemoryError") or "allocate memory" in text or "out of memory" in text
 
 
 def _overview() -> str:
@@ -175,8 +194,23 @@ def _check_config_file(path: Path, options: Iterable[str]) -> None:
 
     from wsss.data.labels import read_text
 
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that is there twice, of which YAML's own loader keeps the last."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names: set[Any] = set()
+            for key, _ in node.value:
+                if key.value in names:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key.value} is there twice", key.start_mark
+                    )
+                names.add(key.value)
+            return super().construct_mapping(node, deep)
+
     try:
-        tree = yaml.safe_load(read_text(path))
+        tree = yaml.load(read_text(path), Loader)
+    except RecursionError as error:
+        raise UserError(f"{path} refers to itself; write its values out") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
@@ -184,18 +218,34 @@ def _check_config_file(path: Path, options: Iterable[str]) -> None:
         raise UserError(f"{path}{where} is not valid YAML ({what}); correct it there") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no configuration; write `key: value` lines (see configs/shapes.yaml)")
-    for key in _keys(tree):
+    for key, value in _leaves(tree):
+        if any(option.startswith(f"{key}.") for option in options):
+            raise UserError(
+                f"{path}: {key} is a section: write its `key: value` lines below it, or remove it"
+            )
         if key not in options:
             raise UserError(f"{path}: {_no_option(key, options)}")
+        if value is None and not _may_be_null(key):
+            raise UserError(f"{path}: {key} is empty; give a value or remove the line")
 
 
-def _keys(tree: dict[Any, Any], prefix: str = "") -> Iterable[str]:
-    """Dotted names of the leaves of a nested dictionary."""
+def _leaves(tree: dict[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Dotted names and values of the leaves of a nested dictionary."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _keys(value, f"{prefix}{key}.")
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", value
+
+
+def _may_be_null(key: str) -> bool:
+    """Whether the field of the configuration with this dotted name takes null."""
+    from wsss.config import Config
+
+    hint: Any = Config
+    for part in key.split("."):
+        hint = get_type_hints(hint)[part]
+    return type(None) in get_args(hint)
 
 
 def _no_option(name: str, options: Iterable[str]) -> str:

@@ -48,7 +48,7 @@ class DataConfig:
     limit: int | None = None
     """Dry run: only this many photos of each split, evenly spaced; metrics, summary and report then carry the mark."""
     long_side: int | None = None
-    """Work on photos whose longer side is larger as copies of this longer side in pixels, made once in RUN/photos:
+    """Work on photos whose longer side is larger as copies of this longer side in pixels, made once in RUN/resized:
     masks and scores of the run have that size then. `wsss predict` shrinks likewise, and writes masks of full size."""
     shapes: ShapesConfig = field(default_factory=ShapesConfig)
 
@@ -479,6 +479,7 @@ class Config:
             ("segmenter.crop", self.segmenter.crop, 32),
             ("segmenter.rounds", self.segmenter.rounds, 1),
             ("runtime.devices", self.runtime.devices, 1),
+            ("runtime.num_nodes", self.runtime.num_nodes, 1),
         ):
             if value < low:
                 raise UserError(f"{name} is {value}, but must be at least {low}")

@@ -126,6 +126,7 @@ def predict_files(
     options = options or PredictOptions()
     photos = find_photos(paths)
     _check_targets(photos, output, options)
+    _check_strangers(photos, output, options)
     trained = load_trained(checkpoint)
     classes, config = trained.classes, trained.config
     model: torch.nn.Module = trained.network
@@ -217,6 +218,20 @@ def _check_targets(photos: Mapping[str, Path], output: Path, options: PredictOpt
             if target.resolve() in originals:
                 raise UserError(
                     f"{target} is one of the photos and would be overwritten; choose another --output"
+                )
+
+
+def _check_strangers(photos: Mapping[str, Path], output: Path, options: PredictOptions) -> None:
+    """Raises UserError where a target is there that no `wsss predict` made: true masks, perhaps."""
+    if options.skip_existing or (output / RECORD).is_file():
+        return
+    for name in photos:
+        for ending in options.endings:
+            target = output / f"{name}{ending}"
+            if target.is_file():
+                raise UserError(
+                    f"{target} is there, and wsss predict did not make it ({output} has no {RECORD}); choose another "
+                    "--output, remove it, or keep it with --skip-existing"
                 )
 
 

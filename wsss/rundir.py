@@ -33,6 +33,10 @@ ROUNDS = "rounds"
 """Folder of the self-training rounds; what is in it for a round has the layout of a run directory."""
 
 
+BEFORE_A_RUN = {".lock", "compare", "resized"}
+"""What a run directory may hold before the first stage: the lock, a leaderboard, copies of large photos."""
+
+
 def fingerprint(*parts: Any) -> str:
     """SHA-256 of the canonical JSON of ``parts`` and the code version (hex, 64 characters)."""
     text = json.dumps([__version__, *parts], sort_keys=True, default=str)
@@ -118,6 +122,22 @@ class RunDirectory:
     def round(self, turn: int) -> "RunDirectory":
         """What a self-training round wrote, in the folders of a run; round 0 is the run itself, before any."""
         return RunDirectory(self.root / ROUNDS / str(turn)) if turn > 0 else self
+
+    def check_own(self) -> None:
+        """Refuse a folder of something else, whose files a stage would replace or remove.
+
+        Raises:
+            UserError: the folder is not empty and no run directory.
+        """
+        try:
+            names = {path.name for path in self.root.iterdir()}
+        except OSError:
+            return  # not there yet, or what `locked` explains
+        if names - BEFORE_A_RUN and not self.manifest.is_file():
+            raise UserError(
+                f"{self.root} is not empty and no run directory (no {self.manifest.name} in it), and a run replaces "
+                "files in its folder; choose another --output"
+            )
 
     # -- stages ---------------------------------------------------------------------------------
 
@@ -209,7 +229,8 @@ class RunDirectory:
             ) from error
         try:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # POSIX's lock, not flock's: worker processes that outlive a killed run do not inherit it.
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise UserError(
                     f"{self.root} is in use by another wsss process; wait for it or choose another --output"

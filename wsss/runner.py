@@ -56,6 +56,7 @@ def run_command(config: Config, command: str, arguments: Sequence[str] = ()) -> 
     if command in shards.SHARED and shards.rank_and_world()[0] > 0:
         _help(config, command)
         return
+    RunDirectory(Path(config.output)).check_own()
     dataset = prepare_dataset(config)
     check_trainable(dataset)
     if config.data.long_side is None:

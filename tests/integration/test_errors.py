@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from wsss.cli import parse_config
 from wsss.data.files import write_mask
 from wsss.tasks.segmentation import SegmentationTask
 
@@ -394,3 +395,132 @@ def test_missing_or_foreign_checkpoint_is_named(shapes: Path, tmp_path: Path, co
     torch.save([1, 2], foreign)
     for path in (missing, foreign):
         assert str(path) in command("predict", photo, "--checkpoint", path, "--output", tmp_path).sentence
+
+
+# -- what must not be lost ----------------------------------------------------------------------------
+
+
+def test_a_folder_of_other_things_is_no_run_directory(tiny: list[str], tmp_path: Path, command: Any) -> None:
+    own = tmp_path / "project" / "predictions" / "mine.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    for name in ("run", "classify", "report"):
+        sentence = command(name, *tiny, "--output", tmp_path / "project").sentence
+        assert f"{tmp_path / 'project'} is not empty and no run directory" in sentence
+    assert [path.name for path in (tmp_path / "project").rglob("*") if path.is_file()] == ["mine.txt"]
+
+
+def test_copies_of_large_photos_wait_for_a_run_directory(
+    folder: Path, folder_words: Any, command: Any
+) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    words = [*folder_words(folder), "--output", folder, "--data.long_side", 32]
+    assert "is not empty and no run directory" in command("classify", *words).sentence
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_export_never_replaces_its_checkpoint(
+    finished: Path, tmp_path: Path, command: Any, kind: str
+) -> None:
+    path = tmp_path / "mine.ckpt"
+    shutil.copy(finished / "segmenter" / "last.ckpt", path)
+    content = path.read_bytes()
+    if kind == "onnx":
+        pytest.importorskip("onnxscript")
+    sentence = command("export", kind, "--checkpoint", path, "--output", path).sentence
+    assert f"{path} is the checkpoint itself and would be replaced" in sentence
+    assert path.read_bytes() == content
+
+
+def test_predict_never_replaces_masks_that_it_did_not_make(
+    finished: Path, tmp_path: Path, command: Any
+) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
+    write_mask(tmp_path / "masks" / "a.png", np.ones((30, 40), np.uint8))
+    content = (tmp_path / "masks" / "a.png").read_bytes()
+    words = [
+        "--checkpoint",
+        finished / "segmenter" / "last.ckpt",
+        "--output",
+        tmp_path / "masks",
+        "--device",
+        "cpu",
+    ]
+    assert "wsss predict did not make it" in command("predict", tmp_path / "a.jpg", *words).sentence
+    assert command("predict", tmp_path / "a.jpg", *words, "--skip-existing").status == 0
+    assert (tmp_path / "masks" / "a.png").read_bytes() == content
+
+
+# -- configuration files and memory -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("classifier:\n  epochs:\n", "classifier.epochs is empty; give a value or remove the line"),
+        ("classifier:\n", "classifier is a section: write its `key: value` lines below it"),
+        ("saliency:\n  sess:\n", "saliency.sess is a section"),
+        ("classifier:\n  - epochs: 1\n", "classifier is a section"),
+        ("classifier: {optimizer: 5}\n", "classifier.optimizer is a section"),
+        (
+            "classifier: {epochs: 7}\nclassifier: {crop: 64}\n",
+            ":2 is not valid YAML (classifier is there twice)",
+        ),
+        ("seed: &a [*a]\n", "seed"),
+    ],
+)
+def test_a_configuration_file_that_would_be_half_read_is_refused(
+    tmp_path: Path, command: Any, text: str, words: str
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    done = command("run", "--config", path, "--output", tmp_path / "r")
+    assert done.status in (1, 2)
+    assert "Traceback" not in done.err
+    assert words in done.err
+    assert not (tmp_path / "r").exists()
+
+
+def test_values_that_may_be_null_stay_so(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("data: {long_side: null}\nsaliency: {layer: null}\nruntime: {workers: null}\n")
+    assert parse_config("run", ["--config", str(path)]).saliency.layer is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_memory_that_runs_out_is_one_sentence(
+    run: Path, tiny: list[str], command: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*values: object) -> None:
+        raise error
+
+    monkeypatch.setattr("wsss.pipeline.segmentation.new_task", full)
+    sentence = command("segment", *tiny, "--output", run, "--segmenter.epochs", 3).sentence
+    assert "memory ran out; take a smaller --classifier.batch_size" in sentence
+
+
+def test_other_runtime_errors_keep_their_traceback(
+    run: Path, tiny: list[str], command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*values: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("wsss.pipeline.segmentation.new_task", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        command("segment", *tiny, "--output", run, "--segmenter.epochs", 3)
+
+
+def test_data_check_survives_a_dangling_link(folder: Path, command: Any) -> None:
+    (folder / "images" / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    done = command("data", "check", folder)
+    assert done.status == 1
+    assert "gone.jpg" in done.out
+    assert "labels:" in done.out

@@ -140,7 +140,7 @@ def test_large_photos_are_worked_on_as_copies_and_predicted_at_full_size(
     assert "photos over 64 pixels shrunk to that, also for the scores" in done.out
     assert "photos over 64 pixels shrunk to that" in (output / "report.html").read_text()
     assert json.loads((output / "metrics.json").read_text())["data_long_side"] == 64
-    assert {max(image_size(path)) for path in (output / "photos").rglob("*.jpg")} == {64}
+    assert {max(image_size(path)) for path in (output / "resized").rglob("*.jpg")} == {64}
     for folder in ("pseudo_masks", "predictions"):
         found = list((output / folder).rglob("*.png"))
         assert found

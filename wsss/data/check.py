@@ -5,6 +5,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -323,7 +324,8 @@ def _find_duplicates(check: _Check) -> None:
     """Photos of the same bytes: an error across rival splits, else a warning."""
     sizes: dict[int, list[str]] = defaultdict(list)
     for identifier, path in check.images.items():
-        sizes[path.stat().st_size].append(identifier)
+        with suppress(OSError):  # a dangling link, which was reported when decoding
+            sizes[path.stat().st_size].append(identifier)
     same: dict[bytes, list[str]] = defaultdict(list)
     for identifier in (name for names in sizes.values() if len(names) > 1 for name in names):
         same[_digest(check.images[identifier])].append(identifier)

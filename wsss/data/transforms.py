@@ -39,6 +39,13 @@ def resize_long_side(image: Tensor, long_side: int) -> Tensor:
     height, width = image.shape[-2:]
     factor = long_side / max(height, width)
     size = [max(1, round(height * factor)), max(1, round(width * factor))]
+    return _averaged(image, size)
+
+
+def _averaged(image: Tensor, size: list[int]) -> Tensor:
+    """(3, H, W) bilinear, antialiased, as (3, *size)."""
+    if size == [1, 1]:  # where torch's kernel for uint8 fails with an internal assert
+        return image.float().mean((1, 2), keepdim=True).round().to(image.dtype)
     resized: Tensor = functional.resize(image, size, antialias=True)
     return resized
 
@@ -67,7 +74,7 @@ class RandomScale:
 def _resize(image: Tensor, mask: Tensor | None, factor: float) -> tuple[Tensor, Tensor | None]:
     height, width = image.shape[-2:]
     size = [max(1, round(height * factor)), max(1, round(width * factor))]
-    image = functional.resize(image, size, antialias=True)
+    image = _averaged(image, size)
     if mask is not None:
         # torchvision's own resizing of a Mask takes the upper left of the nearest pixels (NEAREST), which shifts it
         # against the photo by up to half a pixel.

@@ -18,7 +18,7 @@ from wsss.errors import UserError
 from wsss.parallel import pool, unordered
 from wsss.report.overlay import shrink
 
-PHOTOS, MASKS = "photos", "true_masks"
+PHOTOS, MASKS = "resized/photos", "resized/masks"
 """Folders of a run with the copies of the photos (JPEG) and of their true masks (PNG)."""
 
 FEW = 16

@@ -73,7 +73,7 @@ def export_torch(checkpoint: Path, output: Path) -> str:
     Raises:
         UserError: unreadable checkpoint, a network that cannot be captured, a difference above ``TOLERANCE``.
     """
-    model, metadata = _load(checkpoint)
+    model, metadata = _load(checkpoint, output)
     with _quiet():
         program = capture(model)
         with atomic_path(output) as temporary, temporary.open("wb") as stream:
@@ -101,7 +101,7 @@ def export_onnx(checkpoint: Path, output: Path, opset: int = 18) -> str:
             difference above ``TOLERANCE``.
     """
     check_onnx_packages()
-    model, metadata = _load(checkpoint)
+    model, metadata = _load(checkpoint, output)
     with _quiet():
         content = onnx_bytes(capture(model), metadata, opset)
     difference = check_outputs(model, onnx_runner(content), output)
@@ -120,7 +120,9 @@ def check_onnx_packages() -> None:
         raise UserError(f'ONNX needs {", ".join(missing)}; install them with: pip install "wsss[onnx]"')
 
 
-def _load(checkpoint: Path) -> tuple[PhotoSegmenter, dict[str, Any]]:
+def _load(checkpoint: Path, output: Path) -> tuple[PhotoSegmenter, dict[str, Any]]:
+    if output.resolve() == checkpoint.resolve():
+        raise UserError(f"{output} is the checkpoint itself and would be replaced; choose another --output")
     trained = load_trained(checkpoint)
     metadata = {
         "classes": list(trained.classes),

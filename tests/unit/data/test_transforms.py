@@ -158,3 +158,9 @@ def test_scaled_size_rounds_half_up_and_keeps_a_pixel() -> None:
     assert scaled_size((101, 5), 0.5) == (51, 3)
     assert scaled_size((100, 1), 0.25) == (25, 1)
     assert scaled_size((375, 500), 1.25) == (469, 625)
+
+
+def test_a_photo_may_shrink_to_one_pixel() -> None:
+    photo = torch.full((3, 4, 4), 77, dtype=torch.uint8)
+    assert resize_long_side(photo, 1).unique().tolist() == [77]
+    assert RandomScale(0.1, 0.1)(photo, None)[0].shape == (3, 1, 1)

@@ -60,8 +60,8 @@ def test_large_photos_and_their_masks_are_copied_and_small_ones_stay(
     large, small = made.train
     assert small == dataset.train[1]
     assert (large.id, large.labels) == ("a/large", (1,))
-    assert large.image == root / "photos" / "a" / "large.jpg"
-    assert large.mask == root / "true_masks" / "a" / "large.png"
+    assert large.image == root / "resized" / "photos" / "a" / "large.jpg"
+    assert large.mask == root / "resized" / "masks" / "a" / "large.png"
     assert image_size(large.image) == (30, 50)
     assert image_size(made.val[0].image) == (50, 27)
     assert made.val[0].mask is None
@@ -127,10 +127,10 @@ def test_a_mask_of_another_size_or_a_damaged_photo_is_named(dataset: Dataset, tm
 
 def test_a_copy_never_replaces_an_original(tmp_path: Path) -> None:
     image = Image.new("RGB", (100, 60), "red")
-    (tmp_path / "photos").mkdir()
-    image.save(tmp_path / "photos" / "a.jpg")
-    content = (tmp_path / "photos" / "a.jpg").read_bytes()
-    dataset = Dataset(("red",), (Record("a", tmp_path / "photos" / "a.jpg", (1,), None),), ())
+    (tmp_path / "resized" / "photos").mkdir(parents=True)
+    image.save(tmp_path / "resized" / "photos" / "a.jpg")
+    content = (tmp_path / "resized" / "photos" / "a.jpg").read_bytes()
+    dataset = Dataset(("red",), (Record("a", tmp_path / "resized" / "photos" / "a.jpg", (1,), None),), ())
     with pytest.raises(UserError, match=r"photos/a\.jpg is a file of the data set.*choose another --output"):
         copies(dataset, tmp_path)
-    assert (tmp_path / "photos" / "a.jpg").read_bytes() == content
+    assert (tmp_path / "resized" / "photos" / "a.jpg").read_bytes() == content
