@@ -229,15 +229,30 @@ class RunDirectory:
             ) from error
         try:
             try:
-                # POSIX's lock, not flock's: worker processes that outlive a killed run do not inherit it.
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise UserError(
                     f"{self.root} is in use by another wsss process; wait for it or choose another --output"
                 ) from error
+            _HELD.add(handle)
             yield
         finally:
+            _HELD.discard(handle)
             os.close(handle)
+
+
+_HELD: set[int] = set()
+"""Open locks of this process."""
+
+
+def _let_go() -> None:
+    """In a forked worker: else one that outlives a killed run would keep the run's directory locked."""
+    for handle in _HELD:
+        os.close(handle)
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def peak_memory_mib() -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The run directory: fingerprints, states of the stages, lock, numbers."""
 
+import os
 import subprocess
 import sys
 import time
@@ -192,6 +193,21 @@ def test_lock_refuses_a_second_process_and_goes_with_a_killed_one(run: RunDirect
         holder.wait()
     with run.locked():
         pass
+
+
+def test_a_forked_worker_does_not_keep_the_lock(run: RunDirectory) -> None:
+    with run.locked():
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:  # a worker that outlives the run
+            os.read(reader, 1)
+            os._exit(0)
+    try:
+        with run.locked():
+            pass
+    finally:
+        os.write(writer, b"x")
+        os.waitpid(child, 0)
 
 
 def test_lock_is_given_back_after_an_error(run: RunDirectory) -> None:
