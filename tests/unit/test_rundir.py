@@ -198,10 +198,13 @@ def test_lock_refuses_a_second_process_and_goes_with_a_killed_one(run: RunDirect
 def test_a_forked_worker_does_not_keep_the_lock(run: RunDirectory) -> None:
     with run.locked():
         reader, writer = os.pipe()
+        started, ready = os.pipe()
         child = os.fork()
         if child == 0:  # a worker that outlives the run
+            os.write(ready, b"x")
             os.read(reader, 1)
             os._exit(0)
+        os.read(started, 1)
     try:
         with run.locked():
             pass
