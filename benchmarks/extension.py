@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 
 from wsss import evaluation, extension, runtime
-from wsss.cli import parse_config
 from wsss.config import BackgroundConfig, Config, ExtendConfig
 from wsss.data.dataset import Dataset, Record
 from wsss.evaluation import evenly, with_masks
+from wsss.options import parse_config
 from wsss.refine import pixels
 from wsss.refine import stage as refine
 from wsss.rundir import RunDirectory

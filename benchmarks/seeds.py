@@ -23,7 +23,6 @@ from extension import extended_masks
 
 from wsss import evaluation, runtime
 from wsss.calibration import judge
-from wsss.cli import parse_config
 from wsss.config import BackgroundConfig, Config
 from wsss.data.dataset import Record
 from wsss.data.files import read_image, write_saliency
@@ -31,6 +30,7 @@ from wsss.data.modules import Photo
 from wsss.data.transforms import to_tensor
 from wsss.evaluation import evenly, with_masks
 from wsss.models.classifier import default_layer
+from wsss.options import parse_config
 from wsss.refine import stage as refine
 from wsss.refine.calibrate import describe
 from wsss.rundir import RunDirectory

@@ -1,15 +1,15 @@
 """The command line: ``wsss COMMAND ...``. Nothing heavy is imported before a command runs."""
 
-import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from itertools import pairwise
-from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING
 
 from wsss import __version__, commands
 from wsss.errors import UsageError, UserError
+
+if TYPE_CHECKING:
+    from wsss.config import Config
 
 _STAGES = {
     "run": "all stages: image labels in, mIoU out",
@@ -21,8 +21,9 @@ _STAGES = {
     "report": "write report.html anew",
 }
 
-
 CALIBRATE = "--calibrate"
+CALIBRATE_HELP = "--calibrate is short for --refine.background.rule calibrated."
+
 OUT_OF_MEMORY = {
     "run": "memory ran out; take a smaller --classifier.batch_size, --segmenter.batch_size, --saliency.batch_size or "
     "crop, or --data.long_side for large photos (what is done is kept)",
@@ -31,7 +32,6 @@ OUT_OF_MEMORY = {
     "compare": "memory ran out; take a smaller --compare.batch_size or --compare.size (what is done is kept)",
 }
 """Command -> what it says then."""
-CALIBRATE_HELP = "--calibrate is short for --refine.background.rule calibrated."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -111,7 +111,7 @@ def _stage(name: str, words: list[str]) -> int:
     options = words
     if name == "refine" and CALIBRATE in words:  # last, so that it also goes before a --config after it
         options = [word for word in words if word != CALIBRATE] + ["--refine.background.rule=calibrated"]
-    config = parse_config(name, options)
+    config = _configuration(name, options)
     from wsss.runner import run_command
 
     run_command(config, name, ["wsss", name, *words])
@@ -119,151 +119,19 @@ def _stage(name: str, words: list[str]) -> int:
 
 
 def _compare(name: str, words: list[str]) -> int:
-    config = parse_config(name, words)
+    config = _configuration(name, words)
     from wsss.comparison.compare import compare
 
     compare(config, ["wsss", name, *words])
     return 0
 
 
-def parse_config(command: str, words: Sequence[str]) -> Any:
-    """The configuration from ``--config`` and dotted overrides.
+def _configuration(name: str, words: Sequence[str]) -> "Config":
+    from wsss.options import parse_config
 
-    Raises:
-        UsageError: unknown option, wrong type.
-        UserError: a configuration file that is missing or not one, or a value out of range.
-    """
-    import jsonargparse
-
-    from wsss.config import Config
-
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(
-        prog=f"wsss {command}",
-        description=f"{COMMANDS[command][1][0].upper()}{COMMANDS[command][1][1:]}.",
-        epilog=CALIBRATE_HELP if command == "refine" else None,
-        exit_on_error=False,
-        allow_abbrev=False,  # a misspelt option must not be taken for the one it begins
-    )
-    parser.add_argument(
-        "--config", action="config", help="YAML file of this configuration; options after it override it."
-    )
-    parser.add_class_arguments(Config, None, as_group=False)
-    namespace = _parse(parser, words)
-    values = parser.instantiate(namespace).as_dict()
-    values.pop("config", None)
-    return Config(**values)
-
-
-def _parse(parser: Any, words: Sequence[str]) -> Any:
-    """Parse, turning every complaint into one sentence."""
-    from jsonargparse import ArgumentError
-
-    options = [name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--")]
-    words = [_underscored(word, options) for word in words]
-    files = _config_files(words)
-    for path in files:
-        _check_config_file(path, options)
-    try:
-        return parser.parse_args(list(words))
-    except (ArgumentError, TypeError, ValueError) as error:
-        text = _sentence(str(error))
-        if unknown := re.search(r"unrecognized arguments: --([\w.+-]+)", text):
-            text = _no_option(unknown[1], options)
-        elif text.startswith("--") and files and not _is_given(text.split(":")[0], words):
-            text = f"{files[-1]}: {text.removeprefix('--')}"
-        raise UsageError(f"{text} (see `{parser.prog} --help`)") from error
-
-
-def _underscored(word: str, options: Iterable[str]) -> str:
-    """An option that is spelt with hyphens, as in other programs (--segmenter.val-every), with underscores."""
-    name, equals, value = word.partition("=")
-    spelt = name.removeprefix("--").replace("-", "_")
-    return f"--{spelt}{equals}{value}" if name.startswith("--") and spelt in options else word
-
-
-def _config_files(words: Sequence[str]) -> list[Path]:
-    """The files given with ``--config``."""
-    files = [Path(after) for word, after in pairwise(words) if word == "--config"]
-    return files + [Path(word.removeprefix("--config=")) for word in words if word.startswith("--config=")]
-
-
-def _check_config_file(path: Path, options: Iterable[str]) -> None:
-    """Raises UserError where a configuration file is missing, no YAML, or has a key that does not exist."""
-    import yaml
-
-    from wsss.data.labels import read_text
-
-    class Loader(yaml.SafeLoader):
-        """Refuses a key that is there twice, of which YAML's own loader keeps the last."""
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            names: set[Any] = set()
-            for key, _ in node.value:
-                if key.value in names:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"{key.value} is there twice", key.start_mark
-                    )
-                names.add(key.value)
-            return super().construct_mapping(node, deep)
-
-    try:
-        tree = yaml.load(read_text(path), Loader)
-    except RecursionError as error:
-        raise UserError(f"{path} refers to itself; write its values out") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        what = getattr(error, "problem", None) or "it cannot be parsed"
-        raise UserError(f"{path}{where} is not valid YAML ({what}); correct it there") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} holds no configuration; write `key: value` lines (see configs/shapes.yaml)")
-    for key, value in _leaves(tree):
-        if any(option.startswith(f"{key}.") for option in options):
-            raise UserError(
-                f"{path}: {key} is a section: write its `key: value` lines below it, or remove it"
-            )
-        if key not in options:
-            raise UserError(f"{path}: {_no_option(key, options)}")
-        if value is None and not _may_be_null(key):
-            raise UserError(f"{path}: {key} is empty; give a value or remove the line")
-
-
-def _leaves(tree: dict[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Dotted names and values of the leaves of a nested dictionary."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _may_be_null(key: str) -> bool:
-    """Whether the field of the configuration with this dotted name takes null."""
-    from wsss.config import Config
-
-    hint: Any = Config
-    for part in key.split("."):
-        hint = get_type_hints(hint)[part]
-    return type(None) in get_args(hint)
-
-
-def _no_option(name: str, options: Iterable[str]) -> str:
-    near = get_close_matches(name, list(options), n=1)
-    return f"there is no option {name}" + (f"; did you mean {near[0]}?" if near else "")
-
-
-def _is_given(option: str, words: Sequence[str]) -> bool:
-    return any(word == option or word.startswith(f"{option}=") for word in words)
-
-
-def _sentence(text: str) -> str:
-    """jsonargparse's complaint on one line, without the names of Python's types."""
-    text = " ".join(text.split())
-    text = re.sub(r'^Parser key "([^"]+)":', r"--\1:", text)
-    text = re.sub(r"<class '(\w+)'>", r"\1", text)
-    text = re.sub(r"a typing\.Literal\[([^]]*)\]", r"one of \1", text)
-    return re.sub(r"Expected a? ?(.*?)\. Got value:", r"expected \1, got", text)
+    about = COMMANDS[name][1]
+    epilog = CALIBRATE_HELP if name == "refine" else None
+    return parse_config(name, words, f"{about[0].upper()}{about[1:]}.", epilog)
 
 
 Command = Callable[[str, list[str]], int | None]

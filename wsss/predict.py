@@ -75,8 +75,12 @@ class PredictOptions:
         )
 
 
-def find_photos(paths: Sequence[Path]) -> dict[str, Path]:
+def find_photos(paths: Sequence[Path], output: Path) -> dict[str, Path]:
     """Photos named on the command line, folders searched: output name -> file.
+
+    Args:
+        paths: photos or folders of photos; what `wsss predict` wrote into folders below them is left out.
+        output: likewise, where nothing was written yet that says so.
 
     Raises:
         UserError: a path does not exist, a folder holds no photo, or two photos would get one name.
@@ -84,7 +88,8 @@ def find_photos(paths: Sequence[Path]) -> dict[str, Path]:
     photos: dict[str, Path] = {}
     for path in paths:
         if path.is_dir():
-            found = walk_images(path, nested=True)
+            written = [record.parent for record in path.rglob(RECORD) if record.parent != path]
+            found = walk_images(path, nested=True, exclude=[*written, output])
             if not found:
                 raise UserError(f"{path} holds no photos (jpg, png, webp, bmp, tif)")
         elif path.is_file():
@@ -124,7 +129,7 @@ def predict_files(
         UserError: unreadable checkpoint or photos; the readable photos are predicted all the same.
     """
     options = options or PredictOptions()
-    photos = find_photos(paths)
+    photos = find_photos(paths, output)
     _check_targets(photos, output, options)
     _check_strangers(photos, output, options)
     trained = load_trained(checkpoint)

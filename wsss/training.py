@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import os
 import sys
 import warnings
@@ -23,6 +22,7 @@ from wsss.config import RuntimeConfig
 from wsss.data.files import atomic_path, write_text
 from wsss.errors import UserError
 from wsss.tasks.checkpoints import read_checkpoint
+from wsss.tasks.divergence import check_finite
 
 _ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
 
@@ -72,13 +72,8 @@ class StopDivergence(Callback):
         Raises:
             UserError: it is infinite or not a number.
         """
-        loss = float(trainer.callback_metrics["train_loss"])
-        if not math.isfinite(loss):
-            kind = pl_module.hparams["config"]["kind"]
-            raise UserError(
-                f"the training of the {kind} diverged: its loss is {loss} in epoch {trainer.current_epoch + 1}; lower "
-                f"--{kind}.optimizer.lr or raise --{kind}.optimizer.warmup"
-            )
+        loss, epoch = trainer.callback_metrics["train_loss"], trainer.current_epoch + 1
+        check_finite(loss, f"its loss in epoch {epoch} is", pl_module.hparams["config"]["kind"])
 
 
 class EpochLog(Callback):

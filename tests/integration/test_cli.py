@@ -14,6 +14,7 @@ import yaml
 import wsss
 from wsss import cli
 from wsss.config import Config, to_dict
+from wsss.options import parse_config
 
 REPOSITORY = Path(__file__).parents[2]
 STAGES = ("run", "classify", "saliency", "refine", "segment", "evaluate", "report")
@@ -89,7 +90,7 @@ def test_print_config_round_trips(command: Any, tmp_path: Path, stage: str) -> N
     assert done.status == 0
     path = tmp_path / "printed.yaml"
     path.write_text(done.out)
-    assert cli.parse_config(stage, ["--config", str(path)]) == Config()
+    assert parse_config(stage, ["--config", str(path)]) == Config()
     assert yaml.safe_load(done.out) == to_dict(Config())
 
 
@@ -97,22 +98,22 @@ def test_print_config_holds_the_overrides(command: Any, tmp_path: Path) -> None:
     words = ["--classifier.epochs", "7", "--saliency.scales", "[1.0]", "--refine.crf.iterations", "3"]
     path = tmp_path / "printed.yaml"
     path.write_text(command("run", *words, "--print_config").out)
-    config = cli.parse_config("run", ["--config", str(path)])
-    assert config == cli.parse_config("run", words)
+    config = parse_config("run", ["--config", str(path)])
+    assert config == parse_config("run", words)
     assert (config.classifier.epochs, config.saliency.scales, config.refine.crf.iterations) == (7, (1.0,), 3)
 
 
 def test_options_after_a_configuration_file_override_it(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("classifier: {epochs: 9, crop: 64}\nseed: 4\n")
-    config = cli.parse_config("run", ["--config", str(path), "--classifier.epochs", "2"])
+    config = parse_config("run", ["--config", str(path), "--classifier.epochs", "2"])
     assert (config.classifier.epochs, config.classifier.crop, config.seed) == (2, 64, 4)
 
 
 @pytest.mark.parametrize("name", ["allow_mask_pretraining", "allow-mask-pretraining"])
 @pytest.mark.parametrize("glue", [" ", "="])
 def test_options_may_be_spelt_with_hyphens(name: str, glue: str) -> None:
-    config = cli.parse_config("run", f"--segmenter.{name}{glue}true --output runs/a-b".split())
+    config = parse_config("run", f"--segmenter.{name}{glue}true --output runs/a-b".split())
     assert config.segmenter.allow_mask_pretraining
     assert config.output == "runs/a-b"
 
@@ -126,7 +127,7 @@ def test_a_key_with_hyphens_in_a_file_is_refused_with_the_right_one(tmp_path: Pa
 
 
 def test_a_parsed_configuration_is_hashable_and_has_tuples() -> None:
-    config = cli.parse_config("run", ["--saliency.scales", "[0.5,1]", "--classifier.long_side", "[64,96]"])
+    config = parse_config("run", ["--saliency.scales", "[0.5,1]", "--classifier.long_side", "[64,96]"])
     assert config.saliency.scales == (0.5, 1.0)
     assert config.classifier.long_side == (64, 96)
     hash(config)
@@ -181,7 +182,7 @@ def test_commands_of_the_readme_exist(line: str, monkeypatch: pytest.MonkeyPatch
     name, rest = ("run", words[2:]) if words[0] == "python" else (words[1], words[2:])
     assert name in cli.COMMANDS
     if name in STAGES:
-        assert isinstance(cli.parse_config(name, rest), Config)
+        assert isinstance(parse_config(name, rest), Config)
 
 
 def test_makefile_help_lists_its_targets() -> None:

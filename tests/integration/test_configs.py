@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from wsss.cli import parse_config
 from wsss.config import Config, to_dict
+from wsss.options import parse_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 

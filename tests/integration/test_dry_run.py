@@ -11,9 +11,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from wsss.cli import parse_config
 from wsss.data.files import write_mask
 from wsss.data.labels import VOC_CLASSES
+from wsss.options import parse_config
 from wsss.runner import fingerprints, prepare_dataset
 
 FOLDER = Path(__file__).parents[2] / "configs"

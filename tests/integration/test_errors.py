@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from wsss.cli import parse_config
 from wsss.data.files import write_mask
 from wsss.tasks.segmentation import SegmentationTask
 
@@ -133,88 +132,15 @@ def test_an_image_in_both_splits_is_refused(
     assert "both in train and in val" in command("run", *words).sentence
 
 
-# -- options and configuration files ----------------------------------------------------------------
+def test_data_check_survives_a_dangling_link(folder: Path, command: Any) -> None:
+    (folder / "images" / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    done = command("data", "check", folder)
+    assert done.status == 1
+    assert "gone.jpg" in done.out
+    assert "labels:" in done.out
 
 
-def refused(outcome: Any, *parts: str) -> None:
-    assert outcome.status == 2, outcome.err
-    assert "Traceback" not in outcome.err
-    assert len(outcome.err.strip().splitlines()) == 1, outcome.err
-    for part in parts:
-        assert part in outcome.err
-
-
-def test_unknown_option_is_refused_with_the_nearest_one(command: Any) -> None:
-    refused(
-        command("run", "--classifier.epoch", 3),
-        "no option classifier.epoch",
-        "did you mean classifier.epochs",
-    )
-
-
-@pytest.mark.parametrize(
-    ("words", "part"),
-    [
-        (["--classifier.epochs", "two"], "--classifier.epochs: expected int, got two"),
-        (
-            ["--data.kind", "sheep"],
-            "--data.kind: expected one of 'shapes', 'voc', 'folder', 'coco', 'imagenet', got sheep",
-        ),
-        (["--segmenter.supervised", "perhaps"], "--segmenter.supervised: expected bool, got perhaps"),
-        (["--output"], "--output"),
-        (["stray"], "unrecognized arguments: stray"),
-    ],
-)
-def test_impossible_value_names_the_option(command: Any, words: list[str], part: str) -> None:
-    refused(command("run", *words), part, "wsss run --help")
-
-
-@pytest.mark.parametrize(
-    ("words", "part"),
-    [
-        (["--classifier.epochs", "0"], "classifier.epochs is 0, but must be at least 1"),
-        (["--saliency.scales", "[]"], "saliency.scales is empty"),
-        (["--output", ""], "output is empty"),
-        (["--evaluate.scales", "[]"], "evaluate.scales is empty"),
-        (["--classifier.long_side", "[200,100]"], "classifier.long_side"),
-        (["--segmenter.scale", "[2.0,1.0]"], "segmenter.scale"),
-    ],
-)
-def test_value_out_of_range_names_the_option(
-    shapes: Path, tiny: list[str], tmp_path: Path, command: Any, words: list[str], part: str
-) -> None:
-    assert part in command("run", *tiny, "--output", tmp_path / "r", *words).sentence
-    assert not (tmp_path / "r").exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "part"),
-    [
-        ("classifier: [1\n", ":2 is not valid YAML"),
-        ("classifier:\n  epoch: 3\n", "there is no option classifier.epoch; did you mean classifier.epochs?"),
-        ("clasifier:\n  epochs: 3\n", "there is no option clasifier.epochs; did you mean classifier.epochs?"),
-        ("just text\n", "holds no configuration"),
-        ("", "holds no configuration"),
-    ],
-)
-def test_bad_configuration_file_is_named(tmp_path: Path, command: Any, text: str, part: str) -> None:
-    path = tmp_path / "bad.yaml"
-    path.write_text(text)
-    sentence = command("run", "--config", path).sentence
-    assert str(path) in sentence
-    assert part in sentence
-
-
-def test_wrong_type_in_a_configuration_file_names_the_file(tmp_path: Path, command: Any) -> None:
-    path = tmp_path / "bad.yaml"
-    path.write_text("classifier:\n  epochs: two\n")
-    refused(command("run", "--config", path), f"{path}: classifier.epochs: expected int, got two")
-
-
-def test_missing_configuration_file_is_named(tmp_path: Path, command: Any) -> None:
-    path = tmp_path / "missing.yaml"
-    assert f"{path} does not exist" in command("run", "--config", path).sentence
-    assert f"{path} does not exist" in command("run", f"--config={path}").sentence
+# -- saliency methods --------------------------------------------------------------------------------
 
 
 def test_unknown_saliency_method_lists_the_known(tiny: list[str], run: Path, command: Any) -> None:
@@ -262,7 +188,7 @@ def test_missing_gpu_is_said_before_anything_is_written(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     stored = (run / "config.yaml").read_bytes()
     sentence = command("run", *tiny, "--output", run, "--runtime.accelerator", "gpu").sentence
-    assert "torch sees no CUDA device; use --runtime.accelerator cpu" in sentence
+    assert "torch sees no CUDA device; use cpu" in sentence
     assert (run / "config.yaml").read_bytes() == stored
 
 
@@ -305,13 +231,56 @@ def test_a_training_that_diverges_stops_and_keeps_the_epoch_before(
     words = [*tiny, "--output", tmp_path / "r", "--segmenter.batch_size", 8, "--segmenter.epochs", 3]
     monkeypatch.setattr(SegmentationTask, "loss", explode)
     sentence = command("run", *words).sentence
-    assert "the training of the segmenter diverged: its loss is nan in epoch 2" in sentence
+    assert "the training of the segmenter diverged" in sentence
     assert "lower --segmenter.optimizer.lr" in sentence
     monkeypatch.setattr(SegmentationTask, "loss", loss)
     assert command("run", *words).status == 0  # continues from the checkpoint of the first epoch
     rows = (tmp_path / "r" / "segmenter" / "metrics.csv").read_text()
     assert [row.split(",")[0] for row in rows.splitlines()] == ["epoch", "1", "2", "3"]
     assert "nan" not in rows.lower()
+
+
+@pytest.mark.parametrize("kind", ["classifier", "segmenter"])
+def test_a_network_that_answers_with_no_numbers_is_not_scored(
+    tiny: list[str], tmp_path: Path, command: Any, kind: str
+) -> None:
+    words = [*tiny, "--output", tmp_path / "r", f"--{kind}.epochs", 1, f"--{kind}.optimizer.lr", 1e30]
+    sentence = command("run", *words).sentence
+    assert f"the training of the {kind} diverged" in sentence
+    assert f"lower --{kind}.optimizer.lr" in sentence
+
+
+# -- memory -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_memory_that_runs_out_is_one_sentence(
+    run: Path, tiny: list[str], command: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*values: object) -> None:
+        raise error
+
+    monkeypatch.setattr("wsss.pipeline.segmentation.new_task", full)
+    sentence = command("segment", *tiny, "--output", run, "--segmenter.epochs", 3).sentence
+    assert "memory ran out; take a smaller --classifier.batch_size" in sentence
+
+
+def test_other_runtime_errors_keep_their_traceback(
+    run: Path, tiny: list[str], command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*values: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("wsss.pipeline.segmentation.new_task", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        command("segment", *tiny, "--output", run, "--segmenter.epochs", 3)
 
 
 # -- masks ------------------------------------------------------------------------------------------
@@ -395,132 +364,3 @@ def test_missing_or_foreign_checkpoint_is_named(shapes: Path, tmp_path: Path, co
     torch.save([1, 2], foreign)
     for path in (missing, foreign):
         assert str(path) in command("predict", photo, "--checkpoint", path, "--output", tmp_path).sentence
-
-
-# -- what must not be lost ----------------------------------------------------------------------------
-
-
-def test_a_folder_of_other_things_is_no_run_directory(tiny: list[str], tmp_path: Path, command: Any) -> None:
-    own = tmp_path / "project" / "predictions" / "mine.txt"
-    own.parent.mkdir(parents=True)
-    own.write_text("mine")
-    for name in ("run", "classify", "report"):
-        sentence = command(name, *tiny, "--output", tmp_path / "project").sentence
-        assert f"{tmp_path / 'project'} is not empty and no run directory" in sentence
-    assert [path.name for path in (tmp_path / "project").rglob("*") if path.is_file()] == ["mine.txt"]
-
-
-def test_copies_of_large_photos_wait_for_a_run_directory(
-    folder: Path, folder_words: Any, command: Any
-) -> None:
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    words = [*folder_words(folder), "--output", folder, "--data.long_side", 32]
-    assert "is not empty and no run directory" in command("classify", *words).sentence
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-
-
-@pytest.mark.parametrize("kind", ["torch", "onnx"])
-def test_export_never_replaces_its_checkpoint(
-    finished: Path, tmp_path: Path, command: Any, kind: str
-) -> None:
-    path = tmp_path / "mine.ckpt"
-    shutil.copy(finished / "segmenter" / "last.ckpt", path)
-    content = path.read_bytes()
-    if kind == "onnx":
-        pytest.importorskip("onnxscript")
-    sentence = command("export", kind, "--checkpoint", path, "--output", path).sentence
-    assert f"{path} is the checkpoint itself and would be replaced" in sentence
-    assert path.read_bytes() == content
-
-
-def test_predict_never_replaces_masks_that_it_did_not_make(
-    finished: Path, tmp_path: Path, command: Any
-) -> None:
-    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
-    write_mask(tmp_path / "masks" / "a.png", np.ones((30, 40), np.uint8))
-    content = (tmp_path / "masks" / "a.png").read_bytes()
-    words = [
-        "--checkpoint",
-        finished / "segmenter" / "last.ckpt",
-        "--output",
-        tmp_path / "masks",
-        "--device",
-        "cpu",
-    ]
-    assert "wsss predict did not make it" in command("predict", tmp_path / "a.jpg", *words).sentence
-    assert command("predict", tmp_path / "a.jpg", *words, "--skip-existing").status == 0
-    assert (tmp_path / "masks" / "a.png").read_bytes() == content
-
-
-# -- configuration files and memory -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("classifier:\n  epochs:\n", "classifier.epochs is empty; give a value or remove the line"),
-        ("classifier:\n", "classifier is a section: write its `key: value` lines below it"),
-        ("saliency:\n  sess:\n", "saliency.sess is a section"),
-        ("classifier:\n  - epochs: 1\n", "classifier is a section"),
-        ("classifier: {optimizer: 5}\n", "classifier.optimizer is a section"),
-        (
-            "classifier: {epochs: 7}\nclassifier: {crop: 64}\n",
-            ":2 is not valid YAML (classifier is there twice)",
-        ),
-        ("seed: &a [*a]\n", "seed"),
-    ],
-)
-def test_a_configuration_file_that_would_be_half_read_is_refused(
-    tmp_path: Path, command: Any, text: str, words: str
-) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text(text)
-    done = command("run", "--config", path, "--output", tmp_path / "r")
-    assert done.status in (1, 2)
-    assert "Traceback" not in done.err
-    assert words in done.err
-    assert not (tmp_path / "r").exists()
-
-
-def test_values_that_may_be_null_stay_so(tmp_path: Path) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text("data: {long_side: null}\nsaliency: {layer: null}\nruntime: {workers: null}\n")
-    assert parse_config("run", ["--config", str(path)]).saliency.layer is None
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-    ],
-)
-def test_memory_that_runs_out_is_one_sentence(
-    run: Path, tiny: list[str], command: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    def full(*values: object) -> None:
-        raise error
-
-    monkeypatch.setattr("wsss.pipeline.segmentation.new_task", full)
-    sentence = command("segment", *tiny, "--output", run, "--segmenter.epochs", 3).sentence
-    assert "memory ran out; take a smaller --classifier.batch_size" in sentence
-
-
-def test_other_runtime_errors_keep_their_traceback(
-    run: Path, tiny: list[str], command: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*values: object) -> None:
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr("wsss.pipeline.segmentation.new_task", broken)
-    with pytest.raises(RuntimeError, match="a bug"):
-        command("segment", *tiny, "--output", run, "--segmenter.epochs", 3)
-
-
-def test_data_check_survives_a_dangling_link(folder: Path, command: Any) -> None:
-    (folder / "images" / "gone.jpg").symlink_to(folder / "nowhere.jpg")
-    done = command("data", "check", folder)
-    assert done.status == 1
-    assert "gone.jpg" in done.out
-    assert "labels:" in done.out

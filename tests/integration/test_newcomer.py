@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss.cli import parse_config
 from wsss.data.files import write_mask
+from wsss.options import parse_config
 from wsss.runner import prepare_dataset
 
 Words = Callable[[Path], list[str]]

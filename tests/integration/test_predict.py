@@ -234,6 +234,16 @@ def test_impossible_sizes_are_one_sentence(
     assert part in predict(tmp_path / "a.png", "--output", tmp_path / "m", *words).sentence
 
 
+def test_masks_below_the_photos_are_no_photos(
+    predict: Any, scene: np.ndarray[Any, Any], tmp_path: Path
+) -> None:
+    Image.fromarray(scene).save(tmp_path / "a.jpg")
+    for words in (["masks"], ["masks", "--skip-existing"], ["others"]):
+        done = predict(tmp_path, "--output", tmp_path / words[0], *words[1:])
+        assert done.status == 0, done.err
+        assert [path.name for path in (tmp_path / words[0]).rglob("*.png")] == ["a.png"]
+
+
 def test_masks_never_replace_photos_whatever_else_is_written(
     predict: Any, scene: np.ndarray[Any, Any], tmp_path: Path
 ) -> None:

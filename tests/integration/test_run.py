@@ -11,9 +11,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from wsss.cli import parse_config
 from wsss.config import to_dict
 from wsss.data.shapes import SHAPES_CLASSES
+from wsss.options import parse_config
 from wsss.report.palette import voc_palette
 
 CLASSES = len(SHAPES_CLASSES)

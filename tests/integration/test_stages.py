@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from wsss.cli import parse_config
+from wsss.options import parse_config
 from wsss.runner import fingerprints, prepare_dataset
 
 Stages = Callable[[Path], dict[str, Any]]

@@ -2,13 +2,19 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from wsss.errors import UserError
 from wsss.parallel import pool, unordered
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +92,37 @@ def test_error_of_a_worker_comes_through(executor: ProcessPoolExecutor) -> None:
 
 def _kill(_: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_workers_end_with_a_parent_that_is_killed() -> None:
+    code = """
+import time
+from wsss.parallel import pool
+from tests.unit.test_parallel import _process
+if __name__ == "__main__":
+    with pool(2) as executor:
+        print(*{executor.submit(_process, 0).result() for _ in range(8)}, flush=True)
+        time.sleep(600)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        workers = [int(word) for word in parent.stdout.readline().split()]
+        assert workers
+        parent.kill()
+    deadline = time.monotonic() + 60
+    while any(map(_is_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(_is_alive, workers))
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_killed_worker_is_explained() -> None:

@@ -40,7 +40,7 @@ from wsss.data.dataset import (
     resolve_file,
 )
 from wsss.data.files import read_json, write_mask, write_text
-from wsss.data.labels import BACKGROUND, IGNORE, check_id, strip_suffix
+from wsss.data.labels import BACKGROUND, IGNORE, check_id, image_id
 from wsss.data.tags import read_label_csv
 from wsss.data.voc import find_labels
 from wsss.errors import UserError
@@ -180,7 +180,7 @@ def read_instances(path: Path) -> tuple[CocoImage, ...]:
             found[item["image_id"]].append({**item, "class": index[item["category_id"]]})
         return tuple(
             CocoImage(
-                check_id(strip_suffix(image["file_name"]), str(path), nested=False),
+                check_id(image_id(image["file_name"]), str(path), nested=False),
                 (int(image["height"]), int(image["width"])),
                 tuple(found[image["id"]]),
             )

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsss.data.labels import IMAGE_SUFFIXES, check_classes, read_ids, strip_suffix
+from wsss.data.labels import IMAGE_SUFFIXES, check_classes, image_id, read_ids
 from wsss.errors import UserError
 
 Labels = Mapping[str, tuple[int, ...]]
@@ -144,7 +144,7 @@ def resolve_file(name: str | Path, root: Path) -> Path | None:
 
 
 def walk_images(folder: Path, *, nested: bool, exclude: Sequence[Path] = ()) -> list[tuple[str, Path]]:
-    """(id, file) of every image in `folder`, sorted by id; hidden files and folders are left out.
+    """(id, file) of every image in `folder`, sorted by id; hidden files and folders are left out, links followed.
 
     Args:
         folder: where to look; a missing folder gives an empty list.
@@ -152,15 +152,20 @@ def walk_images(folder: Path, *, nested: bool, exclude: Sequence[Path] = ()) -> 
         exclude: sub-folders that are not entered.
     """
     found: list[tuple[str, Path]] = []
-    for top, folders, names in os.walk(folder):
+    left_out = {path.absolute() for path in exclude}
+    for top, folders, names in os.walk(folder, followlinks=True):
         here = Path(top)
-        keep = [
-            name for name in folders if nested and not name.startswith(".") and here / name not in exclude
+        folders[:] = [
+            name
+            for name in folders
+            if nested
+            and not name.startswith(".")
+            and (here / name).absolute() not in left_out
+            and not here.resolve().is_relative_to((here / name).resolve())  # a link to where it is: a circle
         ]
-        folders[:] = keep
         prefix = "" if here == folder else here.relative_to(folder).as_posix() + "/"
         found += [
-            (prefix + strip_suffix(name), here / name)
+            (image_id(prefix + name), here / name)
             for name in names
             if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
         ]

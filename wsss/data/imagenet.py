@@ -30,7 +30,7 @@ from wsss.data.dataset import (
     read_split,
     resolve_file,
 )
-from wsss.data.labels import check_id, read_text, strip_suffix
+from wsss.data.labels import check_id, image_id, read_text
 from wsss.errors import UserError
 
 CLASSES = 1000
@@ -143,7 +143,7 @@ def read_indices(path: Path) -> dict[str, int]:
         name, _, index = line.strip().rpartition(" ")
         if not index.isdecimal() or int(index) >= CLASSES:
             raise UserError(f"{path}:{number}: {line.strip()!r}: write `name index`, index 0..{CLASSES - 1}")
-        identifier = check_id(strip_suffix(name.strip()), f"{path}:{number}")
+        identifier = check_id(image_id(name.strip()), f"{path}:{number}")
         if identifier in indices:
             raise UserError(f"{path}:{number}: {identifier} is listed twice: remove one of the lines")
         indices[identifier] = int(index)

@@ -6,6 +6,7 @@ tuple says "contains none of the classes", a missing entry says "unknown".
 """
 
 import re
+import unicodedata
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -126,8 +127,12 @@ def _id_problem(identifier: str, nested: bool) -> str:
     return ""
 
 
-def strip_suffix(name: str) -> str:
-    """Cuts a known image suffix off a file name: "a/b.JPG" -> "a/b"; "shot.2" stays."""
+def image_id(name: str) -> str:
+    """The id of a file name: "a/b.JPG" -> "a/b"; "shot.2" stays.
+
+    In Unicode's composed form (NFC): macOS may write the "é" of a file name as "e" and an accent, lists do not.
+    """
+    name = unicodedata.normalize("NFC", name)
     stem, dot, suffix = name.rpartition(".")
     return stem if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else name
 
@@ -157,8 +162,8 @@ def read_ids(path: Path, *, nested: bool = True) -> tuple[str, ...]:
 
 def _list_id(line: str, flagged: bool) -> str:
     if pair := _DEEPLAB_LINE.fullmatch(line):
-        return strip_suffix(pair[1])
-    return strip_suffix(line.rsplit(maxsplit=1)[0] if flagged else line)
+        return image_id(pair[1])
+    return image_id(line.rsplit(maxsplit=1)[0] if flagged else line)
 
 
 def check_new(identifier: str, line: int, seen: dict[str, int], path: Path) -> None:

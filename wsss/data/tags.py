@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsss.data.labels import check_classes, check_id, check_new, read_text, strip_suffix
+from wsss.data.labels import check_classes, check_id, check_new, image_id, read_text
 from wsss.errors import UserError
 
 CSV_FORMAT = (
@@ -46,8 +46,10 @@ def read_label_rows(path: Path, *, nested: bool = True) -> tuple[LabelRow, ...]:
     header: list[str] = []
     rows: list[LabelRow] = []
     seen: dict[str, int] = {}
+    ended = 0  # the line where the latest row ended; an open quote swallows those after it
     try:
         for cells in reader:
+            ended = reader.line_num
             values = [cell.strip() for cell in cells]
             if not any(values):
                 continue
@@ -61,7 +63,7 @@ def read_label_rows(path: Path, *, nested: bool = True) -> tuple[LabelRow, ...]:
             rows.append(row)
     except csv.Error as error:
         raise UserError(
-            f"{path}:{reader.line_num}: not valid CSV ({error}): check the quotes there"
+            f"{path}:{ended + 1}: not valid CSV ({error}): check the quotes there and close each of them"
         ) from error
     if not header:
         raise UserError(f"{path} is empty: {CSV_FORMAT}")
@@ -76,6 +78,10 @@ def _check_header(values: list[str], path: Path) -> list[str]:
     if values[0].lower() != "image" or len(values) < 2:
         tabs = "columns are separated by tabs, save it with commas; " if "\t" in "".join(values) else ""
         raise UserError(f'{path}: the first line is "{",".join(values)[:80]}": {tabs}{CSV_FORMAT}')
+    if values[1].lower() == "labels" and len(values) > 2:
+        raise UserError(
+            f'{path} has columns after "image" and "labels" ({", ".join(values[2:])}): remove them'
+        )
     for name in values[1:]:
         if not name or values.count(name) > 1:
             raise UserError(f'{path}: the header has an empty or repeated column "{name}": {CSV_FORMAT}')
@@ -87,7 +93,7 @@ def _label_row(values: list[str], header: list[str], path: Path, line: int, nest
     if len(values) != len(header):
         mend = 'separate labels with ";", not ","' if _is_tags(header) else "give each class 0 or 1"
         raise UserError(f"{where}: {len(values)} columns, but the header has {len(header)}: {mend}")
-    identifier = check_id(strip_suffix(values[0]), where, nested=nested)
+    identifier = check_id(image_id(values[0]), where, nested=nested)
     if _is_tags(header):
         names = [part.strip() for part in values[1].split(";")]
         return LabelRow(line, identifier, tuple(name for name in names if name))

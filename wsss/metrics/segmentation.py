@@ -271,10 +271,11 @@ def _read(path: Path, what: str) -> npt.NDArray[np.uint8]:
 
 
 def _ids_of_folder(folder: Path) -> list[str]:
-    """The ids of all PNG files below a folder, sorted."""
+    """The ids of all PNG files below a folder, sorted; hidden files are left out, such as macOS's "._a.png"."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of masks")
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.png"))
+    files = (path for path in folder.rglob("*.png") if not path.name.startswith("."))
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files)
 
 
 def _by_name(names: Sequence[str], values: npt.NDArray[np.float64]) -> dict[str, float | None]:

@@ -129,9 +129,23 @@ def _scaled(picture: Photo, side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.BICUBIC)
 
 
+FONTS = ("DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
+"""Fonts of the system (Linux, macOS, Windows) with letters that Pillow's own font, which has English ones, lacks."""
+
+
+def font_for(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, or for letters beyond English ones one of the system's where there is one."""
+    for name in () if text.isascii() else FONTS:
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    return ImageFont.load_default(size)
+
+
 def _text(text: str, width: int, colour: tuple[int, int, int] = INK, size: int = TEXT) -> Image.Image:
     """Text in lines of at most `width` pixels."""
-    font = ImageFont.load_default(size)
+    font = font_for(text, size)
     lines = wrap(text, font, width)
     height = round(size * 1.3)
     image = Image.new("RGB", (width, height * len(lines)), PAPER)

@@ -4,7 +4,8 @@ import ast
 import re
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from wsss.errors import UserError
 from wsss.saliency import METHODS, SESS, ClassSubtraction, MultiScale, SaliencyMethod
@@ -96,10 +97,7 @@ def _build(tree: ast.expr, text: str, defaults: dict[str, str | None]) -> Salien
             raise UserError(
                 f"'{name.replace(_PLUS, '++')}' in '{text}' needs its {field.name}, for example {example}"
             )
-    try:
-        return kind(**given)
-    except TypeError as error:  # a value of a wrong type met a comparison
-        raise UserError(f"'{text}' has a parameter of a wrong type ({error})") from error
+    return kind(**given)
 
 
 def _kind(name: str) -> type[SaliencyMethod]:
@@ -138,7 +136,37 @@ def _arguments(
         if key in values:
             raise UserError(f"'{name}' in '{text}' gives '{key}' twice; leave one out")
         values[key] = _build(value, text, defaults) if key == "base" else _value(value, text)
+    for key, hint in get_type_hints(kind).items():
+        if key in values and not _fits(values[key], hint):
+            raise UserError(f"'{text}' gives '{key}' the value {values[key]!r}; it takes {_spelt(hint)}")
     return values
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type of its parameter; whole numbers are floats too, single ones no tuples."""
+    options = get_args(hint)
+    if get_origin(hint) is Literal:
+        return value in options
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, option) for option in options)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, options[0]) for item in value)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _spelt(hint: Any) -> str:
+    """A type in the words of someone who does not write Python."""
+    options = get_args(hint)
+    if get_origin(hint) is Literal:
+        return " or ".join(options)
+    if get_origin(hint) is UnionType:
+        return " or ".join(_spelt(option) for option in options)
+    if get_origin(hint) is tuple:
+        return f"values in brackets, (a, b), each {_spelt(options[0])}"
+    names = {str: "a word", bool: "True or False", int: "a whole number", float: "a number"}
+    return names.get(hint, "None")
 
 
 def _value(tree: ast.expr, text: str) -> Any:

@@ -14,6 +14,7 @@ from wsss.config import ClassifierConfig, to_dict
 from wsss.models.backbones import freeze_batchnorm, freeze_stages
 from wsss.models.classifier import build_classifier, is_head
 from wsss.tasks.checkpoints import parse_config, read_checkpoint
+from wsss.tasks.divergence import check_finite
 from wsss.tasks.optimization import build_optimizer, build_schedule
 
 
@@ -66,9 +67,14 @@ class ClassificationTask(LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
-        """Collect scores for the average precision."""
+        """Collect scores for the average precision.
+
+        Raises:
+            UserError: the network answers with what is no number.
+        """
         images, labels = batch
         scores, spare = self(images).float(), (0, self.average_precision.num_labels - self.classes)
+        check_finite(scores, "some of its scores are", "classifier")
         self.average_precision.update(functional.pad(scores, spare), functional.pad(labels.long(), spare))
 
     def on_validation_epoch_end(self) -> None:

@@ -17,6 +17,7 @@ from wsss.models.heads import AtrousClassifiers
 from wsss.models.segmenter import Segmenter, build_segmenter
 from wsss.tasks.averaging import WeightAverage
 from wsss.tasks.checkpoints import parse_config, read_checkpoint
+from wsss.tasks.divergence import check_finite
 from wsss.tasks.losses import balanced_cross_entropy, bootstrapped_cross_entropy, pixel_cross_entropy
 from wsss.tasks.optimization import build_optimizer, build_schedule
 
@@ -98,9 +99,15 @@ class SegmentationTask(LightningModule):
             self.average.update(self.model)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
-        """Photos of one size (B, 3, H, W) and true masks (B, H, W)."""
+        """Photos of one size (B, 3, H, W) and true masks (B, H, W).
+
+        Raises:
+            UserError: the network answers with what is no number.
+        """
         images, masks = batch
-        predicted = self(images).argmax(1).to(torch.uint8).cpu().numpy()
+        scores = self(images)
+        check_finite(scores, "some of its scores are", "segmenter")
+        predicted = scores.argmax(1).to(torch.uint8).cpu().numpy()
         for prediction, truth in zip(predicted, masks.cpu().numpy(), strict=True):
             self.confusion.update(prediction, truth)
 

@@ -91,3 +91,25 @@ def test_image_walk_skips_hidden_files_other_files_and_excluded_folders(tmp_path
     assert [name for name, _ in walk_images(tmp_path, nested=True, exclude=exclude)] == ["a", "b", "sub/c"]
     assert [name for name, _ in walk_images(tmp_path, nested=False)] == ["a", "b"]
     assert walk_images(tmp_path / "missing", nested=True) == []
+
+
+def test_image_walk_follows_links_but_not_in_circles(tmp_path: Path) -> None:
+    for name in ("photos/a.jpg", "elsewhere/deep/b.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "photos" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "deep" / "back").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "here").symlink_to(tmp_path)
+    found = [name for name, _ in walk_images(tmp_path / "photos", nested=True)]
+    assert found == ["a", "more/deep/b"]
+
+
+def test_accents_agree_however_the_file_system_writes_them(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "cafe\u0301.jpg").touch()  # as macOS unpacks it
+    (tmp_path / "images" / "b.jpg").touch()
+    (tmp_path / "labels.csv").write_text("image,labels\ncaf\u00e9.jpg,cup\nb.jpg,cup\n", encoding="utf-8")
+    (tmp_path / "val.txt").write_text("caf\u00e9\n", encoding="utf-8")
+    dataset = load_dataset("folder", tmp_path, "xml", None, None, str(tmp_path / "val.txt"))
+    assert [(record.id, record.labels) for record in dataset.val] == [("caf\u00e9", (1,))]
+    assert dataset.val[0].image.is_file()

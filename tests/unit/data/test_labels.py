@@ -156,6 +156,8 @@ def test_one_hot_csv_follows_the_class_list_and_not_the_columns(tmp_path: Path) 
         ("image,labels\n../a,cat\n", r"labels\.csv:2: '../a' cannot be an image id"),
         ("image,labels\n,cat\n", "it is empty"),
         ('image,labels\n"a,cat\n', "not valid CSV"),
+        ('image,labels\na,cat\nb,"dog\nc,cat\nd,cat\n', r"labels\.csv:3: not valid CSV.*close each of them"),
+        ("image,labels,notes\na,cat,blurred\n", r'columns after "image" and "labels" \(notes\): remove them'),
     ],
 )
 def test_faulty_csv_is_explained(tmp_path: Path, text: str, message: str) -> None:

@@ -284,6 +284,7 @@ def test_nested_ids_are_found(tmp_path: Path) -> None:
     for folder in (predictions, truth):
         (folder / "cats").mkdir()
         (folder / "0.png").rename(folder / "cats" / "a.png")
+    (predictions / "cats" / "._a.png").write_bytes(b"what macOS leaves")
     assert score_folder(predictions, truth, None, NAMES)["images"] == 1
     assert score_folder(predictions, truth, ["cats/a"], NAMES)["images"] == 1
 

@@ -48,6 +48,22 @@ def test_many_columns_get_smaller_pictures() -> None:
     assert figure.TABLE_WIDTH * 0.9 < drawn.shape[1] < figure.TABLE_WIDTH * 1.1
 
 
+def test_letters_beyond_english_ones_come_from_a_font_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = ImageFont.load_default(16)
+    assert figure.font_for("bicycle", 16).getname() == own.getname()
+    monkeypatch.setattr(figure, "FONTS", ("no such font.ttf",))
+    assert figure.font_for("v\u00e9lo", 16).getname() == own.getname()
+    monkeypatch.setattr(figure, "FONTS", ("no such font.ttf", "DejaVuSans.ttf"))
+    monkeypatch.setattr(
+        figure.ImageFont, "truetype", lambda name, size: (name, size) if "Deja" in name else _none()
+    )
+    assert figure.font_for("v\u00e9lo", 16) == ("DejaVuSans.ttf", 16)
+
+
+def _none() -> None:
+    raise OSError("cannot open resource")
+
+
 def test_dropped_tiles_are_crossed_out_and_weights_are_bars() -> None:
     tiles = [
         Tile(plain(RED, 96, 96), 1.0),
