@@ -7,7 +7,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -143,7 +142,7 @@ class GradCAM(LayerMethod):
     CAM times 1 / (u v).
     """
 
-    scale_balance: ClassVar[Literal["area", "max"]] = "area"
+    scale_balance = "area"
 
     def combine(self, activation: Tensor, gradient: Tensor) -> Tensor:
         return weighted_activation(gradient.mean((2, 3)), activation)
@@ -195,7 +194,7 @@ class XGradCAM(LayerMethod):
         eps: keeps channels without activation at weight 0.
     """
 
-    scale_balance: ClassVar[Literal["area", "max"]] = "area"
+    scale_balance = "area"
 
     eps: float = 1e-7
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class Gradient(SaliencyMethod):
     The result has the size of the images, (N, H, W). `gradients` has the signs and the channels.
     """
 
-    scale_balance: ClassVar[Literal["area", "max"]] = "area"
+    scale_balance = "area"
 
     guided: ClassVar[bool] = False
 

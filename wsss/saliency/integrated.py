@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class IntegratedGradCAM(SaliencyMethod):
         batch_size: most points of paths, of any images, in one forward pass.
     """
 
-    scale_balance: ClassVar[Literal["area", "max"]] = "area"
+    scale_balance = "area"
 
     layer: str
     steps: int = 50

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -159,7 +159,7 @@ class GroupCAM(SaliencyMethod):
         blur_sigma: its standard deviation, pixels.
     """
 
-    scale_balance: ClassVar[Literal["area", "max"]] = "area"
+    scale_balance = "area"
 
     layer: str
     groups: int = 32

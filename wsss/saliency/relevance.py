@@ -8,7 +8,7 @@ be known, so the method supports named networks only (`steps_of`).
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +69,7 @@ class RelevanceCAM(SaliencyMethod):
         batch_size: targets that are propagated at a time; bounds memory.
     """
 
-    scale_balance: ClassVar[Literal["area", "max"]] = "area"
+    scale_balance = "area"
 
     layer: str
     relu: bool = True
