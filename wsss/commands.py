@@ -128,7 +128,8 @@ def predict(name: str, words: list[str]) -> int:
     parser.add_argument(
         "--skip-existing",
         action="store_true",
-        help="keep what is in the folder and predict the rest, to continue (default: write everything anew)",
+        help="keep what is in the folder and predict the rest, to continue "
+        "(default: write anew what wsss predict made; other files there are an error)",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where to compute")
     options = parser.parse_args(words)
@@ -261,7 +262,9 @@ def data(name: str, words: list[str]) -> int:
     )
     check.add_argument("root", type=Path, help="data set in VOC or folder layout")
     check.add_argument(
-        "--classes", type=Path, help="class names, one a line (default: classes.txt in ROOT, or VOC's)"
+        "--classes",
+        type=Path,
+        help="class names, one a line (default: classes.txt in ROOT, or VOC's; folder: the labels of the CSV)",
     )
     check.add_argument("--labels", help="`xml` or a label CSV (default: what ROOT holds)")
     shapes = commands.add_parser("shapes", help="write the procedural data set", allow_abbrev=False)

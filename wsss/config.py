@@ -42,14 +42,17 @@ class DataConfig:
     """Text file, one class a line, index 1 first (path, also below root); null: VOC's 20, COCO's 80 (folder: its
     classes.txt, or the labels of its CSV, sorted)."""
     train: str | None = None
-    """Training images: a split name or a list file; null: every labelled image that is not in val."""
+    """Training images: a split name or a list file; null: every labelled image that is not in val (voc
+    with labels xml: of its trainval lists; coco: train2014)."""
     val: str | None = None
-    """Validation images: a split name or a list file; null: the split val (folder: a stable tenth of the images)."""
+    """Validation images: a split name or a list file; null: the split val, if there is one (folder: a stable tenth
+    of the images, or all that train does not list; coco: val2014; imagenet: all)."""
     limit: int | None = None
     """Dry run: only this many photos of each split, evenly spaced; metrics, summary and report then carry the mark."""
     long_side: int | None = None
     """Work on photos whose longer side is larger as copies of this longer side in pixels, made once in RUN/resized:
-    masks and scores of the run have that size then. `wsss predict` shrinks likewise, and writes masks of full size."""
+    masks and scores of the run have that size then. `wsss predict` shrinks likewise, and writes masks of full size;
+    `wsss compare` reads the originals."""
     shapes: ShapesConfig = field(default_factory=ShapesConfig)
 
 
@@ -149,9 +152,9 @@ class SaliencyConfig:
     output_stride: Literal[8, 16, 32] | None = None
     """Output stride of the classifier for the maps (ResNets); finer than it was trained with costs time only."""
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
-    """Input scales whose maps are summed; methods that bring their own (dcsm, cameras) leave this out."""
+    """Input scales whose maps are summed; methods that bring their own (dcsm, cameras, sess(...)) leave this out."""
     flip: bool = True
-    """Also use the mirror image at every scale."""
+    """Also use the mirror image at every scale; not added to sess(...) and multiscale(...)."""
     balance: Literal["auto", "none", "area", "max"] = "auto"
     """Weight of a scale's map in the sum. area: its number of cells (sum of CAMs); max: 1 / its maximum; none: 1; auto:
     area for methods whose values are means over positions (gradcam and most others), max for the rest."""
@@ -159,7 +162,7 @@ class SaliencyConfig:
     """Class subtraction between the classes of an image: sum of the positive differences, or their minimum."""
     sess: SESSConfig = field(default_factory=SESSConfig)
     checkpoint: Literal["last", "best"] = "last"
-    """Classifier checkpoint; best is chosen by validation mAP (image labels only)."""
+    """Classifier checkpoint; best: by validation mAP (image labels only), or by the training loss without it."""
     batch_size: int = 4
     """Images of one size per forward pass; bounds the memory."""
 
@@ -217,7 +220,7 @@ class ExtendConfig:
     """pixels: how much rare classes count, as (number of cells)^-balance. More: larger masks, of rare classes above
     all; less: more precise ones (docs/segmentation.md)."""
     radius: int = 12
-    """Distance of the walk's steps, in cells of 8 pixels."""
+    """Distance of the walk's steps, in cells of 8 pixels (pixels: of the last walk)."""
     power: float = 15.0
     """Exponent of the cosine similarity of two cells; larger walks stay closer to what looks the same."""
     steps: int = 16
@@ -236,7 +239,7 @@ class RefineConfig:
     background: BackgroundConfig = field(default_factory=BackgroundConfig)
     uncertainty: Literal["agreement", "posterior", "none"] = "agreement"
     """Which pixels become 255. agreement: CRFs from a generous and a strict seed disagree (IRN); posterior: unsure.
-    After `extend.method: pixels` there are no seeds, and agreement means posterior."""
+    After `extend.method: pixels` there are no seeds, and agreement means posterior. pamr and grabcut leave none out."""
     low_factor: float = 0.7
     """Agreement: the generous seed has this times the background threshold."""
     high_factor: float = 1.5
@@ -244,7 +247,8 @@ class RefineConfig:
     posterior_limit: float = 0.95
     """Posterior: pixels whose most probable class is less probable than this become 255."""
     confidence: float = 0.7
-    """Agreement: trust of the CRF in the saliency, the probability of a seed's label (IRN's gt_prob)."""
+    """Trust of the CRF in the saliency, between 0.5 and 1: the probability of a seed's label (agreement; IRN's
+    gt_prob), or the weight of the scores against a uniform distribution. After `extend.method: pixels` unused."""
     crf: CRFConfig = field(default_factory=CRFConfig)
     soft_crf: CRFConfig = field(
         default_factory=lambda: CRFConfig(
@@ -252,7 +256,8 @@ class RefineConfig:
         )
     )
     backend: Literal["auto", "pydensecrf", "torch"] = "auto"
-    """Where the CRF is computed; they agree. auto: torch on a GPU, else pydensecrf in processes, else torch."""
+    """Where the CRF is computed; they agree. auto: torch on a GPU, else pydensecrf in processes, else torch.
+    Predictions are always refined as by auto on a CPU."""
 
 
 SEGMENTERS = (
@@ -449,7 +454,7 @@ class Config:
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    output: str = "runs/shapes"
+    output: str = "runs/default"
     """Run directory; an unfinished run in it is continued."""
     seed: int = 0
     """Seed of initialisation, shuffling and augmentation."""

@@ -17,7 +17,9 @@ examples:
 _ONNX_USE = """\
 The network takes `image`, float32 (N, 3, H, W), RGB in 0..1 (the photo divided by 255; ImageNet's mean and
 deviation are inside), and gives `probabilities`, float32 (N, classes, H, W), background first. N, H and W are free;
-H and W are at least the `smallest_side` in the metadata. Needs the extra: pip install "wsss[onnx]".
+H and W are at least the `smallest_side` in the metadata. Where its
+`long_side` is a number, first reduce larger photos to that longer side, as the training did.
+Needs the extra: pip install "wsss[onnx]".
 
   import json, numpy, onnxruntime
   session = onnxruntime.InferenceSession("model.onnx")
@@ -30,6 +32,7 @@ _TORCH_USE = """\
 The file is an exported program (torch.export); torch alone loads it. It takes float32 (N, 3, H, W), RGB in 0..1 (the
 photo divided by 255; ImageNet's mean and deviation are inside), and gives probabilities (N, classes, H, W),
 background first. N, H and W are free; H and W are at least the `smallest_side` in the metadata.
+Where its `long_side` is a number, first reduce larger photos to that longer side, as the training did.
 
   import json, torch
   extra = {"wsss.json": ""}

@@ -22,8 +22,8 @@ from wsss.saliency.parse import parse_method
 def build_method(config: SaliencyConfig, architecture: str) -> SaliencyMethod:
     """The composed method: base, inside SESS or scales and flip, inside class subtraction.
 
-    A method that brings its own scales (`own_scales`: dcsm, cameras, an expression such as "sess(gradcam)")
-    is only mirrored where `flip` asks for it.
+    A method that brings its own scales (`own_scales`: dcsm, cameras) is only mirrored where `flip` asks for it; an
+    expression with SESS or MultiScale, such as "sess(gradcam)", is taken as it is.
 
     Raises:
         UserError: there is no such method.
@@ -33,6 +33,7 @@ def build_method(config: SaliencyConfig, architecture: str) -> SaliencyMethod:
     except UserError as error:
         raise UserError(f"saliency.method: {error}") from error
     scales = (1.0,) if method.own_scales else tuple(config.scales)
+    inner = method.base if isinstance(method, ClassSubtraction) else method
     if config.sess.enabled:
         sess = config.sess
         method = SESS(
@@ -46,7 +47,7 @@ def build_method(config: SaliencyConfig, architecture: str) -> SaliencyMethod:
             smooth=sess.smooth,
             score="sigmoid",
         )
-    elif scales != (1.0,) or config.flip:
+    elif not isinstance(inner, (SESS, MultiScale)) and (scales != (1.0,) or config.flip):
         balance = config.balance
         if balance == "auto":
             balance = method.scale_balance if len(scales) > 1 else "none"

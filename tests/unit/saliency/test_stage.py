@@ -78,11 +78,17 @@ def run(tmp_path: Path) -> RunDirectory:
             GlobalGuidanceCAM(layer="layer3", smooth=2),
         ),
         (  # it brings its own scales: only mirrored
-            SaliencyConfig(method="sess(gradcam, scales=(64, 96))", scales=(0.5, 2.0), flip=True),
+            SaliencyConfig(method="cameras", scales=(0.5, 2.0), flip=True),
             "resnet50",
-            MultiScale(
-                SESS(GradCAM(layer="layer4"), scales=(64, 96)), scales=(1.0,), flip=True, balance="none"
-            ),
+            MultiScale(CAMERAS("layer4"), scales=(1.0,), flip=True, balance="none"),
+        ),
+        *(  # wrapped by its expression: taken as it is
+            (SaliencyConfig(method=text, scales=(0.5, 2.0), flip=True), "resnet50", method)
+            for text, method in (
+                ("sess(gradcam, scales=(64, 96))", SESS(GradCAM("layer4"), scales=(64, 96))),
+                ("multiscale(gradcam)", MultiScale(GradCAM("layer4"))),
+                ("subtraction(multiscale(gradcam))", ClassSubtraction(MultiScale(GradCAM("layer4")))),
+            )
         ),
         *(  # subtraction asks its base
             (
