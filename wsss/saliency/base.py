@@ -96,7 +96,7 @@ class SaliencyMethod(ABC):
         """
         targets = check_targets(images, targets)
         if len(targets) == 0:
-            return torch.zeros((0, 0, 0), device=images.device)
+            return torch.zeros((0, 0, 0), dtype=torch.float32, device=images.device)
         # Tensors made under inference_mode cannot be differentiated; ours must be ordinary ones.
         with torch.inference_mode(False):
             used, position = torch.unique(targets[:, 0], return_inverse=True)

@@ -81,7 +81,7 @@ class CAMERAS(SaliencyMethod):
     def _maps(self, classifier: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Maps of all targets, `batch_size` images at a time."""
         sizes = self.sizes(images.shape[-2], images.shape[-1])
-        maps = torch.zeros((len(targets), *sizes[0]), device=images.device)
+        maps = torch.zeros((len(targets), *sizes[0]), dtype=torch.float32, device=images.device)
         for some in torch.unique(targets[:, 0]).split(self.batch_size):
             rows = torch.isin(targets[:, 0], some).nonzero()[:, 0]
             local = torch.stack((torch.searchsorted(some, targets[rows, 0]), targets[rows, 1]), dim=1)

@@ -125,7 +125,7 @@ class DCSM(SaliencyMethod):
         """Maps of all targets, `batch_size` images at a time."""
         if self.variant == "caffe":
             images = resize_images(images, (CAFFE_SIDE, CAFFE_SIDE))
-        maps = torch.zeros((len(targets), *images.shape[-2:]), device=images.device)
+        maps = torch.zeros((len(targets), *images.shape[-2:]), dtype=torch.float32, device=images.device)
         for some in torch.unique(targets[:, 0]).split(self.batch_size):
             rows = torch.isin(targets[:, 0], some).nonzero()[:, 0]
             local = torch.stack((torch.searchsorted(some, targets[rows, 0]), targets[rows, 1]), dim=1)
@@ -138,7 +138,7 @@ class DCSM(SaliencyMethod):
         pairs = torch.unique(torch.cat((targets, candidates)), dim=0)
         own, rivals = rivalry(targets, candidates, pairs)
         height, width = images.shape[-2:]
-        total = torch.zeros((len(targets), height, width), device=images.device)
+        total = torch.zeros((len(targets), height, width), dtype=torch.float32, device=images.device)
         count = 0
         for scale in self.scales if self.variant == "paper" else (1.0,):
             scaled = resize_images(images, (max(1, round(scale * height)), max(1, round(scale * width))))
@@ -233,7 +233,9 @@ def guided_maps(
             raise UserError(f"the scores do not depend on layer '{layer}': choose other layers")
     guide(scores)
     activations = [taken[layer] for layer in layers]
-    maps = [torch.zeros((len(pairs), *a.shape[-2:]), device=a.device) for a in activations]
+    maps = [
+        torch.zeros((len(pairs), *a.shape[-2:]), dtype=torch.float32, device=a.device) for a in activations
+    ]
     with exact(images.device):
         for rows, gradients in backward_rounds(scores, activations, pairs):
             for one, gradient in zip(maps, gradients, strict=True):

@@ -124,7 +124,7 @@ class SmoothFullGrad(SaliencyMethod):
         return DeferredEvidence(classifier, images, partial(self._maps, classifier, images))
 
     def _maps(self, classifier: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        maps = torch.zeros((len(targets), *images.shape[-2:]), device=images.device)
+        maps = torch.zeros((len(targets), *images.shape[-2:]), dtype=torch.float32, device=images.device)
         for index in torch.unique(targets[:, 0]).tolist():
             rows = (targets[:, 0] == index).nonzero()[:, 0]
             totals = self._total_terms(classifier, images[index], targets[rows, 1])
@@ -156,7 +156,9 @@ class SmoothFullGrad(SaliencyMethod):
         for start in range(0, self.samples, self.batch_size):
             count = min(self.batch_size, self.samples - start)
             # Copy by copy: what a call draws depends on how much it draws.
-            noise = torch.stack([torch.randn(image.shape, generator=generator) for _ in range(count)])
+            noise = torch.stack(
+                [torch.randn(image.shape, dtype=torch.float32, generator=generator) for _ in range(count)]
+            )
             yield image + deviation * noise.to(image)
 
 
@@ -208,7 +210,7 @@ class FullGradEvidence:
     def maps(self, targets: Tensor) -> Tensor:
         check_range(targets[:, 1], self.gradient.output.shape[1], "class")
         size = self.gradient.images.shape[-2:]
-        maps = torch.zeros((len(targets), *size), device=targets.device)
+        maps = torch.zeros((len(targets), *size), dtype=torch.float32, device=targets.device)
         with exact(maps.device):
             for rows, terms in self.gradient.rounds(targets):
                 maps[rows] = combine(terms, self.psi, self.eps, size)[targets[rows, 0]]

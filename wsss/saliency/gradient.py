@@ -75,7 +75,7 @@ class Gradient(SaliencyMethod):
         """
         targets = check_targets(images, targets)
         if len(targets) == 0:
-            return torch.zeros((0, *images.shape[1:]), device=images.device)
+            return torch.zeros((0, *images.shape[1:]), dtype=torch.float32, device=images.device)
         with torch.inference_mode(False):
             used, position = torch.unique(targets[:, 0], return_inverse=True)
             evidence = self.forward(classifier, images[used])

@@ -67,7 +67,7 @@ class IntegratedGradCAM(SaliencyMethod):
         used = torch.unique(targets[:, 0])
         owners = used.repeat_interleave(self.steps)
         places = self._places(images).repeat(len(used))[:, None, None, None]
-        total = torch.zeros((), device=images.device)
+        total = torch.zeros((), dtype=torch.float32, device=images.device)
         for some in torch.split(torch.arange(len(owners), device=images.device), self.batch_size):
             owner, place = owners[some], places[some]
             points = start + (images[owner] - start) * place

@@ -138,7 +138,7 @@ class RelevanceEvidence:
 
 def contrastive_seed(classes: Tensor, number: int) -> Tensor:
     """(n,) class indices -> (n, number): 1 at the class, -1 / number elsewhere."""
-    seed = torch.full((len(classes), number), -1 / number, device=classes.device)
+    seed = torch.full((len(classes), number), -1 / number, dtype=torch.float32, device=classes.device)
     return seed.scatter(1, classes[:, None], 1.0)
 
 

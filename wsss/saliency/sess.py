@@ -159,7 +159,7 @@ class SESS(SaliencyMethod):
     def _maps(self, classifier: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Maps of all targets, with as many images at a time as fill a batch with crops."""
         windows = self.windows(images.shape[-2], images.shape[-1])
-        maps = torch.zeros((len(targets), *images.shape[-2:]), device=images.device)
+        maps = torch.zeros((len(targets), *images.shape[-2:]), dtype=torch.float32, device=images.device)
         for some in torch.unique(targets[:, 0]).split(max(1, self.batch_size // len(windows))):
             rows = torch.isin(targets[:, 0], some).nonzero()[:, 0]
             local = torch.stack((torch.searchsorted(some, targets[rows, 0]), targets[rows, 1]), dim=1)
@@ -305,7 +305,7 @@ def normalized_crops(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def resizer(length: int, target: int, device: torch.device) -> Tensor:
     """Matrix (target, length) of bilinear resizing along one axis, half-pixel centres."""
-    impulses = torch.eye(length, device=device)[None]
+    impulses = torch.eye(length, dtype=torch.float32, device=device)[None]
     return F.interpolate(impulses, size=target, mode="linear", align_corners=False)[0].T
 
 

@@ -273,6 +273,23 @@ def test_a_classifier_in_bfloat16_still_gives_float32_maps(networks, photos, exp
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_the_callers_default_type_does_not_matter(networks, photos, expression):
+    model, method, targets = (
+        networks["resnet"],
+        method_for(expression, "resnet"),
+        torch.tensor([[1, 0], [0, 2]]),
+    )
+    expected = method(model, photos, targets)
+    torch.set_default_dtype(torch.float64)
+    try:
+        maps = method(model, photos, targets)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert maps.dtype == torch.float32
+    torch.testing.assert_close(maps, expected)
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_images_may_be_tiny_or_narrow(networks, expression):
     for network, size in (("resnet", (1, 1)), ("dilated", (5, 71)), ("convolutional", (9, 8))):
         maps = method_for(expression, network)(networks[network], torch.randn(1, 3, *size), TARGETS[1:4:2])
