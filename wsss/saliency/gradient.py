@@ -25,6 +25,8 @@ RELU = "ReluBackward0"
 """The graph node of every ReLU: nn.ReLU, torch.relu, F.relu, in place or not."""
 VIEW_CHANGED = "torch::autograd::CopySlices"
 """The graph node of an in-place operation on a view; it hides which operation that was."""
+HOOKED = "BackwardHookFunctionBackward"
+"""The graph node of a module with full backward hooks, of the caller's or another library's: passes everything on."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ def guide(output: Tensor) -> int:
     """
     count = 0
     for node in graph_nodes(output):
-        if isinstance(node, BackwardCFunction) or node.name() == VIEW_CHANGED:
+        opaque = isinstance(node, BackwardCFunction) and node.name() != HOOKED
+        if opaque or node.name() == VIEW_CHANGED:
             raise UserError(
                 f"guided gradients cannot see into the classifier's operation {node.name()}, which may hide a "
                 "ReLU: pass the model without torch.compile, custom autograd functions and in-place ReLUs on views"

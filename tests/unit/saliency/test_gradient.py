@@ -154,6 +154,21 @@ def test_a_model_whose_relus_cannot_be_caught_is_refused(rectify, message):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_hooks_of_the_callers_change_nothing(resnet, images, targets, method):
+    expected, seen = method(resnet, images, targets), []
+    handles = [
+        module.register_full_backward_hook(lambda *values: seen.append(values))
+        for module in (resnet.layer4, resnet)
+    ]
+    try:
+        assert torch.equal(method(resnet, images, targets), expected)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert seen
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_classifier_without_a_graph_is_refused(method):
     with pytest.raises(UserError, match=f"{type(method).__name__} needs logits that can be differentiated"):
         method(Perceptron(torch.detach), torch.randn(1, 3, 2, 2), torch.tensor([[0, 1]]))
