@@ -197,14 +197,15 @@ def _explain_parser() -> argparse.ArgumentParser:
         help="saliency method, repeatable (default: gradcam)",
     )
     parser.add_argument("--layer", help="of methods that name none (default: the last convolutional one)")
-    model = parser.add_mutually_exclusive_group(required=True)
+    model = parser.add_mutually_exclusive_group()
     model.add_argument(
         "--checkpoint", type=Path, metavar="CKPT", help="runs/<name>/classifier/last.ckpt: its classes"
     )
     model.add_argument(
         "--architecture",
         metavar="NAME",
-        help="an ImageNet classifier of torchvision: resnet18, resnet34, resnet50, resnet101, vgg16, vgg16_bn",
+        help="an ImageNet classifier of torchvision: resnet18, resnet34, resnet50, resnet101, vgg16, vgg16_bn "
+        "(default, without --checkpoint: resnet50)",
     )
     parser.add_argument(
         "--weights", metavar="PATH", help="state dict of --architecture (default: torchvision's, downloaded)"
@@ -228,7 +229,7 @@ def explain(name: str, words: list[str]) -> int:
     """Draw the saliency of one photo."""
     parser = _explain_parser()
     options = parser.parse_args(words)
-    if options.weights and not options.architecture:
+    if options.weights and options.checkpoint:
         parser.error("--weights belongs to --architecture; a checkpoint has its own")
     if options.size is not None and options.size < 1:
         parser.error(f"--size is {options.size}, but must be at least 1 pixel")
@@ -237,7 +238,9 @@ def explain(name: str, words: list[str]) -> int:
     if options.checkpoint:
         subject = trained_subject(options.checkpoint, options.layer)
     else:
-        subject = imagenet_subject(options.architecture, options.weights or "imagenet", options.layer)
+        subject = imagenet_subject(
+            options.architecture or "resnet50", options.weights or "imagenet", options.layer
+        )
     explain(
         options.image,
         options.output,

@@ -31,7 +31,7 @@ def test_device_is_the_gpu_unless_there_is_none_or_the_cpu_is_asked_for(
 
 def test_missing_gpu_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda(monkeypatch, False)
-    with pytest.raises(UserError, match=r"no CUDA device; use --runtime\.accelerator cpu"):
+    with pytest.raises(UserError, match=r"no CUDA device; use cpu or auto"):
         runtime.device(RuntimeConfig(accelerator="gpu"))
 
 

@@ -219,9 +219,11 @@ def count_pairs(
 
 def _sum(parts: Iterable[Counts], counts: Counts, total: int, progress: bool) -> Counts:
     """Add the counts of the chunks; `total` is the number of images, for the progress bar."""
+    if not progress:
+        return sum(parts, start=counts)
     from tqdm import tqdm
 
-    with tqdm(total=total, desc="scoring", unit="image", disable=not progress) as bar:
+    with tqdm(total=total, desc="scoring", unit="image") as bar:
         for part in parts:
             counts = counts + part
             bar.update(part.matrix.images)

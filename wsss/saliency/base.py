@@ -99,12 +99,15 @@ class SaliencyMethod(ABC):
             return torch.zeros((0, 0, 0), dtype=torch.float32, device=images.device)
         # Tensors made under inference_mode cannot be differentiated; ours must be ordinary ones.
         with torch.inference_mode(False):
+            pairs, row = torch.unique(targets, dim=0, return_inverse=True)
+            if repeated := len(pairs) < len(targets):
+                targets = pairs
             used, position = torch.unique(targets[:, 0], return_inverse=True)
             if len(used) < len(images) or images.is_inference():
                 images = images[used]
-            return self.forward(classifier, images.detach()).maps(
-                torch.stack((position, targets[:, 1]), dim=1)
-            )
+            evidence = self.forward(classifier, images.detach())
+            maps = evidence.maps(torch.stack((position, targets[:, 1]), dim=1))
+            return maps[row] if repeated else maps
 
 
 def check_targets(images: Tensor, targets: Tensor) -> Tensor:
@@ -150,7 +153,9 @@ def evaluating(classifier: nn.Module) -> Iterator[None]:
     A classifier may normalise its input in place: it gets a copy, which costs next to nothing beside its layers.
     """
     training = [module for module in classifier.modules() if module.training]
-    learning = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    # Those made under inference_mode cannot get the flag back; torch refuses to differentiate them anyway.
+    parameters = (parameter for parameter in classifier.parameters() if not parameter.is_inference())
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
     handle = classifier.register_forward_pre_hook(cloned)
     try:
         for module in training:  # the flag itself: train() and eval() may be overridden to do more

@@ -272,6 +272,26 @@ def test_a_classifier_in_bfloat16_still_gives_float32_maps(networks, photos, exp
     assert maps.max() > 0
 
 
+def test_a_target_that_is_named_again_costs_nothing(networks, photos, monkeypatch):
+    calls, differentiate = [], torch.autograd.grad
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda *args, **kw: calls.append(1) or differentiate(*args, **kw)
+    )
+    method, again = method_for("gradcam", "resnet"), torch.tensor([[1, 2], [0, 1], [1, 2], [1, 2]])
+    maps = method(networks["resnet"], photos, again)
+    assert len(calls) == 1
+    torch.testing.assert_close(maps, method(networks["resnet"], photos, again[:2])[[0, 1, 0, 0]])
+
+
+def test_a_classifier_made_under_inference_mode_keeps_its_flags(networks, photos):
+    with torch.inference_mode():
+        model = copy.deepcopy(networks["resnet"])
+    before = [parameter.requires_grad for parameter in model.parameters()]
+    with pytest.raises(RuntimeError, match=r"[Ii]nference"):
+        method_for("gradcam", "resnet")(model, photos, torch.tensor([[0, 1]]))
+    assert [parameter.requires_grad for parameter in model.parameters()] == before
+
+
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_the_callers_default_type_does_not_matter(networks, photos, expression):
     model, method, targets = (
