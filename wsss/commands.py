@@ -132,7 +132,14 @@ def predict(name: str, words: list[str]) -> int:
         "(default: write anew what wsss predict made; other files there are an error)",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where to compute")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bf16"),
+        default="auto",
+        help="auto: bf16 where it is fast, else float32",
+    )
     options = parser.parse_args(words)
+    from wsss.config import RuntimeConfig
     from wsss.predict import PredictOptions, predict_files
 
     chosen = PredictOptions(
@@ -144,7 +151,8 @@ def predict(name: str, words: list[str]) -> int:
         probabilities=options.probabilities,
         skip_existing=options.skip_existing,
     )
-    print(predict_files(options.images, options.checkpoint, options.output, chosen, options.device))
+    hardware = RuntimeConfig(accelerator=options.device, precision=options.precision)
+    print(predict_files(options.images, options.checkpoint, options.output, chosen, hardware))
     return 0
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -110,7 +110,7 @@ def predict_files(
     checkpoint: Path,
     output: Path,
     options: PredictOptions | None = None,
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto",
+    hardware: RuntimeConfig | None = None,
 ) -> str:
     """Write ``output/<name>.png`` (palette, size of the photo) for every photo, what ``options`` ask for, ``RECORD``.
 
@@ -119,7 +119,7 @@ def predict_files(
         checkpoint: of a segmenter.
         output: folder; made if it is missing.
         options: what to predict and to write; None means ``PredictOptions()``.
-        accelerator: device.
+        hardware: device and precision; None means ``RuntimeConfig()``.
 
     Returns:
         A table of the classes that were found, in how many of the photos; and whether the segmenter's backbone may
@@ -151,7 +151,7 @@ def predict_files(
     elif other:
         for name in photos:  # else, if this run is cut off, the record would pass them off as its own
             (output / f"{name}.png").unlink(missing_ok=True)
-    hardware = RuntimeConfig(accelerator=accelerator)
+    hardware = hardware or RuntimeConfig()
     model = runtime.prepare(model, hardware)
     device = runtime.device(hardware)
     if todo:

@@ -223,6 +223,20 @@ def test_large_photos_are_tiled_and_crf_and_long_side_keep_their_size(predict: A
     assert (tmp_path / "m" / "a_overlay.jpg").is_file()
 
 
+def test_bf16_can_be_turned_off(
+    predict: Any, scene: np.ndarray[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(scene).save(tmp_path / "a.png")
+    found = []
+    for fast, words in ((False, []), (True, ["--precision", "float32"]), (True, [])):
+        monkeypatch.setattr("wsss.runtime.cpu_has_bf16", lambda fast=fast: fast)
+        output = tmp_path / f"m{len(found)}"
+        assert predict(tmp_path / "a.png", "--output", output, "--probabilities", *words).status == 0
+        found.append(np.load(output / "a.npz")["probabilities"])
+    assert np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [(["--tile", "64"], "--tile is 64, but a tile needs"), (["--long-side", "-1"], "--long-side is -1")],
