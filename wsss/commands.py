@@ -84,8 +84,7 @@ A network knows objects at the size at which it was trained: photos are reduced 
 """
 
 
-def predict(name: str, words: list[str]) -> int:
-    """Write masks for new photos; prints which classes were found."""
+def _predict_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wsss predict",
         description="Masks for new photos of any size.",
@@ -138,7 +137,12 @@ def predict(name: str, words: list[str]) -> int:
         default="auto",
         help="auto: bf16 where it is fast, else float32",
     )
-    options = parser.parse_args(words)
+    return parser
+
+
+def predict(name: str, words: list[str]) -> int:
+    """Write masks for new photos; prints which classes were found."""
+    options = _predict_parser().parse_args(words)
     from wsss.config import RuntimeConfig
     from wsss.predict import PredictOptions, predict_files
 

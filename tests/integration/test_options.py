@@ -105,6 +105,7 @@ def test_missing_configuration_file_is_named(tmp_path: Path, command: Any) -> No
             ":2 is not valid YAML (classifier is there twice)",
         ),
         ("seed: &a [*a]\n", "seed"),
+        ("? [a, b]\n: 1\n", "is not valid YAML (found unhashable key)"),
     ],
 )
 def test_a_configuration_file_that_would_be_half_read_is_refused(
