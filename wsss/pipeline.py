@@ -42,7 +42,7 @@ from wsss.rundir import RunDirectory
 from wsss.saliency import stage as saliency_stage
 from wsss.shards import rank_and_world, shares, wait_for_file
 from wsss.tasks import classification, segmentation
-from wsss.training import fit, validate
+from wsss.tasks.fit import fit, validate
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from wsss.data.files import atomic_path, read_image, read_json, write_json, writ
 from wsss.data.transforms import normalize_image, resize_long_side, to_tensor
 from wsss.errors import UserError
 from wsss.models.segmenter import predict_probabilities
+from wsss.models.tiling import SMALLEST_TILE, blended_rows
 from wsss.refine.crf import CRFParameters, crf_probabilities
 from wsss.refine.stage import crf_parameters
 from wsss.report.overlay import overlay_mask, shrink
 from wsss.tasks.checkpoints import weights_digest
 from wsss.tasks.segmentation import load_trained
-from wsss.tiling import SMALLEST_TILE, blended_rows
 
 OVERLAY_SIDE = 2048
 """Longest side of an overlay in pixels: enough for a screen."""

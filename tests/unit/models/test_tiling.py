@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wsss.tiling import ALIGNMENT, SMALLEST_TILE, blended_rows, windows
+from wsss.models.tiling import ALIGNMENT, SMALLEST_TILE, blended_rows, windows
 
 Predict = Callable[[Tensor], Tensor]
 IMAGE = torch.rand(3, 437, 701, generator=torch.Generator().manual_seed(5))

@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from wsss import training
 from wsss.config import ClassifierConfig, OptimizerConfig, RuntimeConfig, SegmenterConfig
 from wsss.data.dataset import Record
 from wsss.data.files import write_confidence, write_mask
@@ -33,7 +32,8 @@ from wsss.data.transforms import RandomLongSide, RandomScale, TrainTransform
 from wsss.errors import UserError
 from wsss.models.segmenter import Segmenter
 from wsss.tasks import classification, segmentation
-from wsss.training import AtomicCheckpoints, fit
+from wsss.tasks import fit as fitting
+from wsss.tasks.fit import AtomicCheckpoints, fit
 
 CPU = RuntimeConfig(accelerator="cpu", precision="float32", workers=0, progress=False)
 CLASSES = ("cat", "dog")
@@ -119,12 +119,12 @@ def weights(path: Path) -> Weights:
 
 
 def with_callback(monkeypatch: pytest.MonkeyPatch, callback: Callback) -> None:
-    real = training._trainer
+    real = fitting._trainer
 
     def extended(config: RuntimeConfig, callbacks: list[Callback], bar: bool, **arguments: Any) -> Trainer:
         return real(config, [*callbacks, callback], bar, **arguments)
 
-    monkeypatch.setattr(training, "_trainer", extended)
+    monkeypatch.setattr(fitting, "_trainer", extended)
 
 
 @pytest.mark.parametrize("done", [1, 3])
