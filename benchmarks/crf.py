@@ -44,7 +44,7 @@ from wsss.data.files import Saliency, read_image, read_mask, read_saliency, writ
 from wsss.refine.background import prepare_maps, prepare_probabilities, seed_mask
 from wsss.refine.crf import dense_crf, dense_crf_batch
 from wsss.refine.masks import label_probabilities
-from wsss.refine.stage import EXTENDED, LABELS, MASKS, SALIENCY, crf_parameters, write_all
+from wsss.refine.stage import EXTENDED, LABELS, MASKS, SALIENCY, write_all
 from wsss.rundir import RunDirectory
 
 # torch is imported where it is used: the pool's processes import this file, and need none, as in `wsss refine`.
@@ -250,7 +250,7 @@ def plain_loop(records: Sequence[Record], run: RunDirectory, source: str) -> Non
 
 def by_probabilities(stored: Saliency, image: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
     probabilities = prepare_probabilities(stored.maps, stored.size)
-    return [dense_crf(probabilities, image, crf_parameters(RULE.soft_crf), "pydensecrf")]
+    return [dense_crf(probabilities, image, RULE.soft_crf, "pydensecrf")]
 
 
 def by_agreement(stored: Saliency, image: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
@@ -259,7 +259,7 @@ def by_agreement(stored: Saliency, image: npt.NDArray[np.uint8]) -> list[npt.NDA
     for factor in (RULE.low_factor, RULE.high_factor):
         seed = seed_mask(maps, stored.classes, RULE.background.threshold * factor)
         unary = label_probabilities(seed, len(maps) + 1, RULE.confidence)
-        posteriors.append(dense_crf(unary, image, crf_parameters(RULE.crf), "pydensecrf"))
+        posteriors.append(dense_crf(unary, image, RULE.crf, "pydensecrf"))
     return posteriors
 
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from wsss import evaluation, runtime
-from wsss.config import BackgroundConfig, Config, RuntimeConfig
+from wsss.config import Config, RuntimeConfig
 from wsss.data.dataset import Record
 from wsss.data.files import read_image, read_json, read_truth, write_json
 from wsss.data.transforms import normalize_image, resize_long_side, to_tensor
 from wsss.metrics.segmentation import ConfusionMatrix
-from wsss.refine.background import BackgroundParameters, background_threshold, prepare_maps, seed_mask
+from wsss.refine.background import background_threshold, prepare_maps, seed_mask
 from wsss.refine.calibrate import CANDIDATES, Evidence, describe, evidence_of_seeds, mean_evidence
+from wsss.refine.parameters import BackgroundParameters
 from wsss.refine.stage import SALIENCY, load_maps
 from wsss.rundir import RunDirectory
 from wsss.tasks.classification import load_classifier
@@ -47,7 +48,7 @@ def resolve(config: Config, run: RunDirectory, source: str = SALIENCY) -> Config
     if config.refine.background.rule != "calibrated":
         return config
     rule = read_json(run.calibration)[source]["chosen"]
-    return replace(config, refine=replace(config.refine, background=BackgroundConfig(**rule)))
+    return replace(config, refine=replace(config.refine, background=BackgroundParameters(**rule)))
 
 
 def calibrate(
@@ -63,7 +64,7 @@ def calibrate(
         sources: folders of maps, each of which gets its own rule.
     """
     sample = evaluation.evenly([record for record in records if record.labels], PHOTOS)
-    fallback = BackgroundParameters(threshold=config.refine.background.threshold)
+    fallback = BackgroundParameters("constant", config.refine.background.threshold)
     facts = {}
     for source in sources:
         candidates = judge(config, sample, classes, run, source) if sample else []

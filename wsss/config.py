@@ -10,6 +10,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from wsss.errors import UserError
+from wsss.refine.parameters import BackgroundParameters, CRFParameters, RefineParameters
+
+# Their names until every caller imports them from where they are.
+CRFConfig = CRFParameters
+BackgroundConfig = BackgroundParameters
+RefineConfig = RefineParameters
 
 
 @dataclass(frozen=True)
@@ -168,39 +174,6 @@ class SaliencyConfig:
 
 
 @dataclass(frozen=True)
-class CRFConfig:
-    """Fully connected CRF (Kraehenbuehl and Koltun). `refine.crf` has the constants of the IRN family, for seeds;
-    `refine.soft_crf` and `evaluate.crf_parameters` those of DeepLab, for probabilities."""
-
-    iterations: int = 10
-    """Mean-field iterations."""
-    gaussian_sxy: float = 3.0
-    """Standard deviation of the smoothness kernel (pixels)."""
-    gaussian_compat: float = 3.0
-    """Weight of the smoothness kernel."""
-    bilateral_sxy: float = 50.0
-    """Spatial standard deviation of the appearance kernel (pixels)."""
-    bilateral_srgb: float = 5.0
-    """Colour standard deviation of the appearance kernel (0..255)."""
-    bilateral_compat: float = 10.0
-    """Weight of the appearance kernel."""
-
-
-@dataclass(frozen=True)
-class BackgroundConfig:
-    """The background's score beside the saliency of the classes (maximum 1 per class); no rule reads a mask. After
-    `extend.method: pixels`, whose probabilities bring a background, it only scores the seeds."""
-
-    rule: Literal["calibrated", "constant", "power", "otsu"] = "calibrated"
-    """calibrated: what the classifier's response to the seeds prefers of these: constant: `threshold`; power:
-    (1 - max)^alpha; otsu: the threshold that best splits each image's own saliency."""
-    threshold: float = 0.2
-    """Background score of the constant rule; papers use 0.15 to 0.30."""
-    alpha: float = 8.0
-    """Exponent of the power rule; larger means more foreground."""
-
-
-@dataclass(frozen=True)
 class ExtendConfig:
     """From seeds to the extent of objects, by what the classifier's inner layers find alike; no mask takes part."""
 
@@ -225,39 +198,6 @@ class ExtendConfig:
     """Exponent of the cosine similarity of two cells; larger walks stay closer to what looks the same."""
     steps: int = 16
     """Steps of the walk on saliency; probabilities of cells take half as many."""
-
-
-@dataclass(frozen=True)
-class RefineConfig:
-    """From saliency to pseudo-masks."""
-
-    method: Literal["crf", "pamr", "grabcut"] = "crf"
-    """crf: dense CRF; pamr: local averages along colours, cheaper; grabcut: the baseline of Simonyan et al., from the
-    saliency (without extension) of each class."""
-    pamr_first: bool = False
-    """Average the maps locally along colours before the CRF."""
-    background: BackgroundConfig = field(default_factory=BackgroundConfig)
-    uncertainty: Literal["agreement", "posterior", "none"] = "agreement"
-    """Which pixels become 255. agreement: CRFs from a generous and a strict seed disagree (IRN); posterior: unsure.
-    After `extend.method: pixels` there are no seeds, and agreement means posterior. pamr and grabcut leave none out."""
-    low_factor: float = 0.7
-    """Agreement: the generous seed has this times the background threshold."""
-    high_factor: float = 1.5
-    """Agreement: the strict seed has this times the background threshold."""
-    posterior_limit: float = 0.95
-    """Posterior: pixels whose most probable class is less probable than this become 255."""
-    confidence: float = 0.7
-    """Trust of the CRF in the saliency, between 0.5 and 1: the probability of a seed's label (agreement; IRN's
-    gt_prob), or the weight of the scores against a uniform distribution. After `extend.method: pixels` unused."""
-    crf: CRFConfig = field(default_factory=CRFConfig)
-    soft_crf: CRFConfig = field(
-        default_factory=lambda: CRFConfig(
-            gaussian_sxy=1.0, bilateral_sxy=67.0, bilateral_srgb=3.0, bilateral_compat=4.0
-        )
-    )
-    backend: Literal["auto", "pydensecrf", "torch"] = "auto"
-    """Where the CRF is computed; they agree. auto: torch on a GPU, else pydensecrf in processes, else torch.
-    Predictions are always refined as by auto on a CPU."""
 
 
 SEGMENTERS = (
@@ -354,16 +294,7 @@ class EvaluateConfig:
     scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     """Scales of the multi-scale prediction."""
     crf: bool = True
-    """Also refine the multi-scale prediction (or the plain one, if that is all) with a CRF."""
-    crf_parameters: CRFConfig = field(
-        default_factory=lambda: CRFConfig(
-            gaussian_sxy=1.0,
-            gaussian_compat=3.0,
-            bilateral_sxy=67.0,
-            bilateral_srgb=3.0,
-            bilateral_compat=4.0,
-        )
-    )
+    """Also refine the multi-scale prediction (or the plain one, if that is all) with a CRF (`refine.soft_crf`)."""
     oracle_images: int = 50
     """Training images on which the oracle threshold of the CRF masks is searched (evenly spaced; 0: all)."""
 
@@ -450,7 +381,7 @@ class Config:
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
     extend: ExtendConfig = field(default_factory=ExtendConfig)
-    refine: RefineConfig = field(default_factory=RefineConfig)
+    refine: RefineParameters = field(default_factory=RefineParameters)
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

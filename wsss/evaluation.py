@@ -16,12 +16,11 @@ from wsss.data.dataset import Record
 from wsss.data.files import write_mask
 from wsss.data.modules import same_size_batches
 from wsss.data.transforms import normalize_image
-from wsss.errors import UserError
 from wsss.metrics.segmentation import ConfusionMatrix, confusion_of_pairs, score
 from wsss.models.segmenter import Segmenter, predict_probabilities
 from wsss.parallel import pool, unordered
 from wsss.refine import stage as refine
-from wsss.refine.crf import CRFParameters
+from wsss.refine.parameters import CRFParameters
 from wsss.refine.stage import write_crf
 from wsss.rundir import RunDirectory
 
@@ -39,23 +38,12 @@ def kinds(config: EvaluateConfig) -> dict[str, str]:
     return chosen
 
 
-def crf_parameters(config: EvaluateConfig) -> CRFParameters:
-    """The constants of the CRF that refines predictions.
-
-    Raises:
-        UserError: one of them is out of range.
-    """
-    try:
-        return refine.crf_parameters(config.crf_parameters)
-    except ValueError as error:
-        raise UserError(f"evaluate.crf_parameters: {error}") from error
-
-
 def predict_records(
     model: Segmenter,
     records: Sequence[Record],
     write: Callable[[str, str], Path],
     config: EvaluateConfig,
+    crf: CRFParameters,
     hardware: RuntimeConfig,
     title: str,
 ) -> None:
@@ -66,6 +54,7 @@ def predict_records(
         records: photos; their labels and masks are not looked at.
         write: (folder, id) -> path of the PNG.
         config: kinds of prediction.
+        crf: constants of the CRF (`refine.soft_crf`).
         hardware: device and processes.
         title: of the progress bar.
     """
@@ -73,7 +62,7 @@ def predict_records(
     todo = [record for record in records if not all(write(folder, record.id).is_file() for folder in folders)]
     model = runtime.prepare(model, hardware)  # type: ignore[assignment]
     workers = runtime.workers(hardware)
-    refine_crf = partial(write_crf, crf_parameters(config))
+    refine_crf = partial(write_crf, crf)
     batches = same_size_batches(todo, 1 if config.ms_flip else 4, workers=runtime.loader_workers(hardware))
     with (
         runtime.bar(hardware, title, len(records), len(records) - len(todo)) as bar,

@@ -290,7 +290,9 @@ def _predict_and_score(
     def path(kind: str, identifier: str) -> Path:
         return run.mask(prefix + kind, identifier)
 
-    evaluation.predict_records(model, dataset.val, path, settings, config.runtime, f"predict ({folder})")
+    evaluation.predict_records(
+        model, dataset.val, path, settings, config.refine.soft_crf, config.runtime, f"predict ({folder})"
+    )
     plain = replace(config, evaluate=settings)
     numbers = evaluation.prediction_metrics(plain, dataset.class_names, dataset.val, run, prefix)
     if config.segmenter.mask_pretraining:

@@ -21,8 +21,8 @@ from wsss.data.transforms import normalize_image, resize_long_side, to_tensor
 from wsss.errors import UserError
 from wsss.models.segmenter import predict_probabilities
 from wsss.models.tiling import SMALLEST_TILE, blended_rows
-from wsss.refine.crf import CRFParameters, crf_probabilities
-from wsss.refine.stage import crf_parameters
+from wsss.refine.crf import crf_probabilities
+from wsss.refine.parameters import CRFParameters, RefineParameters
 from wsss.report.overlay import overlay_mask, shrink
 from wsss.tasks.checkpoints import weights_digest
 from wsss.tasks.segmentation import load_trained
@@ -43,7 +43,7 @@ class PredictOptions:
     ms_flip: bool = False
     """Predict at the scales 0.5 to 1.75 (the default of ``evaluate.scales``, whatever the run's) and mirrored."""
     crf: bool = False
-    """Refine with the dense CRF, DeepLab's constants (the default of ``evaluate.crf_parameters``), tile by tile."""
+    """Refine with the dense CRF, DeepLab's constants (the default of ``refine.soft_crf``), tile by tile."""
     tile: int = 1024
     """Photos with a longer side than this many pixels are predicted in overlapping tiles."""
     long_side: int | None = None
@@ -256,7 +256,7 @@ def tile_predictor(
     """The function (3, h, w) uint8 RGB -> (C, h, w) float32 probabilities that every tile goes through."""
     evaluate = EvaluateConfig()
     scales = evaluate.scales if options.ms_flip else (1.0,)
-    constants = crf_parameters(evaluate.crf_parameters)
+    constants = RefineParameters().soft_crf
 
     def predict(tile: Tensor) -> Tensor:
         images = normalize_image(tile[None].to(device))

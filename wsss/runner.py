@@ -16,7 +16,6 @@ from wsss.data.shapes import write_shapes
 from wsss.data.working import with_copies
 from wsss.errors import UserError
 from wsss.pipeline import Context
-from wsss.refine.stage import parameters as refine_parameters
 from wsss.report.build import build_report, dry_run_note, size_note
 from wsss.rundir import ROUNDS, RunDirectory, StageState, describe_machine, fingerprint
 from wsss.saliency.stage import build_method
@@ -157,7 +156,6 @@ def _state(name: str, context: Context, expected: dict[str, str]) -> StageState:
 
 def _check_ready(command: str, stages: Sequence[str], context: Context, expected: dict[str, str]) -> None:
     """Refuse before anything is written where a value has no meaning, or something to build on is not there."""
-    _check_values(context.config)
     if "supervise" in stages and not evaluation.with_masks(context.dataset.train):
         raise UserError(
             "segmenter.supervised needs true masks of training images, and this data set has none; set it to false"
@@ -175,14 +173,6 @@ def _check_ready(command: str, stages: Sequence[str], context: Context, expected
         state = _state(other, context, expected)
         if state != "done":
             raise UserError(_not_ready(command, other, state, context.run))
-
-
-def _check_values(config: Config) -> None:
-    """What later stages would refuse, now: before hours of training, and before results are retired."""
-    background = config.refine.background
-    rule = "constant" if background.rule == "calibrated" else background.rule  # what it becomes has a meaning
-    refine_parameters(replace(config.refine, background=replace(background, rule=rule)))
-    evaluation.crf_parameters(config.evaluate)
 
 
 def _check_batch(context: Context) -> None:

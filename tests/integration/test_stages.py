@@ -363,13 +363,9 @@ def test_a_lost_confidence_is_made_again(run: Path, tiny: list[str], command: An
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("--refine.low_factor", 2, "refine: the factors must satisfy 0 < low_factor"),
-        (
-            "--evaluate.crf_parameters.iterations",
-            -1,
-            "evaluate.crf_parameters: crf.iterations must be 0 or more",
-        ),
-        ("--refine.crf.bilateral_sxy", 0, "refine"),
+        ("--refine.low_factor", 2, "but must be 0 < low_factor <= 1 <= high_factor"),
+        ("--refine.soft_crf.iterations", -1, "refine.soft_crf.iterations is -1, but must be 0 or more"),
+        ("--refine.crf.bilateral_sxy", 0, "refine.crf.bilateral_sxy is 0.0, but must be 0.1 or more"),
     ],
 )
 def test_a_value_without_a_meaning_is_refused_before_anything_is_lost(

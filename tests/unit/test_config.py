@@ -11,7 +11,6 @@ import torch
 
 from wsss.config import (
     MOST_SEED,
-    BackgroundConfig,
     ClassifierConfig,
     Config,
     DataConfig,
@@ -24,7 +23,6 @@ from wsss.config import (
 )
 from wsss.data import modules
 from wsss.errors import UserError
-from wsss.refine import stage as refine_stage
 from wsss.saliency import METHODS
 from wsss.saliency.stage import build_method
 from wsss.tasks.checkpoints import parse_config
@@ -52,9 +50,6 @@ def test_every_default_is_accepted_by_the_stage_that_reads_it() -> None:
     config = Config()
     assert config.saliency.method in METHODS
     build_method(config.saliency, config.classifier.architecture)
-    chosen = replace(config.refine, background=BackgroundConfig(rule="constant"))  # what "calibrated" becomes
-    refine_stage.parameters(chosen)
-    assert refine_stage.crf_parameters(config.evaluate.crf_parameters).iterations == 10
 
 
 def test_every_part_is_frozen() -> None:

@@ -35,7 +35,7 @@ from wsss.rundir import RunDirectory
 Mask = npt.NDArray[np.uint8]
 CPU = RuntimeConfig(accelerator="cpu", precision="float32", workers=0, progress=False)
 CRF = CRFConfig(iterations=2)
-EVALUATE = EvaluateConfig(scales=(0.5, 1.0), crf_parameters=CRF, oracle_images=4)
+EVALUATE = EvaluateConfig(scales=(0.5, 1.0), oracle_images=4)
 CONFIG = Config(
     extend=ExtendConfig(method="none"),
     refine=RefineConfig(background=BackgroundConfig("constant"), crf=CRF),
@@ -195,7 +195,7 @@ def test_every_photo_gets_every_kind_of_prediction_at_its_own_size(
     records: list[Record], run: RunDirectory, ms_flip: bool
 ) -> None:
     settings, model = replace(EVALUATE, ms_flip=ms_flip), Toy()
-    predict_records(model, records, run.mask, settings, CPU, "predict")  # type: ignore[arg-type]
+    predict_records(model, records, run.mask, settings, CRF, CPU, "predict")  # type: ignore[arg-type]
     assert (run.root / "predictions_ms_flip").exists() == ms_flip
     for record, size in zip(records, SIZES, strict=True):
         photo = read_image(record.image)
@@ -215,12 +215,12 @@ def test_every_photo_gets_every_kind_of_prediction_at_its_own_size(
 
 def test_only_photos_without_predictions_are_predicted(records: list[Record], run: RunDirectory) -> None:
     settings, model = replace(EVALUATE, ms_flip=False), Toy()
-    predict_records(model, records, run.mask, settings, CPU, "predict")  # type: ignore[arg-type]
+    predict_records(model, records, run.mask, settings, CRF, CPU, "predict")  # type: ignore[arg-type]
     model.calls = 0
-    predict_records(model, records, run.mask, settings, CPU, "predict")  # type: ignore[arg-type]
+    predict_records(model, records, run.mask, settings, CRF, CPU, "predict")  # type: ignore[arg-type]
     assert model.calls == 0
     run.mask("predictions_crf", "3").unlink()
-    predict_records(model, records, run.mask, settings, CPU, "predict")  # type: ignore[arg-type]
+    predict_records(model, records, run.mask, settings, CRF, CPU, "predict")  # type: ignore[arg-type]
     assert model.calls == 1
     assert run.mask("predictions_crf", "3").is_file()
 

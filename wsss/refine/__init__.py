@@ -1,5 +1,19 @@
 """From saliency maps to pseudo-masks: background scores, dense CRF, uncertain pixels."""
 
-from wsss.refine.crf import CRFParameters, dense_crf
+from typing import TYPE_CHECKING, Any
+
+from wsss.refine.parameters import CRFParameters
+
+if TYPE_CHECKING:
+    from wsss.refine.crf import dense_crf
 
 __all__ = ["CRFParameters", "dense_crf"]
+
+
+def __getattr__(name: str) -> Any:
+    """`dense_crf` when it is asked for: `wsss.config` imports the parameters, and does without numpy."""
+    if name == "dense_crf":
+        from wsss.refine.crf import dense_crf
+
+        return dense_crf
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

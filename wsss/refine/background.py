@@ -18,36 +18,16 @@ So every rule has a threshold per image (`background_threshold`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from wsss.refine.parameters import BackgroundParameters
+
 Maps = npt.NDArray[np.float32]
 
 HISTOGRAM_BINS = 256
-
-
-@dataclass(frozen=True)
-class BackgroundParameters:
-    """How the background gets its score."""
-
-    rule: str = "constant"
-    """"constant" (one threshold), "power" ((1 - max)^alpha) or "otsu" (adapts to each image)."""
-    threshold: float = 0.15
-    """Background score of the rule "constant", on saliency whose maximum per class is 1."""
-    alpha: float = 8.0
-    """Exponent of the rule "power": the larger, the more foreground."""
-
-    def __post_init__(self) -> None:
-        """Refuse unknown rules and values out of range."""
-        if self.rule not in _THRESHOLDS:
-            raise ValueError(f"unknown background rule {self.rule!r}: choose one of {', '.join(_THRESHOLDS)}")
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"the background threshold must lie between 0 and 1, not {self.threshold}")
-        if not self.alpha > 0:
-            raise ValueError(f"alpha must be positive, not {self.alpha}")
 
 
 def prepare_maps(maps: npt.NDArray[np.floating], size: tuple[int, int]) -> Maps:
@@ -99,7 +79,14 @@ def background_threshold(maps: Maps, parameters: BackgroundParameters) -> float:
 
     Returns:
         A value strictly between 0 and 1.
+
+    Raises:
+        ValueError: the rule is `calibrated`, which only says that one is to be chosen.
     """
+    if parameters.rule not in _THRESHOLDS:
+        raise ValueError(
+            f"the background rule `{parameters.rule}` must be chosen first: give one of {', '.join(_THRESHOLDS)}"
+        )
     return _THRESHOLDS[parameters.rule](maps, parameters)
 
 

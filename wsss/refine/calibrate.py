@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wsss.refine.background import BackgroundParameters, Maps, background_threshold, seed_mask
+from wsss.refine.background import Maps, background_threshold, seed_mask
+from wsss.refine.parameters import BackgroundParameters
 
 CANDIDATES = (
     *(

@@ -13,13 +13,13 @@ kernels symmetrically normalised: k_ij / sqrt(sum_j k_ij * sum_i k_ij).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from wsss.errors import UserError
+from wsss.refine.parameters import CRFParameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,38 +30,6 @@ SMALLEST_PROBABILITY = 1e-8
 # A class enters the CRF of a prediction where some pixel gives it this probability; with all labels it takes
 # several times longer.
 CRF_MIN_PROBABILITY = 0.1
-
-
-@dataclass(frozen=True)
-class CRFParameters:
-    """The constants of the dense CRF; the defaults are those of IRN's pseudo-labels (Ahn et al., CVPR 2019).
-
-    The usual test-time setting of DeepLab is `CRFParameters(10, 1, 3, 67, 3, 4)`.
-    """
-
-    iterations: int = 10
-    """Mean-field iterations; 0 returns the probabilities themselves."""
-    gaussian_sxy: float = 3
-    """Standard deviation of the Gaussian kernel, in pixels."""
-    gaussian_compat: float = 3
-    """Weight of the Gaussian kernel."""
-    bilateral_sxy: float = 50
-    """Standard deviation of the bilateral kernel in space, in pixels."""
-    bilateral_srgb: float = 5
-    """Standard deviation of the bilateral kernel in colour, in grey levels (0..255)."""
-    bilateral_compat: float = 10
-    """Weight of the bilateral kernel."""
-
-    def __post_init__(self) -> None:
-        """Refuse values without a meaning."""
-        if self.iterations < 0:
-            raise ValueError(f"crf.iterations must be 0 or more, not {self.iterations}")
-        for name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"crf.{name} must be positive, not {getattr(self, name)}")
-        for name in ("gaussian_compat", "bilateral_compat"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"crf.{name} must be 0 or more, not {getattr(self, name)}")
 
 
 @overload
@@ -113,7 +81,7 @@ def dense_crf(
 
     Raises:
         ValueError: an argument has a wrong shape, type or value.
-        UserError: the backend is not installed, or a kernel is too narrow for the image.
+        UserError: the backend is not installed, a constant is out of range, or a kernel is too narrow for the image.
     """
     if isinstance(probabilities, np.ndarray):
         return dense_crf_batch([probabilities], [np.asarray(image)], parameters, backend, device)[0]
@@ -124,6 +92,7 @@ def _of_tensor(
     probabilities: Tensor, image: npt.NDArray[np.uint8] | Tensor, parameters: CRFParameters, backend: str
 ) -> Tensor:
     """`dense_crf` of a Tensor."""
+    parameters.check()
     import torch  # only here: see `_torch`
 
     from wsss.refine.meanfield import mean_field
@@ -159,7 +128,7 @@ def dense_crf_batch(
 
     Raises:
         ValueError: an argument has a wrong shape, type or value.
-        UserError: the backend is not installed, or a kernel is too narrow for an image.
+        UserError: the backend is not installed, a constant is out of range, or a kernel is too narrow for an image.
     """
     if len(probabilities) != len(images):
         raise ValueError(f"got {len(probabilities)} arrays of probabilities for {len(images)} images")
@@ -188,7 +157,7 @@ def dense_crfs(
 
     Raises:
         ValueError: an argument has a wrong shape, type or value.
-        UserError: the backend is not installed, or a kernel is too narrow for the image.
+        UserError: the backend is not installed, a constant is out of range, or a kernel is too narrow for the image.
     """
     if len({scores.shape for scores in starts}) != 1:
         raise ValueError(f"starts must be arrays of one shape, not {[scores.shape for scores in starts]}")
@@ -203,6 +172,8 @@ def _infer(
     device: str | None,
 ) -> list[list[npt.NDArray[np.float32]]]:
     """Marginals of each start of each photo; every photo has the same number of starts."""
+    parameters = parameters or CRFParameters()
+    parameters.check()
     for starts, image in zip(probabilities, images, strict=True):
         for scores in starts:
             _check(scores, image)
@@ -210,7 +181,7 @@ def _infer(
     clipped = [[np.clip(scores, SMALLEST_PROBABILITY, 1.0) for scores in starts] for starts in probabilities]
     # pydensecrf and torch both want memory that they could write to, and write nothing.
     writable = [np.require(image, requirements=["C", "W"]) for image in images]
-    return infer(clipped, writable, parameters or CRFParameters(), device) if images else []
+    return infer(clipped, writable, parameters, device) if images else []
 
 
 def crf_labels(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -11,72 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from wsss.data.labels import BACKGROUND, IGNORE
-from wsss.refine.background import (
-    BackgroundParameters,
-    Maps,
-    background_scores,
-    background_threshold,
-    seed_mask,
-)
-from wsss.refine.crf import CRFParameters, dense_crf, dense_crfs
+from wsss.refine.background import Maps, background_scores, background_threshold, seed_mask
+from wsss.refine.crf import dense_crf, dense_crfs
 from wsss.refine.grabcut import grabcut_labels
+from wsss.refine.parameters import CRFParameters, RefineParameters
 
 CRF = Callable[
     [Sequence[npt.NDArray[np.float32]], npt.NDArray[np.uint8], CRFParameters], list[npt.NDArray[np.float32]]
 ]
 """`dense_crfs` with a backend and a device."""
 
-METHODS = ("crf", "pamr", "grabcut")
-UNCERTAINTY_RULES = ("agreement", "posterior", "none")
-
 # A hard label needs a threshold below 1, or even the peak of the map would be background.
 HIGHEST_THRESHOLD = 0.95
-
-
-@dataclass(frozen=True)
-class RefineParameters:
-    """Everything that turns saliency maps and a photo into a pseudo-mask."""
-
-    background: BackgroundParameters = field(default_factory=BackgroundParameters)
-    """How the background gets its score."""
-    method: str = "crf"
-    """"crf"; "pamr": the scores are averaged locally along colours (a cheap alternative); "grabcut": GrabCut from the
-    most and the least salient pixels (Simonyan et al.'s baseline), without background score and uncertain pixels."""
-    pamr_first: bool = False
-    """Average the maps locally along colours before the CRF."""
-    uncertainty: str = "agreement"
-    """"agreement" (a CRF from few and one from many foreground pixels must agree: IRN), "posterior" (one CRF
-    must be sure) or "none" (one CRF, no pixel is left out)."""
-    low_factor: float = 0.7
-    """Agreement: the generous seed has this times the background threshold."""
-    high_factor: float = 1.5
-    """Agreement: the strict seed has this times the background threshold."""
-    posterior_limit: float = 0.95
-    """Posterior: pixels whose most probable class is less probable than this become 255 (CLIP-ES: 0.95)."""
-    confidence: float = 0.7
-    """How far the CRF trusts the saliency: the probability of a seed's label (IRN's gt_prob), or the weight
-    of the scores against a uniform distribution."""
-    crf: CRFParameters = field(default_factory=CRFParameters)
-    """Constants of the dense CRF that starts from seeds."""
-    soft_crf: CRFParameters = field(default_factory=lambda: CRFParameters(10, 1, 3, 67, 3, 4))
-    """Constants of the dense CRF that starts from probabilities: DeepLab's, for probabilities of a network."""
-
-    def __post_init__(self) -> None:
-        """Refuse unknown rules and values out of range."""
-        if self.method not in METHODS:
-            raise ValueError(f"unknown refinement {self.method!r}: choose one of {', '.join(METHODS)}")
-        if self.uncertainty not in UNCERTAINTY_RULES:
-            known = ", ".join(UNCERTAINTY_RULES)
-            raise ValueError(f"unknown uncertainty rule {self.uncertainty!r}: choose one of {known}")
-        if not 0 < self.low_factor <= 1 <= self.high_factor:
-            raise ValueError(
-                "the factors must satisfy 0 < low_factor <= 1 <= high_factor, "
-                f"not {self.low_factor} and {self.high_factor}"
-            )
-        if not 0 <= self.posterior_limit <= 1:
-            raise ValueError(f"posterior_limit must lie in [0, 1], not {self.posterior_limit}")
-        if not 0.5 < self.confidence < 1:
-            raise ValueError(f"confidence must lie between 0.5 and 1, not {self.confidence}")
 
 
 class RefinedMask(NamedTuple):
@@ -125,10 +71,7 @@ def refine_mask(
         return RefinedMask(labels, labels.copy(), np.ones(labels.shape, dtype=np.float32))
     if parameters.method == "pamr":
         return _averaged(background_scores(maps, parameters.background), image, indices, parameters)
-    if parameters.pamr_first:
-        maps = _local_average(maps, image)
-        maps = maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), np.float32(1e-12))
-    rule = _agreement if parameters.uncertainty == "agreement" else _posterior
+    rule = _agreement if parameters.uncertainty in ("auto", "agreement") else _posterior
     posterior, certain = rule(maps, image, parameters, partial(dense_crfs, backend=backend, device=device))
     mask = indices[posterior.argmax(axis=0)]
     return RefinedMask(mask, np.where(certain, mask, np.uint8(IGNORE)), posterior.max(axis=0))
@@ -174,8 +117,6 @@ def refine_probabilities(
         return _empty(image)
     if parameters.method == "pamr":
         return _averaged(probabilities, image, indices, parameters)
-    if parameters.pamr_first:
-        probabilities = _local_average(probabilities, image)
     posterior = dense_crf(probabilities, image, parameters.soft_crf, backend, device)
     return _by_posterior(posterior, indices, parameters)
 

@@ -12,7 +12,7 @@ from functools import lru_cache, reduce
 import torch
 from torch import Tensor
 
-from wsss.refine.crf import CRFParameters
+from wsss.refine.parameters import CRFParameters
 from wsss.refine.permutohedral import Lattice, build_lattice, lattice_filter, pad_points
 
 # Added to a kernel's row sum before the root (densecrf), for pixels that no other pixel reaches.
@@ -39,7 +39,7 @@ def mean_field(log_probabilities: Tensor, image: Tensor, parameters: CRFParamete
 
     Raises:
         ValueError: shapes that do not fit.
-        UserError: a standard deviation is too small for the image.
+        UserError: a constant is out of range, or a standard deviation is too small for the image.
     """
     if log_probabilities.ndim == 3:
         return mean_field_of([log_probabilities], [image], parameters)[0]
@@ -90,6 +90,7 @@ def _softmax(energy: Tensor) -> Tensor:
 
 def kernels_of(images: Sequence[Tensor], parameters: CRFParameters) -> list[Lattice]:
     """The normalised and weighted kernels of all images `(3, H_i, W_i)`; those with weight 0 are left out."""
+    parameters.check()
     sizes = tuple((image.shape[-2], image.shape[-1]) for image in images)
     device, kernels = images[0].device, []
     # Not in inference mode, whose tensors autograd refuses: remembered lattices may meet it later.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from wsss.config import CRFConfig, RefineConfig
 from wsss.data.dataset import Record
 from wsss.data.files import Saliency, read_image, read_saliency, read_truth, write_confidence, write_mask
 from wsss.data.labels import BACKGROUND
@@ -21,15 +20,15 @@ from wsss.metrics.segmentation import ConfusionMatrix
 from wsss.metrics.sweep import ThresholdSweep
 from wsss.parallel import pool, unordered
 from wsss.refine.background import (
-    BackgroundParameters,
     Maps,
     background_threshold,
     prepare_maps,
     prepare_probabilities,
     seed_mask,
 )
-from wsss.refine.crf import CRFParameters, crf_labels
-from wsss.refine.masks import RefinedMask, RefineParameters, refine_mask, refine_probabilities
+from wsss.refine.crf import crf_labels
+from wsss.refine.masks import RefinedMask, refine_mask, refine_probabilities
+from wsss.refine.parameters import BackgroundParameters, CRFParameters, RefineParameters
 from wsss.rundir import RunDirectory
 
 T = TypeVar("T")
@@ -51,38 +50,15 @@ ORACLE_THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 ORACLE_FACTORS = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
 
 
-def crf_parameters(config: CRFConfig) -> CRFParameters:
-    """The CRF's own parameters from the configuration."""
-    return CRFParameters(**asdict(config))
-
-
-def parameters(config: RefineConfig) -> RefineParameters:
-    """The refinement's own parameters from the configuration.
-
-    Raises:
-        UserError: a value is out of range.
-    """
-    try:
-        return RefineParameters(
-            background=BackgroundParameters(**asdict(config.background)),
-            method=config.method,
-            pamr_first=config.pamr_first,
-            uncertainty=config.uncertainty,
-            low_factor=config.low_factor,
-            high_factor=config.high_factor,
-            posterior_limit=config.posterior_limit,
-            confidence=config.confidence,
-            crf=crf_parameters(config.crf),
-            soft_crf=crf_parameters(config.soft_crf),
-        )
-    except ValueError as error:
-        raise UserError(f"refine: {error}") from error
+def parameters(config: RefineParameters) -> RefineParameters:
+    """The refinement's own parameters are the configuration's."""
+    return config
 
 
 def write_all(
     records: Sequence[Record],
     run: RunDirectory,
-    config: RefineConfig,
+    config: RefineParameters,
     workers: int,
     progress: Any,
     source: str = SALIENCY,
@@ -216,7 +192,7 @@ def _scored(
 def score_seeds(
     records: Sequence[Record],
     run: RunDirectory,
-    config: RefineConfig,
+    config: RefineParameters,
     classes: int,
     workers: int,
     progress: Any,
@@ -253,7 +229,7 @@ def _score_seed(
 def score_oracle(
     records: Sequence[Record],
     run: RunDirectory,
-    config: RefineConfig,
+    config: RefineParameters,
     classes: int,
     workers: int,
     progress: Any,
@@ -294,7 +270,7 @@ def _score_refined(
 def score_extended(
     records: Sequence[Record],
     run: RunDirectory,
-    config: RefineConfig,
+    config: RefineParameters,
     classes: int,
     workers: int,
     progress: Any,
@@ -322,7 +298,7 @@ def _score_extended(
 def score_confidence(
     records: Sequence[Record],
     run: RunDirectory,
-    config: RefineConfig,
+    config: RefineParameters,
     classes: int,
     workers: int,
     progress: Any,

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from wsss.refine.background import BackgroundParameters, background_threshold, seed_mask
+from wsss.refine.background import background_threshold, seed_mask
 from wsss.refine.calibrate import CANDIDATES, Evidence, describe, evidence_of_seeds, mean_evidence
+from wsss.refine.parameters import BackgroundParameters
 
 
 def bright_share(images):

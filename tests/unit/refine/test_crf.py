@@ -317,14 +317,46 @@ def test_wrong_arguments_are_refused(change: dict[str, object], message: str) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"iterations": -1}, "iterations must be 0 or more"),
-        ({"bilateral_srgb": 0}, "bilateral_srgb must be positive"),
-        ({"gaussian_compat": -1}, "gaussian_compat must be 0 or more"),
+        ({"iterations": -1}, "crf.iterations is -1, but must be 0 or more"),
+        ({"bilateral_srgb": 0}, "crf.bilateral_srgb is 0, but must be 0.1 or more"),
+        ({"bilateral_srgb": 1e-8}, "crf.bilateral_srgb is 1e-08, but must be 0.1 or more"),  # crashed both
+        ({"bilateral_sxy": 1e-8}, "crf.bilateral_sxy is 1e-08, but must be 0.1 or more"),
+        ({"gaussian_sxy": 1e-8}, "crf.gaussian_sxy is 1e-08, but must be 0.1 or more"),
+        ({"gaussian_compat": -1}, "crf.gaussian_compat is -1, but must be 0 or more"),
+        ({"bilateral_compat": float("nan")}, "crf.bilateral_compat is nan"),
+        ({"bilateral_compat": float("inf")}, "crf.bilateral_compat is inf"),
     ],
 )
-def test_meaningless_constants_are_refused(change: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        CRFParameters(**change)  # type: ignore[arg-type]
+@each_backend
+def test_meaningless_constants_are_refused_by_both_backends(
+    change: dict[str, float], message: str, backend: str
+) -> None:
+    probabilities, image = random_input(2, 20, 24)
+    with pytest.raises(UserError, match=message):
+        dense_crf(probabilities, image, CRFParameters(**change), backend)  # type: ignore[arg-type]
+
+
+def test_meaningless_constants_are_refused_for_tensors() -> None:
+    probabilities, image = random_input(2, 20, 24)
+    with pytest.raises(UserError, match=r"crf\.bilateral_srgb is 1e-08, but must be 0\.1 or more"):
+        dense_crf(torch.from_numpy(probabilities), image, CRFParameters(bilateral_srgb=1e-8))
+
+
+@each_backend
+@pytest.mark.parametrize("size", [(20, 24), (1, 3000)])
+def test_the_narrowest_kernels_that_are_allowed_leave_noise_as_it_is(
+    size: tuple[int, int], backend: str
+) -> None:
+    probabilities, image = random_input(2, *size)
+    image[0, 0], image[0, 1] = 0, 255  # the longest way in each colour
+    for narrow in (
+        {"gaussian_sxy": 0.1, "bilateral_compat": 0},
+        {"bilateral_srgb": 0.1, "gaussian_compat": 0},
+        {"bilateral_sxy": 0.1, "gaussian_compat": 0},
+    ):
+        # A pixel that hears of itself alone grows surer of what it is.
+        marginals = dense_crf(probabilities, image, CRFParameters(**narrow), backend)
+        np.testing.assert_array_equal(marginals.argmax(axis=0), probabilities.argmax(axis=0))
 
 
 @pytest.fixture

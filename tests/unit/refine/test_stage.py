@@ -133,45 +133,6 @@ def test_missing_saliency_names_the_stage(records: list[Record], run: RunDirecto
         stage.write_all(records, run, CONFIG, 0, Progress())
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (RefineConfig(background=CONSTANT, confidence=1.5), "refine: confidence must lie between"),
-        (
-            RefineConfig(background=BackgroundConfig("constant", threshold=0.0)),
-            "refine: the background threshold must lie",
-        ),
-        (RefineConfig(background=CONSTANT, low_factor=2.0), "refine: the factors must satisfy"),
-        (
-            RefineConfig(background=CONSTANT, crf=CRFConfig(iterations=-1)),
-            r"refine: crf\.iterations must be 0 or more",
-        ),
-    ],
-)
-def test_values_out_of_range_are_refused(config: RefineConfig, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        stage.parameters(config)
-
-
-def test_configuration_reaches_the_parameters() -> None:
-    config = RefineConfig(
-        background=BackgroundConfig("power", 0.3, 4.0),
-        uncertainty="posterior",
-        low_factor=0.4,
-        high_factor=3.0,
-        posterior_limit=0.8,
-        confidence=0.6,
-        crf=CRFConfig(1, 2.0, 3.0, 4.0, 5.0, 6.0),
-    )
-    found = stage.parameters(config)
-    assert (found.background.rule, found.background.threshold, found.background.alpha) == ("power", 0.3, 4.0)
-    assert (found.uncertainty, found.low_factor, found.high_factor) == ("posterior", 0.4, 3.0)
-    assert (found.posterior_limit, found.confidence) == (0.8, 0.6)
-    crf = found.crf
-    assert (crf.iterations, crf.gaussian_sxy, crf.gaussian_compat) == (1, 2.0, 3.0)
-    assert (crf.bilateral_sxy, crf.bilateral_srgb, crf.bilateral_compat) == (4.0, 5.0, 6.0)
-
-
 # -- scores ----------------------------------------------------------------------------------------
 
 
