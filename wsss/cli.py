@@ -2,11 +2,11 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from wsss import __version__, commands
 from wsss.errors import UsageError, UserError
+from wsss.usage import near
 
 if TYPE_CHECKING:
     from wsss.config import Config
@@ -27,7 +27,7 @@ CALIBRATE_HELP = "--calibrate is short for --refine.background.rule calibrated."
 OUT_OF_MEMORY = {
     "run": "memory ran out; take a smaller --classifier.batch_size, --segmenter.batch_size, --saliency.batch_size or "
     "crop, or --data.long_side for large photos (what is done is kept)",
-    "predict": "memory ran out; take a smaller --tile or --long-side",
+    "predict": "memory ran out; take a smaller --tile or --long_side",
     "explain": "memory ran out; take a smaller --size",
     "compare": "memory ran out; take a smaller --compare.batch_size or --compare.size (what is done is kept)",
 }
@@ -47,9 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean `wsss {near[0]}`?" if near else "`wsss --help` lists the commands"
-        print(f"wsss: error: there is no command {name}; {hint}", file=sys.stderr)
+        hint = near(name, COMMANDS, "`wsss {}`") or "; `wsss --help` lists the commands"
+        print(f"wsss: error: there is no command {name}{hint}", file=sys.stderr)
         return 2
     try:
         return COMMANDS[name][0](name, rest) or 0
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if debug:
             raise
-        way = "the same command with --skip-existing" if name == "predict" else "the same command"
+        way = "the same command with --skip_existing" if name == "predict" else "the same command"
         print(f"\nwsss {name}: interrupted; {way} continues where it stopped", file=sys.stderr)
         return 130
     except (MemoryError, RuntimeError) as error:
@@ -76,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(
-            f"wsss {name}: error: {error.strerror or error}{where}; mend that and run it again",
+            f"wsss {name}: error: {error.strerror or error}{where}; fix that and run it again",
             file=sys.stderr,
         )
         return 1

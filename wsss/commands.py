@@ -4,21 +4,20 @@ Each function takes the command's name and the words after it, and returns the e
 imported before the words are understood.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 from wsss.errors import UserError
+from wsss.usage import FLAG, ToolParser, numbers
 
 
 def score(name: str, words: list[str]) -> int:
     """Score a folder of masks against another; prints a table or JSON."""
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         prog="wsss score",
         description="PASCAL VOC mIoU, precision and recall of a folder of predicted masks against a folder of true "
         "masks.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "predictions", type=Path, help="folder of <id>.png: palette or grey, 0..C, 255 = no answer"
@@ -33,21 +32,19 @@ def score(name: str, words: list[str]) -> int:
         "--classes", type=Path, help="class names, one a line, without background (default: VOC's 20)"
     )
     parser.add_argument(
-        "--ignored-as-background",
-        action="store_true",
+        "--ignored_as_background",
+        **FLAG,
         help="count a predicted 255 as background (IRN's convention)",
     )
     parser.add_argument(
         "--boundary",
-        action="store_true",
+        **FLAG,
         help="also boundary F-scores, within 0.75 %% of the image diagonal (Csurka et al. 2013); slower",
     )
-    parser.add_argument(
-        "--confusion", action="store_true", help="also list which classes are taken for which most often"
-    )
+    parser.add_argument("--confusion", **FLAG, help="also list which classes are taken for which most often")
     parser.add_argument("--workers", type=int, default=0, help="processes (default: this one)")
     parser.add_argument(
-        "--json", action="store_true", help="print JSON, with the whole confusion matrix, instead of a table"
+        "--json", **FLAG, help="print JSON, with the whole confusion matrix, instead of a table"
     )
     options = parser.parse_args(words)
     from wsss.data.labels import read_classes, read_ids
@@ -75,22 +72,20 @@ def score(name: str, words: list[str]) -> int:
 _PREDICT_EXAMPLES = """\
 examples:
   wsss predict holiday.jpg photos/ --checkpoint runs/voc/segmenter/last.ckpt --output masks --overlay
-  wsss predict photos/ --checkpoint runs/voc/segmenter/last.ckpt --output masks --ms-flip --crf --skip-existing
+  wsss predict photos/ --checkpoint runs/voc/segmenter/last.ckpt --output masks --ms_flip --crf --skip_existing
 
 JPEG, PNG, WebP, BMP and TIFF; grey, CMYK, transparent (laid on white), 16-bit; turned as their EXIF orientation
 says. Masks have the photo's size: 0 is background, 1 the first class; the table at the end names the indices.
 A network knows objects at the size at which it was trained: photos are reduced as those of the training were
-(data.long_side). If those were not, try --long-side 640 for photos of a phone or a camera.
+(data.long_side). If those were not, try --long_side 640 for photos of a phone or a camera.
 """
 
 
-def _predict_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _predict_parser() -> ToolParser:
+    parser = ToolParser(
         prog="wsss predict",
         description="Masks for new photos of any size.",
         epilog=_PREDICT_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="photos, or folders of photos")
     parser.add_argument("--checkpoint", type=Path, required=True, help="runs/<name>/segmenter/last.ckpt")
@@ -98,13 +93,14 @@ def _predict_parser() -> argparse.ArgumentParser:
         "--output", type=Path, required=True, help="folder for <name>.png (palette, size of the photo)"
     )
     parser.add_argument(
-        "--ms-flip", action="store_true", help="scales 0.5 to 1.75 and mirrored: better, 17 times slower"
+        "--ms_flip", **FLAG, help="also at several scales and mirrored: better, 17 times slower"
     )
     parser.add_argument(
-        "--crf", action="store_true", help="refine along edges with a dense CRF (DeepLab's constants)"
+        "--scales", type=numbers, metavar="X,...", help="of --ms_flip (default: 0.5,0.75,1,1.25,1.5,1.75)"
     )
+    parser.add_argument("--crf", **FLAG, help="refine along edges with a dense CRF (DeepLab's constants)")
     parser.add_argument(
-        "--long-side",
+        "--long_side",
         type=int,
         metavar="PIXELS",
         help="predict larger photos reduced to this longer side, then enlarge (default: as in the training; 0: at "
@@ -118,19 +114,21 @@ def _predict_parser() -> argparse.ArgumentParser:
         help="beyond this longer side predict in overlapping, blended tiles; smaller takes less memory "
         "(default: %(default)s)",
     )
-    parser.add_argument("--overlay", action="store_true", help="also write <name>_overlay.jpg")
+    parser.add_argument("--overlay", **FLAG, help="also write <name>_overlay.jpg")
     parser.add_argument(
         "--probabilities",
-        action="store_true",
+        **FLAG,
         help="also write <name>.npz: probabilities float16 (classes, height, width), classes (names)",
     )
     parser.add_argument(
-        "--skip-existing",
-        action="store_true",
+        "--skip_existing",
+        **FLAG,
         help="keep what is in the folder and predict the rest, to continue "
         "(default: write anew what wsss predict made; other files there are an error)",
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where to compute")
+    parser.add_argument(
+        "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="where to compute"
+    )
     parser.add_argument(
         "--precision",
         choices=("auto", "float32", "bf16"),
@@ -143,11 +141,12 @@ def _predict_parser() -> argparse.ArgumentParser:
 def predict(name: str, words: list[str]) -> int:
     """Write masks for new photos; prints which classes were found."""
     options = _predict_parser().parse_args(words)
-    from wsss.config import RuntimeConfig
+    from wsss.config import EvaluateConfig, RuntimeConfig
     from wsss.predict import PredictOptions, predict_files
 
     chosen = PredictOptions(
         ms_flip=options.ms_flip,
+        scales=options.scales or EvaluateConfig().scales,
         crf=options.crf,
         tile=options.tile,
         long_side=options.long_side,
@@ -155,7 +154,7 @@ def predict(name: str, words: list[str]) -> int:
         probabilities=options.probabilities,
         skip_existing=options.skip_existing,
     )
-    hardware = RuntimeConfig(accelerator=options.device, precision=options.precision)
+    hardware = RuntimeConfig(accelerator=options.accelerator, precision=options.precision)
     print(predict_files(options.images, options.checkpoint, options.output, chosen, hardware))
     return 0
 
@@ -181,14 +180,12 @@ the photo was explained, float32 (methods, classes, height, width) in the order 
 """
 
 
-def _explain_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _explain_parser() -> ToolParser:
+    parser = ToolParser(
         prog="wsss explain",
         description="Draws where a classifier sees a class: saliency of one photo, a row for each class and a "
         "column for each method.",
         epilog=_EXPLAIN_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("image", type=Path, metavar="IMAGE", help="a photo")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.png", help="the figure")
@@ -230,10 +227,12 @@ def _explain_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--patches",
-        action="store_true",
+        **FLAG,
         help="also draw the map of every crop of sess(...), with the weight it has: FILE.patches-1.png ...",
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where to compute")
+    parser.add_argument(
+        "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="where to compute"
+    )
     return parser
 
 
@@ -261,20 +260,16 @@ def explain(name: str, words: list[str]) -> int:
         options.classes,
         size=options.size,
         patches=options.patches,
-        accelerator=options.device,
+        accelerator=options.accelerator,
     )
     return 0
 
 
 def data(name: str, words: list[str]) -> int:
     """``check`` a data set (status 1 where it has errors) or write the procedural one (``shapes``)."""
-    parser = argparse.ArgumentParser(
-        prog="wsss data", description="Make and check data sets.", allow_abbrev=False
-    )
+    parser = ToolParser(prog="wsss data", description="Make and check data sets.")
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    check = commands.add_parser(
-        "check", help="the doctor: ids, sizes, palettes, labels, splits, duplicates", allow_abbrev=False
-    )
+    check = commands.add_parser("check", help="the doctor: ids, sizes, palettes, labels, splits, duplicates")
     check.add_argument("root", type=Path, help="data set in VOC or folder layout")
     check.add_argument(
         "--classes",
@@ -282,7 +277,7 @@ def data(name: str, words: list[str]) -> int:
         help="class names, one a line (default: classes.txt in ROOT, or VOC's; folder: the labels of the CSV)",
     )
     check.add_argument("--labels", help="`xml` or a label CSV (default: what ROOT holds)")
-    shapes = commands.add_parser("shapes", help="write the procedural data set", allow_abbrev=False)
+    shapes = commands.add_parser("shapes", help="write the procedural data set")
     shapes.add_argument("root", type=Path, help="folder to write to")
     from wsss.config import ShapesConfig
 
@@ -303,9 +298,7 @@ def data(name: str, words: list[str]) -> int:
         help="voc: PASCAL VOC's; folder: tagged photos as anybody has them, and the validation images untagged "
         "(default %(default)s)",
     )
-    shapes.add_argument(
-        "--masks", action="store_true", help="layout folder: also true masks, for scoring only"
-    )
+    shapes.add_argument("--masks", **FLAG, help="layout folder: also true masks, for scoring only")
     options = parser.parse_args(words)
     if options.action == "check":
         from wsss.data.check import check_dataset

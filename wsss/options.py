@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -13,6 +12,7 @@ import yaml
 from wsss.config import Config
 from wsss.data.labels import read_text
 from wsss.errors import UsageError, UserError
+from wsss.usage import near
 
 
 def parse_config(
@@ -83,7 +83,7 @@ def _config_files(words: Sequence[str]) -> list[Path]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML's own loader keeps the last."""
+    """Refuses a duplicate key, of which YAML's own loader keeps the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         names: set[Any] = set()
@@ -92,7 +92,7 @@ class _StrictLoader(yaml.SafeLoader):
                 continue  # a list as a key, which the base class refuses
             if key.value in names:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value} is there twice", key.start_mark
+                    None, None, f"duplicate key {key.value}", key.start_mark
                 )
             names.add(key.value)
         return super().construct_mapping(node, deep)
@@ -143,8 +143,7 @@ def _may_be_null(key: str) -> bool:
 
 
 def _no_option(name: str, options: Iterable[str]) -> str:
-    near = get_close_matches(name, list(options), n=1)
-    return f"there is no option {name}" + (f"; did you mean {near[0]}?" if near else "")
+    return f"there is no option {name}{near(name, options)}"
 
 
 def _is_given(option: str, words: Sequence[str]) -> bool:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from wsss import __version__, runtime
-from wsss.config import NOT_WEAK, EvaluateConfig, RuntimeConfig
+from wsss.config import NOT_WEAK, EvaluateConfig, RuntimeConfig, to_dict
 from wsss.data.dataset import walk_images
 from wsss.data.files import atomic_path, read_image, read_json, write_json, write_mask
 from wsss.data.transforms import normalize_image, resize_long_side, to_tensor
@@ -41,7 +41,9 @@ class PredictOptions:
     """What is predicted and what is written."""
 
     ms_flip: bool = False
-    """Predict at the scales 0.5 to 1.75 (the default of ``evaluate.scales``, whatever the run's) and mirrored."""
+    """Predict at several scales and mirrored."""
+    scales: tuple[float, ...] = EvaluateConfig().scales
+    """Of ``ms_flip``; whatever the run's were, the default is that of ``evaluate.scales``."""
     crf: bool = False
     """Refine with the dense CRF, DeepLab's constants (the default of ``refine.soft_crf``), tile by tile."""
     tile: int = 1024
@@ -60,9 +62,13 @@ class PredictOptions:
         """Refuse sizes that cannot be."""
         if self.tile < SMALLEST_TILE:
             raise UserError(f"--tile is {self.tile}, but a tile needs at least {SMALLEST_TILE} pixels a side")
+        if not self.scales or min(self.scales) <= 0:
+            raise UserError(
+                f"--scales is {list(self.scales)}, but must be scales above 0, for example [0.5,1]"
+            )
         if self.long_side is not None and self.long_side < 0:
             raise UserError(
-                f"--long-side is {self.long_side}, but must be a number of pixels, or 0 for the photo's own size"
+                f"--long_side is {self.long_side}, but must be a number of pixels, or 0 for the photo's own size"
             )
 
     @property
@@ -145,7 +151,7 @@ def predict_files(
         if other:
             raise UserError(
                 f"the masks in {output} were made with another {' and '.join(other)} ({RECORD} has it): leave out "
-                "--skip-existing to make them anew, or choose another --output"
+                "--skip_existing to make them anew, or choose another --output"
             )
         todo = [(name, path) for name, path in todo if not _is_done(name, output, options)]
     elif other:
@@ -192,7 +198,7 @@ def _record(
         "checkpoint": str(checkpoint),
         "weights_sha256": weights_digest(model),
         "mask_pretraining": mask_pretraining,
-        "options": asdict(options),
+        "options": to_dict(options),
         "made_by": f"wsss {__version__}",
     }
 
@@ -203,8 +209,8 @@ def _differences(path: Path, record: dict[str, Any]) -> list[str]:
         return []
     before = read_json(path)
     made, wanted = before.get("options", {}), record["options"]
-    shaping = ("ms_flip", "crf", "tile", "long_side")
-    other = [f"--{key.replace('_', '-')}" for key in shaping if made.get(key, wanted[key]) != wanted[key]]
+    shaping = ("ms_flip", *(("scales",) if wanted["ms_flip"] else ()), "crf", "tile", "long_side")
+    other = [f"--{key}" for key in shaping if made.get(key, wanted[key]) != wanted[key]]
     if before.get("weights_sha256", record["weights_sha256"]) != record["weights_sha256"]:
         other.insert(0, "--checkpoint")
     return other
@@ -236,7 +242,7 @@ def _check_strangers(photos: Mapping[str, Path], output: Path, options: PredictO
             if target.is_file():
                 raise UserError(
                     f"{target} is there, and wsss predict did not make it ({output} has no {RECORD}); choose another "
-                    "--output, remove it, or keep it with --skip-existing"
+                    "--output, remove it, or keep it with --skip_existing"
                 )
 
 
@@ -254,8 +260,7 @@ def tile_predictor(
     model: torch.nn.Module, device: torch.device, options: PredictOptions
 ) -> Callable[[Tensor], Tensor]:
     """The function (3, h, w) uint8 RGB -> (C, h, w) float32 probabilities that every tile goes through."""
-    evaluate = EvaluateConfig()
-    scales = evaluate.scales if options.ms_flip else (1.0,)
+    scales = options.scales if options.ms_flip else (1.0,)
     constants = RefineParameters().soft_crf
 
     def predict(tile: Tensor) -> Tensor:

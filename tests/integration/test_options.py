@@ -1,4 +1,4 @@
-"""Options and configuration files that cannot be: one sentence that names them and the mend."""
+"""Options and configuration files that cannot be: one sentence that names them and what to do."""
 
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def test_missing_configuration_file_is_named(tmp_path: Path, command: Any) -> No
         ("classifier: {optimizer: 5}\n", "classifier.optimizer is a section"),
         (
             "classifier: {epochs: 7}\nclassifier: {crop: 64}\n",
-            ":2 is not valid YAML (classifier is there twice)",
+            ":2 is not valid YAML (duplicate key classifier)",
         ),
         ("seed: &a [*a]\n", "seed"),
         ("? [a, b]\n: 1\n", "is not valid YAML (found unhashable key)"),

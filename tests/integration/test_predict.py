@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def predict(command: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Calls ``wsss predict WORDS...`` in float32."""
     monkeypatch.setattr("wsss.runtime.cpu_has_bf16", lambda: False)
-    return lambda *words: command("predict", *words, "--checkpoint", checkpoint, "--device", "cpu")
+    return lambda *words: command("predict", *words, "--checkpoint", checkpoint, "--accelerator", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_the_classes_and_what_made_the_masks_are_recorded_beside_them(
     predict: Any, checkpoint: Path, scene: np.ndarray[Any, Any], tmp_path: Path
 ) -> None:
     Image.fromarray(scene).save(tmp_path / "a.png")
-    done = predict(tmp_path / "a.png", "--output", tmp_path / "m", "--long-side", 50)
+    done = predict(tmp_path / "a.png", "--output", tmp_path / "m", "--long_side", 50)
     assert "weakly supervised" not in done.out
     record = json.loads((tmp_path / "m" / "predictions.json").read_text())
     assert tuple(record["classes"]) == CLASSES
@@ -113,7 +113,7 @@ def test_masks_of_a_segmenter_whose_backbone_saw_masks_say_so(
     command: Any, mask_pretrained: Path, scene: np.ndarray[Any, Any], tmp_path: Path
 ) -> None:
     Image.fromarray(scene).save(tmp_path / "a.png")
-    words = ["--checkpoint", mask_pretrained, "--output", tmp_path / "m", "--device", "cpu"]
+    words = ["--checkpoint", mask_pretrained, "--output", tmp_path / "m", "--accelerator", "cpu"]
     done = command("predict", tmp_path / "a.png", *words)
     said = "not weakly supervised: the segmenter's backbone may have seen masks"
     assert done.out.splitlines()[-1] == said
@@ -159,7 +159,7 @@ def test_skip_existing_keeps_whole_results_and_completes_the_others(
     output.mkdir()
     for name in ("a.png", "a_overlay.jpg", "b.png"):  # of b the overlay is missing
         (output / name).write_text("kept")
-    done = predict(*photos, "--output", output, "--overlay", "--skip-existing")
+    done = predict(*photos, "--output", output, "--overlay", "--skip_existing")
     assert done.out.startswith(f"2 photos predicted, masks in {output}; 1 were there already")
     assert (output / "a.png").read_text() == "kept"
     np.testing.assert_array_equal(read(output / "b.png"), read(output / "c.png"))
@@ -173,14 +173,14 @@ def test_skip_existing_refuses_masks_of_another_network_or_other_options(
     Image.fromarray(scene).save(tmp_path / "a.png")
     words = [tmp_path / "a.png", "--output", tmp_path / "m"]
     assert predict(*words).status == 0
-    assert predict(*words, "--skip-existing", "--overlay").status == 0
-    refused = predict(*words, "--skip-existing", "--crf", "--tile", 128)
+    assert predict(*words, "--skip_existing", "--overlay").status == 0
+    refused = predict(*words, "--skip_existing", "--crf", "--tile", 128)
     assert refused.status == 1
     assert f"the masks in {tmp_path / 'm'} were made with another --crf and --tile" in refused.err
     torch.manual_seed(1)
     task = new_task(SegmenterConfig(architecture="light", weights="none"), CLASSES)
     torch.save({"hyper_parameters": dict(task.hparams), "state_dict": task.state_dict()}, tmp_path / "b.ckpt")
-    refused = command("predict", *words, "--skip-existing", "--checkpoint", tmp_path / "b.ckpt")
+    refused = command("predict", *words, "--skip_existing", "--checkpoint", tmp_path / "b.ckpt")
     assert refused.status == 1
     assert "were made with another --checkpoint" in refused.err
 
@@ -197,7 +197,7 @@ def test_cut_off_with_other_options_it_leaves_no_mask_of_before(
     with monkeypatch.context() as patch:
         patch.setattr("wsss.predict.read_image", interrupt)
         assert predict(*words, "--crf").status == 130
-    assert predict(*words, "--crf", "--skip-existing").out.startswith("1 photos predicted")
+    assert predict(*words, "--crf", "--skip_existing").out.startswith("1 photos predicted")
 
 
 def test_an_interrupted_prediction_says_how_to_continue(
@@ -210,13 +210,13 @@ def test_an_interrupted_prediction_says_how_to_continue(
     monkeypatch.setattr("wsss.predict.read_image", interrupt)
     done = predict(tmp_path / "a.png", "--output", tmp_path / "m")
     assert done.status == 130
-    assert "interrupted; the same command with --skip-existing continues" in done.err
+    assert "interrupted; the same command with --skip_existing continues" in done.err
 
 
 def test_large_photos_are_tiled_and_crf_and_long_side_keep_their_size(predict: Any, tmp_path: Path) -> None:
     y, x = np.mgrid[:200, :333]
     Image.fromarray(np.stack([x % 256, y, (x + y) % 256], -1).astype(np.uint8)).save(tmp_path / "a.png")
-    for words in (["--tile", 128], ["--tile", 128, "--crf"], ["--long-side", 100, "--overlay"]):
+    for words in (["--tile", 128], ["--tile", 128, "--crf"], ["--long_side", 100, "--overlay"]):
         done = predict(tmp_path / "a.png", "--output", tmp_path / "m", *words)
         assert done.status == 0, done.err
         assert read(tmp_path / "m" / "a.png").shape == (200, 333)
@@ -239,7 +239,7 @@ def test_bf16_can_be_turned_off(
 
 @pytest.mark.parametrize(
     ("words", "part"),
-    [(["--tile", "64"], "--tile is 64, but a tile needs"), (["--long-side", "-1"], "--long-side is -1")],
+    [(["--tile", "64"], "--tile is 64, but a tile needs"), (["--long_side", "-1"], "--long_side is -1")],
 )
 def test_impossible_sizes_are_one_sentence(
     predict: Any, scene: np.ndarray[Any, Any], tmp_path: Path, words: list[str], part: str
@@ -252,7 +252,7 @@ def test_masks_below_the_photos_are_no_photos(
     predict: Any, scene: np.ndarray[Any, Any], tmp_path: Path
 ) -> None:
     Image.fromarray(scene).save(tmp_path / "a.jpg")
-    for words in (["masks"], ["masks", "--skip-existing"], ["others"]):
+    for words in (["masks"], ["masks", "--skip_existing"], ["others"]):
         done = predict(tmp_path, "--output", tmp_path / words[0], *words[1:])
         assert done.status == 0, done.err
         assert [path.name for path in (tmp_path / words[0]).rglob("*.png")] == ["a.png"]

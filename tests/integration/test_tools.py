@@ -33,7 +33,7 @@ def test_predict_writes_a_palette_mask_of_every_photos_size(
 ) -> None:
     output = tmp_path / "masks"
     checkpoint = finished / "segmenter" / "last.ckpt"
-    done = command("predict", photos, "--checkpoint", checkpoint, "--output", output, "--device", "cpu")
+    done = command("predict", photos, "--checkpoint", checkpoint, "--output", output, "--accelerator", "cpu")
     assert done.status == 0, done.err
     written = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
     assert written == ["a.png", "b.png", "deep/c.png", "predictions.json", "transparent.png"]
@@ -54,7 +54,7 @@ def test_predict_equals_the_predictions_of_the_run(
         finished / "segmenter" / "last.ckpt",
         "--output",
         tmp_path / "m",
-        "--device",
+        "--accelerator",
         "cpu",
     ]
     assert command("predict", *files, *words).status == 0
@@ -67,8 +67,15 @@ def test_predict_equals_the_predictions_of_the_run(
 def test_predict_writes_overlays_and_multi_scale(
     finished: Path, photos: Path, tmp_path: Path, command: Any
 ) -> None:
-    words = ["--checkpoint", finished / "segmenter" / "last.ckpt", "--output", tmp_path, "--device", "cpu"]
-    assert command("predict", photos / "a.jpg", *words, "--overlay", "--ms-flip").status == 0
+    words = [
+        "--checkpoint",
+        finished / "segmenter" / "last.ckpt",
+        "--output",
+        tmp_path,
+        "--accelerator",
+        "cpu",
+    ]
+    assert command("predict", photos / "a.jpg", *words, "--overlay", "--ms_flip").status == 0
     with Image.open(tmp_path / "a_overlay.jpg") as overlay:
         assert (overlay.format, overlay.size) == ("JPEG", (70, 50))
     assert (tmp_path / "a.png").is_file()
@@ -84,7 +91,7 @@ def test_predict_skips_broken_photos_and_names_them(
         finished / "segmenter" / "last.ckpt",
         "--output",
         tmp_path / "m",
-        "--device",
+        "--accelerator",
         "cpu",
     ]
     done = command("predict", photos, *words)
@@ -130,7 +137,7 @@ def test_predict_into_a_file_is_refused(finished: Path, photos: Path, tmp_path: 
         finished / "segmenter" / "last.ckpt",
         "--output",
         tmp_path / "m",
-        "--device",
+        "--accelerator",
         "cpu",
     ]
     assert (
@@ -175,7 +182,7 @@ def test_score_counts_ignored_as_background_on_request(
     pair: tuple[Path, Path], tmp_path: Path, command: Any
 ) -> None:
     (tmp_path / "ids.txt").write_text("a\n")
-    words = ["--ids", tmp_path / "ids.txt", "--json", "--ignored-as-background"]
+    words = ["--ids", tmp_path / "ids.txt", "--json", "--ignored_as_background"]
     result = json.loads(command("score", *pair, *words).out)
     assert result["per_class"]["background"] == pytest.approx(1 / 3)
     assert result["coverage"] == 1
@@ -242,7 +249,10 @@ def test_score_refuses_missing_and_empty_folders(
 def test_abbreviated_options_are_refused(pair: tuple[Path, Path], command: Any) -> None:
     done = command("score", *pair, "--ignored")
     assert done.status == 2
-    assert "unrecognized arguments: --ignored" in done.err
+    assert (
+        "there is no option --ignored; did you mean --ignored_as_background? (see `wsss score --help`)"
+        in done.err
+    )
 
 
 # -- data -------------------------------------------------------------------------------------------

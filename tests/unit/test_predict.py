@@ -1,6 +1,7 @@
 """Prediction of one photo: strips, enlarging, tiles and files. The command is in tests/integration/test_predict.py."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,12 +103,13 @@ def test_probabilities_are_read_without_pickles(tmp_path: Path) -> None:
     ("values", "part"),
     [
         ({"tile": 127}, "--tile is 127, but a tile needs at least 128"),
-        ({"long_side": -1}, "--long-side is -1"),
+        ({"long_side": -1}, "--long_side is -1"),
+        ({"scales": (0.5, 0.0)}, r"--scales is \[0.5, 0.0\], but must be scales above 0"),
     ],
 )
-def test_impossible_sizes_are_refused(values: dict[str, int], part: str) -> None:
+def test_impossible_sizes_are_refused(values: dict[str, Any], part: str) -> None:
     with pytest.raises(UserError, match=part):
-        PredictOptions(**values)  # type: ignore[arg-type]
+        PredictOptions(**values)
 
 
 def test_the_mask_is_the_last_of_a_photos_files() -> None:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-_RAW = argparse.RawDescriptionHelpFormatter
+from wsss.usage import ToolParser
 
 _EXAMPLES = """\
 examples:
@@ -71,13 +71,11 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ToolParser:
+    parser = ToolParser(
         prog="wsss export",
         description="Take a trained segmenter, or its masks, elsewhere.",
         epilog=_EXAMPLES,
-        formatter_class=_RAW,
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     onnx = _network_parser(commands, "onnx", "the segmenter as ONNX, checked with onnxruntime", _ONNX_USE)
@@ -94,8 +92,6 @@ def _parser() -> argparse.ArgumentParser:
         help="an archive of masks for PASCAL VOC's test server",
         description="Pack masks as PASCAL VOC's test server takes them.",
         epilog=_SERVER_USE,
-        formatter_class=_RAW,
-        allow_abbrev=False,
     )
     server.add_argument(
         "source", type=Path, metavar="RUN", help="run directory, or a folder of <id>.png masks"
@@ -117,15 +113,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _network_parser(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str, use: str
-) -> argparse.ArgumentParser:
+    commands: "argparse._SubParsersAction[ToolParser]", name: str, text: str, use: str
+) -> ToolParser:
     parser = commands.add_parser(
         name,
         help=text,
         description=f"Write {text}.",
         epilog=use,
-        formatter_class=_RAW,
-        allow_abbrev=False,
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="runs/<name>/segmenter/last.ckpt")
     suffix = "onnx" if name == "onnx" else "pt2"
