@@ -15,20 +15,22 @@ import json
 import tempfile
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from wsss import evaluation, extension, runtime
-from wsss.config import BackgroundConfig, Config, ExtendConfig
-from wsss.data.dataset import Dataset, Record
-from wsss.evaluation import evenly, with_masks
+from wsss.config import Config, ExtendConfig
+from wsss.data.dataset import Dataset, Record, evenly, with_masks
+from wsss.extension import pixels
 from wsss.options import parse_config
-from wsss.refine import pixels
-from wsss.refine import stage as refine
-from wsss.rundir import RunDirectory
-from wsss.runner import prepare_dataset
+from wsss.refine.parameters import BackgroundParameters
+from wsss.refine.refiners import build_refiner
+from wsss.rundir import EXTENDED, RunDirectory
+from wsss.stages import extend as extension
+from wsss.stages.base import Context
+from wsss.stages.prepare import prepare_dataset
+from wsss.stages.refine import write_all
+from wsss.stages.score import measure
 from wsss.tasks.classification import load_classifier
 
 
@@ -78,12 +80,12 @@ def quality(config: Config, dataset: Dataset, source: Path, photos: int) -> dict
     started = time.perf_counter()
     records = evenly([record for record in with_masks(dataset.train) if record.labels], photos)
     sample = extension.sample(dataset.train, config.extend)
-    found = extended_masks(config, source, sample, records, dataset.class_names)
+    found = extended_masks(config, source, sample, replace(dataset, train=tuple(records), val=()))
     return {**found, "seconds": time.perf_counter() - started}
 
 
 def extended_masks(
-    config: Config, source: Path, sample: list[Record], records: list[Record], names: tuple[str, ...]
+    config: Config, source: Path, sample: list[Record], dataset: Dataset
 ) -> dict:
     """mIoU of the probabilities and of the masks after the CRF, by the stages' own functions.
 
@@ -91,11 +93,10 @@ def extended_masks(
         config: what `extend` and `refine` say holds.
         source: a run directory with the classifier and the saliency of all these photos; nothing is written there.
         sample: photos that the classifier of cells learns from.
-        records: photos whose masks are made and scored.
-        names: of the classes, background first.
+        dataset: its training photos' masks are made and scored.
     """
     # Probabilities bring their own background; the rule for seeds, which would be calibrated, plays no part.
-    refinement = replace(config.refine, background=BackgroundConfig(rule="otsu"))
+    refinement = replace(config.refine, background=BackgroundParameters(rule="otsu"))
     extend = replace(config.extend, method="pixels")
     config = replace(
         config, extend=extend, refine=refinement, evaluate=replace(config.evaluate, oracle_images=1)
@@ -106,13 +107,11 @@ def extended_masks(
             (run.root / name).symlink_to((source / name).resolve())
         network, _, _ = load_classifier(run.checkpoint("classifier", config.saliency.checkpoint))
         extender = extension.PixelExtension(network, extend, config.runtime)
-        layer = extender.learn(sample, run, len(names), config.seed)
-        extension.write_pixels(extender, layer, records, run)
-        bar = partial(runtime.bar, config.runtime, "refine")
-        refine.write_all(
-            records, run, refinement, runtime.workers(config.runtime), bar, source=refine.EXTENDED
-        )
-        numbers = evaluation.mask_metrics(config, refinement, names, records, run)
+        layer = extender.learn(sample, run, len(dataset.class_names), config.seed)
+        extension.write_pixels(extender, layer, dataset.train, run)
+        write_all(dataset.train, run, build_refiner(refinement), EXTENDED, config.runtime)
+        measure(Context(config, dataset, run), "score_masks")
+        numbers = run.read_metrics()
     return {
         "extended": numbers["extended"]["miou"],
         "mask": numbers["mask"]["miou"],

@@ -14,30 +14,31 @@ import argparse
 import json
 import tempfile
 import time
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from extension import extended_masks
 
-from wsss import evaluation, runtime
-from wsss.calibration import judge
-from wsss.config import BackgroundConfig, Config
-from wsss.data.dataset import Record
+from wsss import runtime
+from wsss.config import Config
+from wsss.data.dataset import Dataset, Record, evenly, with_masks
 from wsss.data.files import read_image, write_saliency
 from wsss.data.modules import Photo
 from wsss.data.transforms import to_tensor
-from wsss.evaluation import evenly, with_masks
 from wsss.models.classifier import default_layer
 from wsss.options import parse_config
-from wsss.refine import stage as refine
 from wsss.refine.calibrate import describe
-from wsss.rundir import RunDirectory
-from wsss.runner import prepare_dataset
+from wsss.refine.refiners import build_refiner
+from wsss.rundir import SALIENCY, RunDirectory
 from wsss.saliency import SaliencyMethod
 from wsss.saliency.parse import parse_method, to_expression
-from wsss.saliency.stage import maps_of_photos, to_archive
+from wsss.stages.base import Context
+from wsss.stages.calibrate import judge
+from wsss.stages.prepare import prepare_dataset
+from wsss.stages.refine import write_all
+from wsss.stages.saliency import maps_of_photos, to_archive
+from wsss.stages.score import measure
 from wsss.tasks.classification import load_classifier
 
 CALIBRATION_PHOTOS = 16
@@ -75,8 +76,9 @@ def main() -> None:
             run = RunDirectory(Path(work))
             (run.root / "classifier").symlink_to((options.run / "classifier").resolve())
             seconds = write_maps(classifier, method, records, run, config)
-            found = quality(config, records, run, dataset.class_names)
-            extended = extended_masks(config, run.root, records, records, dataset.class_names)
+            scored = replace(dataset, train=tuple(records), val=())
+            found = quality(config, scored, run)
+            extended = extended_masks(config, run.root, records, scored)
         rows.append({"method": to_expression(method), "seconds": seconds, **found, "extended": extended})
         print(line(rows[-1]), flush=True)
         if options.json:
@@ -96,20 +98,21 @@ def write_maps(
 
 
 def quality(
-    config: Config, records: list[Record], run: RunDirectory, names: tuple[str, ...]
+    config: Config, dataset: Dataset, run: RunDirectory
 ) -> dict[str, object]:
     """The rule chosen without masks, and everything that masks say of it."""
-    sample = evenly(records, CALIBRATION_PHOTOS)
-    best = max(judge(config, sample, len(names), run), key=lambda candidate: candidate.evidence.gain)
-    config = replace(config, refine=replace(config.refine, background=BackgroundConfig(**asdict(best.rule))))
-    bar = partial(runtime.bar, config.runtime, "refine")
-    refine.write_all(records, run, config.refine, runtime.workers(config.runtime), bar)
+    sample = evenly(dataset.train, CALIBRATION_PHOTOS)
+    candidates = judge(config, sample, len(dataset.class_names), run, SALIENCY)
+    best = max(candidates, key=lambda candidate: candidate.evidence.gain)
+    config = replace(config, refine=replace(config.refine, background=best.rule))
+    write_all(dataset.train, run, build_refiner(config.refine), SALIENCY, config.runtime)
     config = replace(
         config,
         evaluate=replace(config.evaluate, oracle_images=1),
         extend=replace(config.extend, method="none"),
     )
-    numbers = evaluation.mask_metrics(config, config.refine, names, records, run)
+    measure(Context(config, dataset, run), "score_masks")
+    numbers = run.read_metrics()
     seed, mask = numbers["seed"], numbers["mask"]
     return {
         "rule": describe(best.rule), "seed": seed["miou"], "oracle": seed["oracle_miou"],

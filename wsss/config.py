@@ -36,7 +36,7 @@ class ShapesConfig:
 class DataConfig:
     """Which photos, which labels."""
 
-    kind: Literal["shapes", "voc", "folder", "coco", "imagenet"] = "shapes"
+    kind: str = "shapes"
     """shapes: procedural, made on first use; voc: PASCAL VOC devkit layout; folder: photos and a CSV of tags;
     coco: COCO 2014 instances; imagenet: val images in class folders, to evaluate saliency only."""
     root: str = "data/shapes"
@@ -264,9 +264,9 @@ class SegmenterConfig:
     """Epochs between validations (only where validation masks exist; never chooses the published checkpoint)."""
     supervised: bool = False
     """Also train the same network on the true masks (an oracle), for supervised.miou and retention."""
-    rounds: int = 1
-    """Trainings. From the second on, each starts anew, on masks of the training photos that the one before predicted
-    among the classes on their labels, after the CRF (refine.soft_crf): self-training."""
+    masks: str | None = None
+    """Train on these masks instead of the run's pseudo-masks: a folder with <id>.png of every training photo (palette
+    or grey, 0..C, 255 = not trained on). Earlier stages that nothing then reads are left out of `wsss run`."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=5e-4))
 
     def __post_init__(self) -> None:
@@ -413,7 +413,6 @@ class Config:
             ("segmenter.val_every", self.segmenter.val_every, 1),
             ("segmenter.batch_size", self.segmenter.batch_size, 1),
             ("segmenter.crop", self.segmenter.crop, 32),
-            ("segmenter.rounds", self.segmenter.rounds, 1),
             ("runtime.devices", self.runtime.devices, 1),
             ("runtime.num_nodes", self.runtime.num_nodes, 1),
         ):

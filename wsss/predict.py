@@ -18,12 +18,13 @@ from wsss.config import NOT_WEAK, EvaluateConfig, RuntimeConfig, to_dict
 from wsss.data.dataset import walk_images
 from wsss.data.files import atomic_path, read_image, read_json, write_json, write_mask
 from wsss.data.transforms import normalize_image, resize_long_side, to_tensor
+from wsss.data.working import shrink
 from wsss.errors import UserError
 from wsss.models.segmenter import predict_probabilities
 from wsss.models.tiling import SMALLEST_TILE, blended_rows
 from wsss.refine.crf import crf_probabilities
 from wsss.refine.parameters import CRFParameters, RefineParameters
-from wsss.report.overlay import overlay_mask, shrink
+from wsss.report.overlay import overlay_mask
 from wsss.tasks.checkpoints import weights_digest
 from wsss.tasks.segmentation import load_trained
 

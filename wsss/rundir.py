@@ -29,12 +29,29 @@ from wsss.errors import UserError
 StageState = Literal["missing", "stale", "partial", "done"]
 
 
-ROUNDS = "rounds"
-"""Folder of the self-training rounds; what is in it for a round has the layout of a run directory."""
+CLASSIFIER, SEGMENTER, SUPERVISED = "classifier", "segmenter", "segmenter_supervised"
+"""Folders of the trainings; the last one is that of the twin that is trained on true masks."""
 
+SALIENCY, EXTENDED = "saliency", "extended"
+"""Folders of maps: of the saliency stage, and after the extension to whole objects."""
 
-BEFORE_A_RUN = {".lock", "compare", "resized"}
-"""What a run directory may hold before the first stage: the lock, a leaderboard, copies of large photos."""
+LABELS, MASKS = "pseudo_labels", "pseudo_masks"
+"""Folders of the arg-max labels (no 255; what mask.miou scores) and of the masks with 255 (what is trained on)."""
+
+PLAIN, MS_FLIP, CRF = "predictions", "predictions_ms_flip", "predictions_crf"
+"""Folders of the three kinds of prediction; the CRF refines the best of the other two that is made."""
+
+SUPERVISED_PLAIN = f"supervised_{PLAIN}"
+"""Folder of the twin's predictions."""
+
+CALIBRATION, EXTENSION = "calibration.json", "extension.npz"
+"""Files of the background rules that were compared, and of the extension's classifier of cells."""
+
+COMPARE, RESIZED = "compare", "resized"
+"""Folders of the leaderboard of ``wsss compare`` and of the copies of large photos."""
+
+BEFORE_A_RUN = {".lock", COMPARE, RESIZED}
+"""What a run directory may hold before the first stage."""
 
 
 def fingerprint(*parts: Any) -> str:
@@ -96,32 +113,38 @@ class RunDirectory:
     @property
     def calibration(self) -> Path:
         """The background rules that were compared, and the chosen one (JSON)."""
-        return self.root / "calibration.json"
+        return self.root / CALIBRATION
 
     @property
     def extension(self) -> Path:
         """The classifier of cells of the extension (arrays)."""
-        return self.root / "extension.npz"
+        return self.root / EXTENSION
+
+    @property
+    def compare(self) -> Path:
+        """Folder of the leaderboard of ``wsss compare``."""
+        return self.root / COMPARE
+
+    @property
+    def resized(self) -> Path:
+        """Folder of the copies of large photos."""
+        return self.root / RESIZED
 
     def checkpoint(self, folder: str, name: str = "last") -> Path:
-        """``<folder>/<name>.ckpt``, folder being classifier, segmenter or segmenter_supervised."""
+        """``<folder>/<name>.ckpt``, folder being ``CLASSIFIER``, ``SEGMENTER`` or ``SUPERVISED``."""
         return self.root / folder / f"{name}.ckpt"
+
+    def maps(self, source: str, identifier: str) -> Path:
+        """Maps of one training photo; source is ``SALIENCY`` or ``EXTENDED``."""
+        return self.root / source / f"{identifier}.npz"
 
     def saliency(self, identifier: str) -> Path:
         """Saliency of one training photo."""
-        return self.root / "saliency" / f"{identifier}.npz"
-
-    def maps(self, source: str, identifier: str) -> Path:
-        """Maps of one training photo; source is saliency or extended."""
-        return self.root / source / f"{identifier}.npz"
+        return self.maps(SALIENCY, identifier)
 
     def mask(self, folder: str, identifier: str) -> Path:
-        """A mask; folder is pseudo_masks, pseudo_labels, predictions, ..."""
+        """A mask; folder is ``MASKS``, ``LABELS``, ``PLAIN``, ..."""
         return self.root / folder / f"{identifier}.png"
-
-    def round(self, turn: int) -> "RunDirectory":
-        """What a self-training round wrote, in the folders of a run; round 0 is the run itself, before any."""
-        return RunDirectory(self.root / ROUNDS / str(turn)) if turn > 0 else self
 
     def check_own(self) -> None:
         """Refuse a folder of something else, whose files a stage would replace or remove.

@@ -1,6 +1,7 @@
 """Devices, precision, processes and progress: everything about where a run computes, not what."""
 
 import os
+import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -100,3 +101,8 @@ def _style(config: RuntimeConfig) -> dict[str, Any]:
         "mininterval": 0.1 if terminal else 30.0,
         "dynamic_ncols": terminal,
     }
+
+
+def say(text: str) -> None:
+    """Print one line for the person who watches, on stderr."""
+    print(text, file=sys.stderr, flush=True)

@@ -136,14 +136,6 @@ def mask_pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def twice(finished: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The finished run with a second training on the masks of the first; to be read only."""
-    output = Path(shutil.copytree(finished, tmp_path_factory.mktemp("rounds") / "twice"))
-    assert main(["run", *tiny, "--output", str(output), "--segmenter.rounds", "2"]) == 0
-    return output
-
-
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished run, modification times kept."""

@@ -267,7 +267,7 @@ def test_memory_that_runs_out_is_one_sentence(
     def full(*values: object) -> None:
         raise error
 
-    monkeypatch.setattr("wsss.pipeline.segmentation.new_task", full)
+    monkeypatch.setattr("wsss.stages.segment.segmentation.new_task", full)
     sentence = command("segment", *tiny, "--output", run, "--segmenter.epochs", 3).sentence
     assert "memory ran out; take a smaller --classifier.batch_size" in sentence
 
@@ -278,7 +278,7 @@ def test_other_runtime_errors_keep_their_traceback(
     def broken(*values: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("wsss.pipeline.segmentation.new_task", broken)
+    monkeypatch.setattr("wsss.stages.segment.segmentation.new_task", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         command("segment", *tiny, "--output", run, "--segmenter.epochs", 3)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from wsss.data.files import write_mask
 from wsss.options import parse_config
-from wsss.runner import prepare_dataset
+from wsss.stages.prepare import prepare_dataset
 
 Words = Callable[[Path], list[str]]
 

@@ -147,38 +147,6 @@ def test_killed_per_image_stage_continues_with_the_missing_files(
     assert (run / "metrics.json").read_bytes() == (finished / "metrics.json").read_bytes()
 
 
-def test_killed_relabelling_continues_with_the_missing_masks(
-    twice: Path, tmp_path: Path, tiny: list[str], command: Any
-) -> None:
-    run, words = Path(shutil.copytree(twice, tmp_path / "run")), [*tiny, "--segmenter.rounds", 2]
-    folders = ("rounds/1/pseudo_labels", "rounds/1/pseudo_masks")
-    for folder in folders:
-        shutil.rmtree(run / folder)
-
-    def made() -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in (run / folders[1]).glob("*.png")}
-
-    with started("segment", *words, "--output", run) as process:
-        wait_for(process, lambda: len(made()) >= 2)
-        process.kill()
-        process.wait()
-    assert json.loads((run / "manifest.json").read_text())["stages"]["self_train"]["state"] == "running"
-    survived = made()
-    done = command("run", *words, "--output", run)
-    assert done.status == 0
-    assert "self_train: " in done.err
-    assert "(continued)" in done.err
-    assert "epoch 1/" not in done.err
-    assert {name: made()[name] for name in survived} == survived
-    for folder in folders:
-        assert {path.name for path in (run / folder).iterdir()} == {
-            path.name for path in (twice / folder).iterdir()
-        }
-        for path in (twice / folder).iterdir():
-            assert same_file(run / folder / path.name, path)
-    assert (run / "metrics.json").read_bytes() == (twice / "metrics.json").read_bytes()
-
-
 def same_file(path: Path, other: Path) -> bool:
     """Equal content; .npz archives carry times."""
     if path.suffix != ".npz":

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from wsss.options import parse_config
-from wsss.runner import fingerprints, prepare_dataset
+from wsss.runner import fingerprints
+from wsss.stages.prepare import prepare_dataset
 
 Stages = Callable[[Path], dict[str, Any]]
 OUTPUTS = ("classifier", "saliency", "pseudo_labels", "pseudo_masks", "segmenter", "predictions")
@@ -232,9 +233,8 @@ def test_another_crf_asks_no_classifier_again(
 ) -> None:
     calibration, mask = run / "calibration.json", next((run / "pseudo_masks").glob("*.png"))
     before, made = calibration.stat().st_mtime_ns, mask.stat().st_mtime_ns
-    monkeypatch.setattr("wsss.calibration.load_classifier", None)
-    for name in ("classification.load_classifier", "train_classifier", "write_saliency", "extend"):
-        monkeypatch.setattr(f"wsss.pipeline.{name}", None)
+    for stage in ("calibrate", "saliency", "extend"):
+        monkeypatch.setattr(f"wsss.stages.{stage}.load_classifier", None)
     outcome = command("refine", *tiny, "--output", run, "--refine.crf.iterations", 2)
     assert outcome.status == 0, outcome.err
     assert mask.stat().st_mtime_ns > made
@@ -345,19 +345,8 @@ def test_other_weights_at_the_same_path_are_noticed(tiny: list[str], tmp_path: P
         "segment",
         "supervise",
         "evaluate",
-        *(name for name in before if name in ("self_train", "score_relabelled", "evaluate_supervised")),
+        "evaluate_supervised",
     }
-
-
-def test_a_lost_confidence_is_made_again(run: Path, tiny: list[str], command: Any) -> None:
-    words = [*tiny, "--output", run, "--segmenter.confidence_weighted", "true"]
-    assert command("refine", *words).status == 0
-    lost = next((run / "pseudo_confidence").glob("*.png"))
-    content = lost.read_bytes()
-    lost.unlink()
-    assert "run `wsss refine` first" in command("segment", *words).sentence
-    assert command("refine", *words).status == 0
-    assert lost.read_bytes() == content
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from wsss.data.files import write_mask
-from wsss.report.palette import voc_palette
+from wsss.data.palette import voc_palette
 
 
 @pytest.fixture

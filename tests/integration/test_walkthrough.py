@@ -160,7 +160,7 @@ def test_large_photos_are_worked_on_as_copies_and_predicted_at_full_size(
 def test_large_photos_without_copies_are_pointed_out(
     camera: Path, folder_words: Words, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsss.runner.LARGE", 60 * 60)
+    monkeypatch.setattr("wsss.stages.prepare.LARGE", 60 * 60)
     words = [*folder_words(camera), "--output", tmp_path / "r", "--classifier.epochs", 1]
     assert "--data.long_side 640 works on smaller copies" in command("classify", *words).err
     assert "works on smaller copies" not in command("classify", *words, "--data.long_side", 64).err

@@ -24,7 +24,7 @@ from wsss.config import (
 from wsss.data import modules
 from wsss.errors import UserError
 from wsss.saliency import METHODS
-from wsss.saliency.stage import build_method
+from wsss.stages.saliency import build_method
 from wsss.tasks.checkpoints import parse_config
 
 

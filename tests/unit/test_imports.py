@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,17 +12,43 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "wsss"
 
+FLOORS = (
+    {"wsss", "errors", "grammar", "parallel"},
+    {"data"},
+    {"metrics", "refine"},
+    {"config"},
+    {"rundir", "runtime", "options", "models"},
+    {"shards", "saliency"},
+    {"extension", "tasks"},
+    {"stages"},
+    {"pipeline", "report"},
+    {"runner", "export", "explain", "predict", "comparison"},
+    {"commands"},
+    {"cli"},
+    {"__main__"},
+)
+"""The house from the ground up: a room (a package, or a module at the top of wsss/) imports from lower floors only."""
+
+MOST_ROOMS_OF_ONE_FILE = 14
+"""Modules at the top of wsss/, without __init__ and __main__."""
+
 LIGHT = (
     "wsss.config",
     "wsss.rundir",
     "wsss.metrics.segmentation",
-    "wsss.report.palette",
+    "wsss.data.palette",
     "wsss.data.files",
     "wsss.data.labels",
+    "wsss.refine.parameters",
+    "wsss.grammar",
 )
 LIGHT_LIBRARIES = {"numpy", "PIL"}
-FORBIDDEN_IN_MATHS = ("lightning", "wsss.data", "wsss.config", "wsss.rundir", "wsss.tasks", "wsss.pipeline")
-MATHS = sorted(path for name in ("saliency", "refine") for path in (PACKAGE / name).glob("*.py"))
+MATHS = {
+    "saliency": {"wsss", "errors", "grammar", "models", "saliency"},
+    "refine": {"wsss", "errors", "grammar", "refine"},
+    "extension": {"wsss", "errors", "models", "saliency", "extension"},
+}
+"""Rooms of pure mathematics -> the rooms that they may know: never Lightning, disk or configuration."""
 
 
 def source_of(module: str) -> Path | None:
@@ -102,16 +129,56 @@ def test_labels_need_the_standard_library_only(name: str) -> None:
     assert foreign - set(sys.stdlib_module_names) == {"wsss"}
 
 
-@pytest.mark.parametrize("path", MATHS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_saliency_and_refinement_know_no_lightning_disk_or_configuration(path: Path) -> None:
-    if path.name == "stage.py":  # the exception that CONTRIBUTING.md makes
-        return
-    wrong = [
-        name for name in imported(path, lazy=True) for bad in FORBIDDEN_IN_MATHS if starts_with(name, bad)
+def room_of(module: str) -> str:
+    """The package, or the module at the top of wsss/, that a module belongs to."""
+    return module.split(".")[1] if "." in module else module
+
+
+def modules() -> dict[str, Path]:
+    return {module_of(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def arrows() -> dict[str, set[str]]:
+    """Every module of ours -> the modules of ours that it imports, inside functions too."""
+    known = modules()
+    return {
+        name: {found for found in imported(path, lazy=True) if found in known and found not in (name, "wsss")}
+        for name, path in known.items()
+    }
+
+
+def test_no_module_imports_in_a_circle() -> None:
+    packages = {module_of(path) for path in PACKAGE.rglob("__init__.py")}  # beside the modules in them
+    graph = {name: {other for other in found if other not in packages} for name, found in arrows().items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_no_arrow_runs_up() -> None:
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    assert set(floor) == {room_of(name) for name in modules()}
+    up = [
+        (name, other)
+        for name, found in arrows().items()
+        for other in found
+        if room_of(name) != room_of(other) and floor[room_of(name)] <= floor[room_of(other)]
     ]
-    # The class-index constants (0 and 255) are defined once, in a module of the standard library only.
-    wrong = [name for name in wrong if not starts_with(name, "wsss.data.labels")]
-    assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+    assert not up
+
+
+def test_few_modules_stand_at_the_top() -> None:
+    top = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    assert len(top) <= MOST_ROOMS_OF_ONE_FILE, sorted(top)
+
+
+@pytest.mark.parametrize("room", MATHS)
+def test_mathematics_knows_no_lightning_disk_or_configuration(room: str) -> None:
+    for path in (PACKAGE / room).glob("*.py"):
+        names = {name for name in imported(path, lazy=True) if starts_with(name, "wsss")}
+        # The class-index constants (0 and 255) are defined once, in a module of the standard library only.
+        rooms = {room_of(name) for name in names if not starts_with(name, "wsss.data.labels")} - {"data"}
+        assert rooms <= MATHS[room], (path, rooms - MATHS[room])
+        assert all(name == "wsss.data" or starts_with(name, "wsss.data.labels") for name in names if room_of(name) == "data")
+        assert not any(starts_with(name, "lightning") for name in imported(path, lazy=True))
 
 
 def test_nothing_but_main_imports_the_command_line() -> None:
@@ -121,16 +188,6 @@ def test_nothing_but_main_imports_the_command_line() -> None:
         if any(starts_with(name, "wsss.cli") for name in imported(path, lazy=True))
     }
     assert importers <= {"__main__.py", "cli.py"}
-
-
-def test_stages_and_models_do_not_know_the_pipeline() -> None:
-    allowed = {"pipeline.py", "stages.py", "runner.py", "cli.py"}
-    importers = {
-        path.relative_to(PACKAGE).as_posix()
-        for path in PACKAGE.rglob("*.py")
-        if any(starts_with(name, "wsss.pipeline") for name in imported(path, lazy=True))
-    }
-    assert importers <= allowed
 
 
 @pytest.mark.parametrize("module", ["wsss", "wsss.metrics.segmentation", "wsss.data.files"])

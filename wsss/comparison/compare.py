@@ -21,10 +21,9 @@ from wsss.comparison.plan import Comparison, Contestant, plan
 from wsss.comparison.results import write_results
 from wsss.comparison.store import save
 from wsss.config import Config
-from wsss.data.dataset import Record
+from wsss.data.dataset import Record, evenly
 from wsss.data.files import Saliency, write_saliency
 from wsss.errors import UserError
-from wsss.evaluation import evenly
 from wsss.metrics.perturbation import Scorer, scorer
 from wsss.rundir import RunDirectory, file_stamp, fingerprint
 from wsss.saliency import normalize

@@ -12,11 +12,11 @@ from wsss.comparison.measure import Subject, load_subject
 from wsss.comparison.regions import annotation
 from wsss.comparison.store import load, slug
 from wsss.config import CompareConfig, Config
-from wsss.data.dataset import Record
+from wsss.data.dataset import Record, evenly
 from wsss.errors import UserError
-from wsss.evaluation import evenly
-from wsss.rundir import file_stamp, fingerprint
-from wsss.runner import prepare_dataset, say
+from wsss.rundir import RunDirectory, file_stamp, fingerprint
+from wsss.runtime import say
+from wsss.stages.prepare import prepare_dataset
 from wsss.saliency import SaliencyMethod
 from wsss.saliency.parse import parse_method
 
@@ -143,7 +143,7 @@ def plan(config: Config) -> Comparison:
         )
     records = tuple(evenly(labelled, config.compare.images))
     runtime.prepare(judge.model, config.runtime)
-    folder = Path(config.output) / "compare"
+    folder = RunDirectory(Path(config.output)).compare
     return Comparison(config, folder, dataset.classes, records, judge, known, contestants)
 
 

@@ -16,10 +16,11 @@ from wsss.config import to_dict
 from wsss.data.dataset import Record
 from wsss.data.files import read_image, read_saliency, write_json, write_text
 from wsss.data.labels import IGNORE
+from wsss.data.working import shrink
 from wsss.refine.background import prepare_maps
 from wsss.report.html import THUMBNAIL_SIDE, Facts, Gallery, GalleryRow
 from wsss.report.leaderboard import Leaderboard, SanityTable, ScoreColumn, ScoreRow, write_leaderboard
-from wsss.report.overlay import overlay_mask, overlay_saliency, shrink
+from wsss.report.overlay import overlay_mask, overlay_saliency
 from wsss.rundir import describe_machine
 
 Checked = dict[str, Any]

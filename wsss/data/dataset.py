@@ -71,42 +71,16 @@ def check_trainable(dataset: Dataset) -> None:
         )
 
 
-def load_dataset(
-    kind: str, root: Path, labels: str, classes: Path | None, train: str | None, val: str | None
-) -> Dataset:
-    """Loads the data set that the configuration keys `data.*` name.
+def evenly(records: Sequence[Record], count: int) -> list[Record]:
+    """``count`` records evenly spaced over the list; all of them for 0."""
+    if count <= 0 or count >= len(records):
+        return list(records)
+    return [records[index * len(records) // count] for index in range(count)]
 
-    Args:
-        kind: "voc", "folder", "coco", "imagenet", or "shapes" (VOC layout with its own classes.txt and
-            labels.csv in `root`).
-        root: folder of the data set.
-        labels: "xml" or the path of a CSV (imagenet: of a list `name index`).
-        classes: the class list; None = the 20 VOC classes, or root/classes.txt for "folder" and "shapes".
-        train: a split name, a list file, or None.
-        val: likewise.
 
-    Raises:
-        UserError: an unknown kind, or anything that the loader of that kind finds wrong.
-    """
-    from wsss.data.coco import load_coco  # here: these modules need Record
-    from wsss.data.folder import load_folder
-    from wsss.data.imagenet import load_imagenet
-    from wsss.data.voc import load_voc
-
-    match kind:
-        case "voc":
-            return load_voc(root, labels, classes, train, val)
-        case "shapes":
-            own = str(root / "labels.csv") if (root / "labels.csv").is_file() else "xml"
-            listed = root / "classes.txt"
-            return load_voc(root, own if labels == "xml" else labels, classes or listed, train, val)
-        case "folder":
-            return load_folder(root, labels, classes, train, val)
-        case "coco":
-            return load_coco(root, labels, classes, train, val)
-        case "imagenet":
-            return load_imagenet(root, labels, classes, train, val)
-    raise UserError(f'data.kind is "{kind}": expected shapes, voc, folder, coco or imagenet')
+def with_masks(records: Sequence[Record]) -> list[Record]:
+    """The records that have a true mask."""
+    return [record for record in records if record.mask is not None]
 
 
 def first(items: Sequence[str], number: int = 3) -> str:

@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 from wsss.data.labels import IGNORE
 from wsss.errors import UserError
-from wsss.report.palette import voc_palette
+from wsss.data.palette import voc_palette
 
 _TURN = Image.Transpose
 _ORIENTATIONS = {

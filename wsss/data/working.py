@@ -10,16 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+import numpy.typing as npt
 
 from wsss.data.dataset import Dataset, Record
 from wsss.data.files import image_size, read_image, read_truth, write_mask, write_photo
 from wsss.errors import UserError
 from wsss.parallel import pool, unordered
-from wsss.report.overlay import shrink
 
-PHOTOS, MASKS = "resized/photos", "resized/masks"
-"""Folders of a run with the copies of the photos (JPEG) and of their true masks (PNG)."""
+Array = TypeVar("Array", bound=npt.NDArray[np.generic])
+
+PHOTOS, MASKS = "photos", "masks"
+"""Folders of the copies of the photos (JPEG) and of their true masks (PNG)."""
 
 FEW = 16
 """So many photos are shrunk before worker processes would have started."""
@@ -34,14 +39,14 @@ class _Copy:
     mask: Path | None
 
 
-def with_copies(dataset: Dataset, root: Path, long_side: int, workers: int, progress: Any) -> Dataset:
-    """The data set, with records of small photos as they are, and of large ones with copies in the run directory.
+def with_copies(dataset: Dataset, folder: Path, long_side: int, workers: int, progress: Any) -> Dataset:
+    """The data set, with records of small photos as they are, and of large ones with copies in ``folder``.
 
     A copy is made again when its original or `long_side` changed.
 
     Args:
         dataset: as loaded.
-        root: the run directory.
+        folder: for the copies.
         long_side: pixels; photos whose longer side is larger get a copy of this longer side, averaged; masks sampled.
         workers: processes.
         progress: context manager factory ``progress(total, done)`` of a bar with ``update``.
@@ -51,7 +56,7 @@ def with_copies(dataset: Dataset, root: Path, long_side: int, workers: int, prog
             replace a file of the data set.
     """
     train, val = (
-        [_planned(record, root, long_side) for record in split] for split in (dataset.train, dataset.val)
+        [_planned(record, folder, long_side) for record in split] for split in (dataset.train, dataset.val)
     )
     plans = [plan for plan in (*train, *val) if isinstance(plan, _Copy)]
     _check_targets(plans)
@@ -67,15 +72,15 @@ def with_copies(dataset: Dataset, root: Path, long_side: int, workers: int, prog
     return replace(dataset, train=_records(train), val=_records(val))
 
 
-def _planned(record: Record, root: Path, long_side: int) -> Record | _Copy:
+def _planned(record: Record, folder: Path, long_side: int) -> Record | _Copy:
     if max(image_size(record.image)) <= long_side:
         return record
-    mask = None if record.mask is None else root / MASKS / f"{record.id}.png"
-    return _Copy(record, root / PHOTOS / f"{record.id}.jpg", mask)
+    mask = None if record.mask is None else folder / MASKS / f"{record.id}.png"
+    return _Copy(record, folder / PHOTOS / f"{record.id}.jpg", mask)
 
 
 def _check_targets(plans: Sequence[_Copy]) -> None:
-    """Raises UserError where the run directory holds the data set, so that a copy would replace an original."""
+    """Raises UserError where the folder of the copies holds the data set, so that a copy would replace an original."""
     files = [(plan.record.image, plan.photo) for plan in plans]
     files += [(plan.record.mask, plan.mask) for plan in plans if plan.record.mask and plan.mask]
     originals = {original.resolve() for original, _ in files}
@@ -120,3 +125,24 @@ def _take_time(original: Path, copy: Path) -> None:
     """The copy gets the original's time of modification, by which a changed original is noticed."""
     stamp = original.stat()
     os.utime(copy, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+
+def shrink(array: Array, side: int) -> Array:
+    """Reduce a photo, a saliency map or a mask so that neither side is longer than `side`; never enlarges.
+
+    Args:
+        array: `(H, W, 3)` uint8 photo, `(H, W)` float saliency (both averaged) or uint8 mask (sampled).
+        side: the longest side allowed, in pixels.
+
+    Returns:
+        The array itself if it is small enough, else a smaller one of the same type.
+    """
+    height, width = array.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return array
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    is_mask = array.ndim == 2 and array.dtype == np.uint8
+    source = array.astype(np.float32) if array.dtype == np.float16 else np.ascontiguousarray(array)
+    small = cv2.resize(source, size, interpolation=cv2.INTER_NEAREST_EXACT if is_mask else cv2.INTER_AREA)
+    return small.astype(array.dtype)  # type: ignore[return-value]

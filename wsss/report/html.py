@@ -18,9 +18,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from wsss.data.files import write_text
+from wsss.data.working import shrink
 from wsss.report.chart import Chart, draw
 from wsss.report.css import CSS
-from wsss.report.overlay import heat_palette, shrink
+from wsss.report.overlay import heat_palette
 
 THUMBNAIL_SIDE = 256
 """Longest side of a gallery picture in pixels: five of them take about 80 kB."""

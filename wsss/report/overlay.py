@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import functools
-from typing import TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from wsss.data.labels import BACKGROUND, IGNORE
-from wsss.report.palette import voc_palette
+from wsss.data.palette import voc_palette
 
 Photo = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.uint8]
-Array = TypeVar("Array", bound=npt.NDArray[np.generic])
 
 HATCH_PERIOD = 8
 """Pixels from one stripe of the uncertain area to the next."""
@@ -82,27 +80,6 @@ def outline(mask: Mask) -> npt.NDArray[np.bool_]:
     border[:, :-1] |= columns
     border &= (mask != BACKGROUND) & (mask != IGNORE)
     return border
-
-
-def shrink(array: Array, side: int) -> Array:
-    """Reduce a photo, a saliency map or a mask so that neither side is longer than `side`; never enlarges.
-
-    Args:
-        array: `(H, W, 3)` uint8 photo, `(H, W)` float saliency (both averaged) or uint8 mask (sampled).
-        side: the longest side allowed, in pixels.
-
-    Returns:
-        The array itself if it is small enough, else a smaller one of the same type.
-    """
-    height, width = array.shape[:2]
-    scale = side / max(height, width)
-    if scale >= 1:
-        return array
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    is_mask = array.ndim == 2 and array.dtype == np.uint8
-    source = array.astype(np.float32) if array.dtype == np.float16 else np.ascontiguousarray(array)
-    small = cv2.resize(source, size, interpolation=cv2.INTER_NEAREST_EXACT if is_mask else cv2.INTER_AREA)
-    return small.astype(array.dtype)  # type: ignore[return-value]
 
 
 @functools.cache

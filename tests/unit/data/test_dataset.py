@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from wsss.data.dataset import Dataset, Record, check_trainable, load_dataset, walk_images
+from wsss.data.dataset import Dataset, Record, check_trainable, walk_images
+from wsss.data.load import load_dataset
 from wsss.errors import UserError
 
 

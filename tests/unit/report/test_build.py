@@ -204,24 +204,3 @@ def test_every_number_of_a_dry_run_says_that_it_is_no_result(tmp_path: Path, run
     rows, tiles, subtitle = 6, 5, 1
     assert words.count(said) == rows + tiles + subtitle
     assert "(dry run)" in words  # the title
-
-
-def test_masks_of_a_self_training_stand_between_the_pseudo_masks_and_val(
-    tmp_path: Path, run: RunDirectory
-) -> None:
-    data = dataset(tmp_path)
-    fill(data, run)
-    assert "re-labelled" not in " ".join(build(data, run)[1].words)
-    run.update_metrics(
-        relabelled=score(0.5711, round=2, by_round=[0.5611, 0.5711], coverage=0.875, kept_miou=0.6811)
-    )
-    for turn in (1, 2):
-        for record in data.train:
-            write_mask(run.round(turn).mask("pseudo_masks", record.id), np.full(SIZE, turn, np.uint8))
-    config = Config(output=str(run.root), segmenter=SegmenterConfig(rounds=3))
-    page, parser = build(data, run, config)
-    text = " ".join(parser.words)
-    assert "training keeps 87.5 % of the pixels with mIoU 68.1; round by round: 56.1, 57.1" in text
-    assert text.count("re-labelled, round 2") == 2  # of the two labelled photos
-    assert len(re.findall("<img ", page)) == 2 * 5 + 1 + 2 * 4 + 1
-    assert text.index("pseudo-masks") < text.index("re-labelled masks") < text.index("val photos")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss.refine.pixels import SCALE, fit, probabilities, probable_labels, seed_labels
+from wsss.extension.pixels import SCALE, fit, probabilities, probable_labels, seed_labels
 
 
 def cells_of_three_kinds(count: int) -> tuple[Tensor, Tensor]:

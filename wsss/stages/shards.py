@@ -44,7 +44,7 @@ def shares(items: Sequence[T]) -> Iterator[Sequence[T]]:
         yield items if world == 1 else items[::-1]
 
 
-def wait_for(stage: str, expected: str, run: RunDirectory, patience: float = PATIENCE) -> None:
+def wait_for_stage(stage: str, expected: str, run: RunDirectory, patience: float = PATIENCE) -> None:
     """Return when process 0 has begun the stage (or finished it) with the `expected` fingerprint.
 
     Raises:
@@ -55,15 +55,16 @@ def wait_for(stage: str, expected: str, run: RunDirectory, patience: float = PAT
         entry = run.read_manifest().get("stages", {}).get(stage, {})
         return entry.get("fingerprint") == expected and entry.get("state") in ("running", "done")
 
-    _wait(begun, f"begin the stage {stage} in {run.root}", patience)
+    wait_for(begun, f"begin the stage {stage} in {run.root}", patience)
 
 
 def wait_for_file(path: Path, patience: float = PATIENCE) -> None:
     """Return when process 0 has written `path`. Raises UserError: it has not within `patience` seconds."""
-    _wait(path.is_file, f"write {path}", patience)
+    wait_for(path.is_file, f"write {path}", patience)
 
 
-def _wait(ready: Callable[[], bool], what: str, patience: float) -> None:
+def wait_for(ready: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
+    """Return when `ready` says so. Raises UserError, which names `what`: it has not within `patience` seconds."""
     until = time.monotonic() + patience
     while not ready():
         if time.monotonic() > until:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wsss.report.palette import voc_palette
+from wsss.data.palette import voc_palette
 
 
 @pytest.mark.parametrize(

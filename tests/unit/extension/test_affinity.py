@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wsss.errors import UserError
 from wsss.models.classifier import VGG16
-from wsss.refine.affinity import (
+from wsss.extension.affinity import (
     WalkParameters,
     affinity,
     default_layers,

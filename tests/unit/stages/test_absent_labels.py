@@ -7,9 +7,8 @@ import pytest
 
 from wsss.data.dataset import Record
 from wsss.data.files import write_mask
-from wsss.presence import absent_labels, describe_absent
-from wsss.refine.stage import LABELS
-from wsss.rundir import RunDirectory
+from wsss.rundir import LABELS, RunDirectory
+from wsss.stages.refine import absent_labels, describe_absent
 
 NAMES = ("background", "cat", "dog", "sofa")
 

@@ -1,26 +1,30 @@
-"""The saliency stage: maps of the training photos for the classes on their labels."""
+"""Class-discriminative saliency of the training photos, for the classes on their labels."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from wsss import runtime
-from wsss.config import RuntimeConfig, SaliencyConfig
+from wsss.config import RuntimeConfig, SaliencyConfig, to_dict
 from wsss.data.dataset import Record
 from wsss.data.files import Saliency, write_saliency
 from wsss.data.modules import Photo, same_size_batches
 from wsss.data.transforms import normalize_image
 from wsss.errors import UserError
 from wsss.models.classifier import default_layer
-from wsss.rundir import RunDirectory
+from wsss.rundir import CALIBRATION, CLASSIFIER, SALIENCY, RunDirectory
 from wsss.saliency import SESS, ClassSubtraction, MultiScale, SaliencyMethod, normalize
 from wsss.saliency.parse import parse_method
+from wsss.stages.shards import shares
+from wsss.stages.base import Context, Stage, after
+from wsss.tasks.classification import load_classifier
 
 
 def build_method(config: SaliencyConfig, architecture: str) -> SaliencyMethod:
-    """The composed method: base, inside SESS or scales and flip, inside class subtraction.
+    """The composed method: the expression, at several scales and mirrored.
 
     A method that brings its own scales (`own_scales`: dcsm, cameras) is only mirrored where `flip` asks for it; an
     expression with SESS or MultiScale, such as "sess(gradcam)", is taken as it is.
@@ -29,32 +33,17 @@ def build_method(config: SaliencyConfig, architecture: str) -> SaliencyMethod:
         UserError: there is no such method.
     """
     try:
-        method = parse_method(config.method, config.layer or default_layer(architecture), "sigmoid")
+        method = parse_method(config.method, default_layer(architecture), "sigmoid")
     except UserError as error:
         raise UserError(f"saliency.method: {error}") from error
-    scales = (1.0,) if method.own_scales else tuple(config.scales)
     inner = method.base if isinstance(method, ClassSubtraction) else method
-    if config.sess.enabled:
-        sess = config.sess
-        method = SESS(
-            method,
-            window=sess.window,
-            step=sess.step,
-            scales=sess.scales,
-            prefilter=sess.prefilter,
-            theta=sess.theta,
-            pool=sess.pool,
-            smooth=sess.smooth,
-            score="sigmoid",
-        )
-    elif not isinstance(inner, (SESS, MultiScale)) and (scales != (1.0,) or config.flip):
-        balance = config.balance
-        if balance == "auto":
-            balance = method.scale_balance if len(scales) > 1 else "none"
-        method = MultiScale(method, scales=scales, flip=config.flip, balance=balance)
-    if config.subtraction != "none":
-        method = ClassSubtraction(method, reduce=config.subtraction)
-    return method
+    scales = (1.0,) if method.own_scales else tuple(config.scales)
+    if isinstance(inner, (SESS, MultiScale)) or (scales == (1.0,) and not config.flip):
+        return method
+    balance = config.balance
+    if balance == "auto":
+        balance = method.scale_balance if len(scales) > 1 else "none"
+    return MultiScale(method, scales=scales, flip=config.flip, balance=balance)
 
 
 def write_all(
@@ -70,7 +59,7 @@ def write_all(
     classifier = runtime.prepare(classifier, hardware)
     with runtime.bar(hardware, "saliency", len(records), len(records) - len(todo)) as bar:
         for batch in same_size_batches(todo, config.batch_size, workers=runtime.loader_workers(hardware)):
-            # Another process may have made some meanwhile (see `wsss.shards`).
+            # Another process may have made some meanwhile (see `wsss.stages.shards`).
             photos = [photo for photo in batch if not run.saliency(photo.record.id).is_file()]
             if photos:
                 for photo, maps in zip(
@@ -108,3 +97,35 @@ def to_archive(photo: Photo, maps: Tensor) -> Saliency:
         maps=scaled.cpu().numpy().astype(np.float16),
         size=(photo.image.shape[1], photo.image.shape[2]),
     )
+
+
+def write_saliency_of_photos(context: Context) -> dict[str, Any]:
+    """Saliency archives of all training photos."""
+    config, run = context.config, context.run
+    path = run.checkpoint(CLASSIFIER, config.saliency.checkpoint)
+    classifier, _, settings = load_classifier(path, config.saliency.output_stride)
+    method = build_method(config.saliency, settings.architecture)
+    for records in shares(context.dataset.train):
+        write_all(classifier, method, records, run, config.saliency, config.runtime)
+    return {"images": len(context.dataset.train), "method": repr(method)}
+
+
+def _check(context: Context) -> None:
+    """A misspelt method must not show only after hours of training."""
+    build_method(context.config.saliency, context.config.classifier.architecture)
+
+
+def _settings(config: SaliencyConfig) -> dict[str, Any]:
+    """Without the size of the batches, which changes no map."""
+    return {key: value for key, value in to_dict(config).items() if key != "batch_size"}
+
+
+SALIENCY_STAGE = Stage(
+    "saliency of the training photos",
+    write_saliency_of_photos,
+    reads=lambda config, data: _settings(config.saliency),
+    follows=after("classify"),
+    writes=(SALIENCY, CALIBRATION),
+    files=lambda context: [context.run.saliency(record.id) for record in context.dataset.train],
+    check=_check,
+)

@@ -1,7 +1,7 @@
 """The extension stage: from what the saliency marks to whole objects, without masks and without a second network.
 
 `walk` spreads each photo's saliency by a random walk over cells that the classifier's inner layers find alike
-(`refine.affinity`). `pixels` first learns what the seeds have in common (`refine.pixels`):
+(`extension.affinity`). `pixels` first learns what the seeds have in common (`extension.pixels`):
 
     1. on some photos, the saliency takes the walk, and its clear cells become labels
     2. a linear classifier of cells is trained on them, on frozen features
@@ -15,21 +15,21 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from wsss import runtime
-from wsss.config import ExtendConfig, RuntimeConfig
-from wsss.data.dataset import Record
+from wsss.config import Config, ExtendConfig, RuntimeConfig, to_dict
+from wsss.data.dataset import Record, evenly
 from wsss.data.files import Saliency, image_size, read_arrays, read_saliency, write_arrays, write_saliency
 from wsss.data.labels import BACKGROUND, IGNORE
 from wsss.data.modules import Photo, same_size_batches
 from wsss.data.transforms import normalize_image
 from wsss.errors import UserError
-from wsss.evaluation import evenly
-from wsss.refine.affinity import (
+from wsss.extension.affinity import (
     WalkParameters,
     activations,
     affinity,
@@ -39,10 +39,12 @@ from wsss.refine.affinity import (
     random_walk,
     walk,
 )
-from wsss.refine.pixels import fit, probabilities, probable_labels, seed_labels
-from wsss.refine.stage import EXTENDED
-from wsss.rundir import RunDirectory
+from wsss.extension.pixels import fit, probabilities, probable_labels, seed_labels
+from wsss.rundir import CALIBRATION, CLASSIFIER, EXTENDED, EXTENSION, RunDirectory
 from wsss.saliency import normalize, upsample
+from wsss.stages.shards import rank_and_world, shares, wait_for_file
+from wsss.stages.base import Context, Stage, after
+from wsss.tasks.classification import load_classifier
 
 LEARN_STRIDE, WALK_STRIDE = 16, 8
 """Pixels per cell where the classifier of cells learns and answers, and where the last walk goes."""
@@ -205,7 +207,7 @@ def _write(
         for photos in same_size_batches(todo, 1, workers=runtime.loader_workers(hardware)):
             for photo in photos:
                 path = run.maps(EXTENDED, photo.record.id)
-                if not path.is_file():  # another process may have made it meanwhile (see `wsss.shards`)
+                if not path.is_file():  # another process may have made it meanwhile (see `wsss.stages.shards`)
                     write_saliency(path, extend(photo))
             bar.update(len(photos))
 
@@ -252,3 +254,54 @@ def _cells(size: tuple[int, int]) -> int:
 def _last_layer(layers: tuple[str, ...]) -> str:
     """The layer after the two of the walk: conv5_3 of VGG16, layer4 of a ResNet."""
     return "features.29" if layers[0].startswith("features") else "layer4"
+
+
+def extend(context: Context) -> dict[str, Any]:
+    """Maps of all training photos that cover whole objects."""
+    config, run, records = context.config, context.run, context.dataset.train
+    settings, hardware = config.extend, config.runtime
+    if config.extension == "none":
+        return {"images": 0}
+    network, _, _ = load_classifier(run.checkpoint(CLASSIFIER, config.saliency.checkpoint))
+    if config.extension == "walk":
+        for part in shares(records):
+            write_walks(network, settings, part, run, hardware)
+        return {"images": len(records)}
+    pixels = PixelExtension(network, settings, hardware)
+    if not run.extension.is_file():
+        if rank_and_world()[0] == 0:
+            layer = pixels.learn(
+                sample(records, settings), run, len(context.dataset.class_names), config.seed
+            )
+            write_layer(run.extension, layer)
+        else:
+            wait_for_file(run.extension)
+    layer = read_layer(run.extension)
+    for part in shares(records):
+        write_pixels(pixels, layer, part, run)
+    return {"images": len(records)}
+
+
+def _settings(config: Config) -> list[Any]:
+    """The extension's method, and of its settings what that one reads."""
+    settings = to_dict(config.extend)
+    del settings["method"]
+    if config.extension == "none":
+        return ["none"]
+    if config.extension == "walk":
+        return ["walk", {name: settings[name] for name in ("radius", "power", "steps")}]
+    return ["pixels", settings, config.seed]
+
+
+EXTEND = Stage(
+    "from the saliency to whole objects",
+    extend,
+    reads=lambda config, data: _settings(config),
+    follows=after("saliency"),
+    writes=(EXTENDED, EXTENSION, CALIBRATION),
+    files=lambda context: [
+        context.run.maps(EXTENDED, record.id)
+        for record in context.dataset.train
+        if context.config.extension != "none"
+    ],
+)

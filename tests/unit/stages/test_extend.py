@@ -15,11 +15,11 @@ from wsss.data.dataset import Record
 from wsss.data.files import Saliency, read_image, read_saliency, write_saliency
 from wsss.data.transforms import normalize_image, to_tensor
 from wsss.errors import UserError
-from wsss.extension import PixelExtension, read_layer, sample, write_layer, write_pixels, write_walks
-from wsss.refine import affinity, pixels
-from wsss.refine.stage import has_background
+from wsss.extension import affinity, pixels
 from wsss.rundir import RunDirectory
 from wsss.saliency import normalize, upsample
+from wsss.stages.extend import PixelExtension, read_layer, sample, write_layer, write_pixels, write_walks
+from wsss.stages.maps import has_background
 
 CPU = RuntimeConfig(accelerator="cpu", precision="float32", workers=0, progress=False)
 CONFIG = ExtendConfig(rounds=2, photos=3, steps=4, radius=3)

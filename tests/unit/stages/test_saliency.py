@@ -30,7 +30,7 @@ from wsss.saliency import (
     upsample,
 )
 from wsss.saliency.base import DeferredEvidence, SaliencyMethod
-from wsss.saliency.stage import build_method, to_archive, write_all
+from wsss.stages.saliency import build_method, to_archive, write_all
 
 CPU = RuntimeConfig(accelerator="cpu", precision="float32", workers=0, progress=False)
 SIZES = ((48, 64), (64, 48), (48, 64), (48, 64), (48, 64))

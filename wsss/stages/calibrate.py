@@ -1,6 +1,7 @@
 """The background rule that the classifier itself prefers (``refine.background.rule: calibrated``).
 
-No mask takes part; where there are masks, what they would choose is printed beside.
+Chosen only where something depends on it: for the maps that the refinement cuts by a rule, and for the saliency where
+seeds are scored. No mask takes part; where there are masks, what they would choose is printed beside.
 """
 
 from collections.abc import Sequence
@@ -10,17 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsss import evaluation, runtime
+from wsss import runtime
 from wsss.config import Config, RuntimeConfig
-from wsss.data.dataset import Record
+from wsss.data.dataset import Record, evenly
 from wsss.data.files import read_image, read_json, read_truth, write_json
 from wsss.data.transforms import normalize_image, resize_long_side, to_tensor
 from wsss.metrics.segmentation import ConfusionMatrix
 from wsss.refine.background import background_threshold, prepare_maps, seed_mask
 from wsss.refine.calibrate import CANDIDATES, Evidence, describe, evidence_of_seeds, mean_evidence
-from wsss.refine.parameters import BackgroundParameters
-from wsss.refine.stage import SALIENCY, load_maps
-from wsss.rundir import RunDirectory
+from wsss.refine.parameters import BackgroundParameters, RefineParameters
+from wsss.rundir import CLASSIFIER, SALIENCY, RunDirectory
+from wsss.stages.shards import rank_and_world, wait_for
+from wsss.stages.base import Context
+from wsss.stages.maps import load_maps
 from wsss.tasks.classification import load_classifier
 
 PHOTOS = 50
@@ -43,43 +46,50 @@ class Candidate:
         return self.truth.miou() if self.truth.images else None
 
 
-def resolve(config: Config, run: RunDirectory, source: str = SALIENCY) -> Config:
-    """``config`` with the background rule that this run chose for the maps of ``source``, where it is `calibrated`."""
-    if config.refine.background.rule != "calibrated":
-        return config
-    rule = read_json(run.calibration)[source]["chosen"]
-    return replace(config, refine=replace(config.refine, background=BackgroundParameters(**rule)))
+def chosen_rule(context: Context, source: str) -> RefineParameters:
+    """The refinement of the configuration with the background rule for the maps of ``source``.
 
-
-def calibrate(
-    config: Config, records: Sequence[Record], classes: int, run: RunDirectory, sources: Sequence[str]
-) -> None:
-    """Choose the background rule of the largest gain; writes ``calibration.json`` and prints the table.
-
-    Args:
-        config: of the run; its background rule plays no part.
-        records: training photos with stored maps; without any label `refine.background.threshold` is taken.
-        classes: number of classes, background included.
-        run: the run directory.
-        sources: folders of maps, each of which gets its own rule.
+    Where it is `calibrated` and not chosen yet, it is chosen now: by process 0, the others wait for it.
     """
-    sample = evaluation.evenly([record for record in records if record.labels], PHOTOS)
-    fallback = BackgroundParameters("constant", config.refine.background.threshold)
-    facts = {}
-    for source in sources:
-        candidates = judge(config, sample, classes, run, source) if sample else []
-        best = max(candidates, key=lambda candidate: candidate.evidence.gain, default=None)
-        facts[source] = _facts(candidates, best.rule if best else fallback, len(sample))
-        if best:
-            print(table(candidates, best, len(sample), source))
-    write_json(run.calibration, facts)
+    refine, run = context.config.refine, context.run
+    if refine.background.rule != "calibrated":
+        return refine
+    if source not in _stored(run):
+        if rank_and_world()[0] == 0:
+            calibrate(context, source)
+        else:
+            wait_for(lambda: source in _stored(run), f"choose the background rule in {run.calibration}")
+    rule = _stored(run)[source]["chosen"]
+    return replace(refine, background=BackgroundParameters(**rule))
+
+
+def _stored(run: RunDirectory) -> dict[str, Any]:
+    """Folder of maps -> the rules that were compared for them, and the chosen one."""
+    facts: dict[str, Any] = read_json(run.calibration) if run.calibration.is_file() else {}
+    return facts
+
+
+def calibrate(context: Context, source: str) -> None:
+    """Choose the background rule of the largest gain for the maps in ``source``.
+
+    Adds it to ``calibration.json`` and prints the table. Without any image label `refine.background.threshold` is taken.
+    """
+    config, dataset = context.config, context.dataset
+    sample = evenly([record for record in dataset.train if record.labels], PHOTOS)
+    candidates = judge(config, sample, len(dataset.class_names), context.run, source) if sample else []
+    best = max(candidates, key=lambda candidate: candidate.evidence.gain, default=None)
+    fallback = BackgroundParameters(rule="constant", threshold=config.refine.background.threshold)
+    facts = _facts(candidates, best.rule if best else fallback, len(sample))
+    write_json(context.run.calibration, {**_stored(context.run), source: facts})
+    if best:
+        print(table(candidates, best, len(sample), source))
 
 
 def judge(
     config: Config, sample: Sequence[Record], classes: int, run: RunDirectory, source: str = SALIENCY
 ) -> list[Candidate]:
     """Every candidate on every photo of the sample."""
-    path = run.checkpoint("classifier", config.saliency.checkpoint)
+    path = run.checkpoint(CLASSIFIER, config.saliency.checkpoint)
     network = runtime.prepare(load_classifier(path)[0], config.runtime)
     parts: list[list[Evidence]] = [[] for _ in CANDIDATES]
     truths = [ConfusionMatrix(classes) for _ in CANDIDATES]

@@ -4,7 +4,7 @@ import pytest
 
 from wsss.errors import UserError
 from wsss.rundir import RunDirectory
-from wsss.shards import rank_and_world, shares, wait_for
+from wsss.stages.shards import rank_and_world, shares, wait_for
 
 VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
 

@@ -1,0 +1,54 @@
+"""Loading the data set that a configuration names: one function for each ``data.kind``."""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+
+from wsss.data.coco import load_coco
+from wsss.data.dataset import Dataset
+from wsss.data.folder import load_folder
+from wsss.data.imagenet import load_imagenet
+from wsss.data.voc import load_voc
+from wsss.errors import UserError
+
+Loader = Callable[[Path, str, Path | None, str | None, str | None], Dataset]
+"""(root, labels, classes, train, val), as of `load_dataset`."""
+
+
+def load_shapes(root: Path, labels: str, classes: Path | None, train: str | None, val: str | None) -> Dataset:
+    """The procedural data set: VOC's layout, with its own classes.txt and labels.csv in ``root``."""
+    own = str(root / "labels.csv") if (root / "labels.csv").is_file() else "xml"
+    return load_voc(root, own if labels == "xml" else labels, classes or root / "classes.txt", train, val)
+
+
+LOADERS: dict[str, Loader] = {
+    "shapes": load_shapes,
+    "voc": load_voc,
+    "folder": load_folder,
+    "coco": load_coco,
+    "imagenet": load_imagenet,
+}
+"""``data.kind`` -> what loads it."""
+
+
+def load_dataset(
+    kind: str, root: Path, labels: str, classes: Path | None, train: str | None, val: str | None
+) -> Dataset:
+    """Loads the data set that the configuration keys ``data.*`` name.
+
+    Args:
+        kind: one of ``LOADERS``.
+        root: folder of the data set.
+        labels: "xml" or the path of a CSV (imagenet: of a list ``name index``).
+        classes: the class list; None = the 20 VOC classes, or root/classes.txt for "folder" and "shapes".
+        train: a split name, a list file, or None.
+        val: likewise.
+
+    Raises:
+        UserError: an unknown kind, or anything that the loader of that kind finds wrong.
+    """
+    if kind not in LOADERS:
+        near = get_close_matches(kind, LOADERS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f'data.kind is "{kind}", but must be one of {", ".join(LOADERS)}{hint}')
+    return LOADERS[kind](root, labels, classes, train, val)

@@ -1,0 +1,80 @@
+"""What a stage is, what it gets, and the stamps by which its fingerprint knows its input files.
+
+A stage's fingerprint is a hash of what it reads and of the fingerprints of the stages that it follows (see
+``rundir``); by this ``runner`` knows what is to be done.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsss.config import Config
+from wsss.data.dataset import Dataset
+from wsss.rundir import RunDirectory, content_digest, file_stamp
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every stage gets."""
+
+    config: Config
+    dataset: Dataset
+    run: RunDirectory
+
+
+def _nothing(context: Context) -> Iterable[Path]:
+    return ()
+
+
+def _always(config: Config) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the pipeline."""
+
+    title: str
+    work: Callable[[Context], dict[str, Any]]
+    """Does it; returns facts for the manifest, the number of ``images`` among them."""
+    reads: Callable[[Config, Dataset], Any]
+    """The part of the configuration and of the data set that its result depends on (JSON)."""
+    follows: Callable[[Config], tuple[str, ...]]
+    """The stages whose result it builds on."""
+    writes: tuple[str, ...] = ()
+    """Its files and folders in the run directory; they go when it becomes stale."""
+    files: Callable[[Context], Iterable[Path]] = _nothing
+    """What must be there when it is done."""
+    wanted: Callable[[Config], bool] = _always
+    """Whether this configuration asks for it at all."""
+    check: Callable[[Context], None] | None = None
+    """Raises UserError where it could not succeed; called before anything is written."""
+
+
+def after(*names: str) -> Callable[[Config], tuple[str, ...]]:
+    """``Stage.follows`` of a stage that follows the same ones under every configuration."""
+    return lambda config: names
+
+
+# -- stamps -----------------------------------------------------------------------------------------
+
+
+def train_inputs(dataset: Dataset) -> list[Any]:
+    """The training photos and their image labels."""
+    return [[record.id, record.labels, file_stamp(record.image)] for record in dataset.train]
+
+
+def train_truth(dataset: Dataset) -> list[Any]:
+    """The true masks of the training photos."""
+    return [[record.id, file_stamp(record.mask)] for record in dataset.train if record.mask is not None]
+
+
+def val_inputs(dataset: Dataset) -> list[Any]:
+    """The validation photos and their true masks."""
+    return [[r.id, file_stamp(r.image), r.mask and file_stamp(r.mask)] for r in dataset.val]
+
+
+def weights_stamp(value: str) -> Any:
+    """Initial weights given as a file count with its content: those of one architecture are all of one size."""
+    return value if value in ("imagenet", "none", "classifier") else [value, content_digest(Path(value))]

@@ -1,0 +1,155 @@
+"""Predict the validation photos with the trained networks, and score them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from wsss import runtime
+from wsss.config import Config, EvaluateConfig, RuntimeConfig, to_dict
+from wsss.data.dataset import Dataset, Record
+from wsss.data.files import read_image, write_mask
+from wsss.data.modules import same_size_batches
+from wsss.data.transforms import normalize_image
+from wsss.models.segmenter import Segmenter, predict_probabilities
+from wsss.parallel import pool, unordered
+from wsss.refine.crf import crf_labels
+from wsss.refine.parameters import CRFParameters
+from wsss.rundir import CRF, MS_FLIP, PLAIN, SEGMENTER, SUPERVISED, SUPERVISED_PLAIN
+from wsss.stages.base import Context, Stage, after, val_inputs
+from wsss.stages.score import measure
+from wsss.tasks import segmentation
+
+
+def evaluate(context: Context) -> dict[str, Any]:
+    """Predictions of the validation photos, and ``val``, ``val_ms_flip``, ``val_crf``."""
+    _predict(context, SEGMENTER, "", context.config.evaluate)
+    measure(context, "evaluate")
+    return {"images": len(context.dataset.val)}
+
+
+def evaluate_supervised(context: Context) -> dict[str, Any]:
+    """Single-scale predictions of the supervised twin, and ``supervised`` and ``retention``."""
+    prefix = SUPERVISED_PLAIN.removesuffix(PLAIN)
+    _predict(context, SUPERVISED, prefix, replace(context.config.evaluate, ms_flip=False, crf=False))
+    measure(context, "evaluate_supervised")
+    return {"images": len(context.dataset.val)}
+
+
+def _predict(context: Context, network: str, prefix: str, settings: EvaluateConfig) -> None:
+    config, run = context.config, context.run
+    model, _ = segmentation.load_segmenter(run.checkpoint(network))
+    predict_records(
+        model,
+        context.dataset.val,
+        lambda folder, identifier: run.mask(prefix + folder, identifier),
+        settings,
+        config.refine.soft_crf,
+        config.runtime,
+        f"predict ({network})",
+    )
+
+
+def folders(config: EvaluateConfig) -> list[str]:
+    """The folders of predictions that this configuration asks for."""
+    return [PLAIN, *([MS_FLIP] if config.ms_flip else []), *([CRF] if config.crf else [])]
+
+
+def predict_records(
+    model: Segmenter,
+    records: Sequence[Record],
+    write: Callable[[str, str], Path],
+    config: EvaluateConfig,
+    crf: CRFParameters,
+    hardware: RuntimeConfig,
+    title: str,
+) -> None:
+    """Write the predictions of every record that lacks one, at the photo's own size.
+
+    Args:
+        model: the segmenter.
+        records: photos; their labels and masks are not looked at.
+        write: (folder, id) -> path of the PNG.
+        config: kinds of prediction.
+        crf: constants of the CRF that refines them.
+        hardware: device and processes.
+        title: of the progress bar.
+    """
+    asked = folders(config)
+    todo = [record for record in records if not all(write(folder, record.id).is_file() for folder in asked)]
+    model = runtime.prepare(model, hardware)  # type: ignore[assignment]
+    workers = runtime.workers(hardware)
+    batches = same_size_batches(todo, 1 if config.ms_flip else 4, workers=runtime.loader_workers(hardware))
+    with (
+        runtime.bar(hardware, title, len(records), len(records) - len(todo)) as bar,
+        pool(workers if config.crf and todo else 0) as executor,
+        torch.inference_mode(),
+        runtime.autocast(hardware),
+    ):
+
+        def jobs() -> Any:
+            for photos in batches:
+                images = normalize_image(torch.stack([p.image for p in photos]).to(runtime.device(hardware)))
+                plain = predict_probabilities(model, images)
+                best = plain
+                if config.ms_flip:
+                    best = predict_probabilities(model, images, config.scales, flip=True)
+                for index, photo in enumerate(photos):
+                    identifier = photo.record.id
+                    write_mask(write(PLAIN, identifier), label_map(plain[index]))
+                    if config.ms_flip:
+                        write_mask(write(MS_FLIP, identifier), label_map(best[index]))
+                    if config.crf:
+                        yield photo.record.image, best[index].cpu().numpy(), write(CRF, identifier)
+                    bar.update(1)
+
+        for _ in unordered(executor, partial(_write_crf, crf), jobs(), ahead=2 * workers):
+            pass
+
+
+def _write_crf(parameters: CRFParameters, job: tuple[Path, npt.NDArray[np.float32], Path]) -> None:
+    """Refine one prediction with the CRF: ``job`` is (photo, probabilities (C, H, W), target file)."""
+    photo, probabilities, path = job
+    write_mask(path, crf_labels(probabilities, read_image(photo), parameters))
+
+
+def label_map(probabilities: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """(C, H, W) -> (H, W) uint8 index of the most probable class."""
+    labels: npt.NDArray[np.uint8] = probabilities.argmax(0).to(torch.uint8).cpu().numpy()
+    return labels
+
+
+def _reads(config: Config, dataset: Dataset) -> list[Any]:
+    settings = to_dict(config.evaluate)
+    del settings["oracle_images"]  # of the scores of the pseudo-masks
+    crf = to_dict(config.refine.soft_crf) if config.evaluate.crf else None
+    return [settings, crf, val_inputs(dataset)]
+
+
+EVALUATE = Stage(
+    "predict and score the validation photos",
+    evaluate,
+    reads=_reads,
+    follows=after("segment"),
+    writes=(PLAIN, MS_FLIP, CRF),
+    files=lambda context: [
+        context.run.mask(folder, record.id)
+        for record in context.dataset.val
+        for folder in folders(context.config.evaluate)
+    ],
+)
+
+EVALUATE_SUPERVISED = Stage(
+    "predict and score with the supervised twin",
+    evaluate_supervised,
+    reads=lambda config, data: val_inputs(data),
+    follows=after("supervise"),
+    writes=(SUPERVISED_PLAIN,),
+    files=lambda context: [context.run.mask(SUPERVISED_PLAIN, record.id) for record in context.dataset.val],
+    wanted=lambda config: config.segmenter.supervised,
+)

@@ -1,0 +1,312 @@
+"""How the entries of metrics.json are measured: files of the run directory against the true masks, where there are any.
+
+No true mask ever chooses anything in a run. The oracles do choose with them, and say so.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+from operator import add
+from typing import Any, TypeVar
+
+import numpy as np
+
+from wsss import runtime
+from wsss.config import RuntimeConfig
+from wsss.data.dataset import Record, evenly, with_masks
+from wsss.data.files import read_image, read_truth
+from wsss.errors import UserError
+from wsss.metrics.reliability import ReliabilityCurve
+from wsss.metrics.segmentation import ConfusionMatrix, confusion_of_pairs, score
+from wsss.metrics.sweep import ThresholdSweep
+from wsss.parallel import pool, unordered
+from wsss.refine.background import background_threshold, seed_mask
+from wsss.refine.parameters import BackgroundParameters
+from wsss.refine.refiners import Refiner, build_refiner
+from wsss.rundir import EXTENDED, LABELS, MASKS, SALIENCY, RunDirectory
+from wsss.stages.base import Context
+from wsss.stages.calibrate import chosen_rule
+from wsss.stages.maps import has_background, load_maps
+from wsss.stages.refine import chosen_parameters, is_soft, maps_folder, refine_stored
+
+T = TypeVar("T")
+Entry = dict[str, Any]
+
+Measure = Callable[[Context, Mapping[str, Any]], Any]
+"""(context, the other entries of metrics.json) -> the entry, or None where there is nothing to measure."""
+
+# A factor of about 1.4 between the candidates of the oracle; each costs two CRFs an image.
+ORACLE_THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+ORACLE_FACTORS = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
+
+SEEDS_AT_ONCE = 16
+"""Photos whose sweeps are summed before a worker hands them back; a sweep has a count for each threshold and class."""
+
+
+def accumulate(
+    score: Callable[[Record], T],
+    records: Sequence[Record],
+    hardware: RuntimeConfig,
+    title: str,
+    start: T,
+    *,
+    at_once: int = 1,
+    parallel: bool = True,
+) -> T:
+    """The sum of ``score`` over the records, in worker processes, with a progress bar.
+
+    Args:
+        score: of one record, something that can be added.
+        records: photos with true masks.
+        hardware: processes and progress.
+        title: of the progress bar.
+        start: the sum of nothing.
+        at_once: records that one worker sums before it hands the sum back.
+        parallel: False scores in this process.
+    """
+    workers = runtime.workers(hardware) if parallel else 0
+    chunks = [records[begin : begin + at_once] for begin in range(0, len(records), at_once)]
+    total = start
+    with (
+        runtime.bar(hardware, title, len(records), 0) as bar,
+        pool(min(workers, len(chunks))) as executor,
+    ):
+        for count, part in unordered(executor, partial(_sum, score), chunks, ahead=4 * max(1, workers)):
+            total = total + part  # type: ignore[operator]
+            bar.update(count)
+    return total
+
+
+def _sum(score: Callable[[Record], T], records: Sequence[Record]) -> tuple[int, T]:
+    return len(records), reduce(add, map(score, records))
+
+
+# -- seeds and extended seeds -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Thresholded saliency against true masks, summed over photos."""
+
+    matrix: ConfusionMatrix
+    sweep: ThresholdSweep
+    """Over all thresholds, for the oracle."""
+    thresholds: float = 0.0
+    """Sum of the thresholds of the photos."""
+
+    def __add__(self, other: "Seeds") -> "Seeds":
+        return Seeds(
+            self.matrix + other.matrix, self.sweep + other.sweep, self.thresholds + other.thresholds
+        )
+
+
+def seed_entry(context: Context, known: Mapping[str, Any]) -> Entry | None:
+    """``seed``: the saliency at the rule's thresholds, before the CRF."""
+    records, classes = with_masks(context.dataset.train), len(context.dataset.class_names)
+    if not records:
+        return None
+    rule = chosen_rule(context, SALIENCY).background
+    found = accumulate(
+        partial(_score_seed, context.run, rule, classes),
+        records,
+        context.config.runtime,
+        "score seeds",
+        Seeds(ConfusionMatrix(classes), ThresholdSweep(classes)),
+        at_once=SEEDS_AT_ONCE,
+    )
+    best_threshold, best = found.sweep.best()
+    return {
+        **score(found.matrix, context.dataset.class_names),
+        "threshold": round(found.thresholds / len(records), 4),
+        **_oracle("threshold", best.miou(), round(best_threshold, 4), found.matrix.miou()),
+    }
+
+
+def _score_seed(run: RunDirectory, rule: BackgroundParameters, classes: int, record: Record) -> Seeds:
+    matrix, sweep = ConfusionMatrix(classes), ThresholdSweep(classes)
+    stored, maps = load_maps(run, record)
+    truth = _truth(record, classes)
+    threshold = background_threshold(maps, rule) if len(maps) else rule.threshold
+    matrix.update(seed_mask(maps, stored.classes, threshold), truth)
+    sweep.update(maps, stored.classes, truth)
+    return Seeds(matrix, sweep, threshold)
+
+
+def extended_entry(context: Context, known: Mapping[str, Any]) -> Entry | None:
+    """``extended``: the maps after the extension, before the CRF."""
+    records, classes = with_masks(context.dataset.train), len(context.dataset.class_names)
+    if not records or maps_folder(context.config) != EXTENDED:
+        return None
+    rule = chosen_parameters(context).background
+    found = accumulate(
+        partial(_score_extended, context.run, rule, classes),
+        records,
+        context.config.runtime,
+        "score extended",
+        ConfusionMatrix(classes),
+    )
+    return {"method": context.config.extension, **score(found, context.dataset.class_names)}
+
+
+def _score_extended(
+    run: RunDirectory, rule: BackgroundParameters, classes: int, record: Record
+) -> ConfusionMatrix:
+    """Arg-max of probabilities, or seeds at the rule's threshold."""
+    matrix = ConfusionMatrix(classes)
+    stored, maps = load_maps(run, record, EXTENDED)
+    if has_background(stored):
+        labels = stored.classes.astype(np.uint8)[maps.argmax(axis=0)]
+    else:
+        threshold = background_threshold(maps, rule) if len(maps) else rule.threshold
+        labels = seed_mask(maps, stored.classes, threshold)
+    matrix.update(labels, _truth(record, classes))
+    return matrix
+
+
+# -- pseudo-masks -----------------------------------------------------------------------------------
+
+
+class Matrices(dict[float, ConfusionMatrix]):
+    """Confusion matrices by the value that made the masks; they add up value by value."""
+
+    def __add__(self, other: "Matrices") -> "Matrices":
+        return Matrices({key: self[key] + other[key] if key in self else other[key] for key in other})
+
+
+def mask_entry(context: Context, known: Mapping[str, Any]) -> Entry | None:
+    """``mask``: the labels after the refinement, what a training sees of the masks, and the oracle beside them."""
+    records = with_masks(context.dataset.train)
+    if not records:
+        return None
+    names = context.dataset.class_names
+    labels, masks = (_confusion(context, records, folder) for folder in (LABELS, MASKS))
+    plain = maps_folder(context.config) == SALIENCY
+    return {
+        **score(labels, names),
+        "threshold": known["seed"]["threshold"] if plain else None,
+        "coverage": _number(masks.coverage()),
+        "kept_miou": _number(masks.kept().miou()),
+        "kept_accuracy": _number(masks.kept().accuracy()),
+        "reliability": _reliability(context, records),
+        **_mask_oracle(context, records),
+    }
+
+
+def _reliability(context: Context, records: Sequence[Record]) -> Entry:
+    """Coverage against accuracy as the confidence that is asked for falls, on the sample of the oracle.
+
+    Refines once more and writes nothing.
+    """
+    config, classes = context.config, len(context.dataset.class_names)
+    sample, refiner = evenly(records, config.evaluate.oracle_images), build_refiner(chosen_parameters(context))
+    curve = accumulate(
+        partial(_score_confidence, context.run, refiner, maps_folder(config), classes),
+        sample,
+        config.runtime,
+        "mask confidence",
+        ReliabilityCurve(),
+        parallel=refiner.runs_in == "processes",
+    )
+    return {"images": len(sample), **curve.points()}
+
+
+def _score_confidence(
+    run: RunDirectory, refiner: Refiner, source: str, classes: int, record: Record
+) -> ReliabilityCurve:
+    refined, curve = refine_stored(run, refiner, source, record), ReliabilityCurve()
+    curve.update(refined.labels, refined.confidence, _truth(record, classes))
+    return curve
+
+
+def _mask_oracle(context: Context, records: Sequence[Record]) -> Entry:
+    """Best constant background after the refinement, on a sample: every candidate costs a CRF or two per photo."""
+    config, classes, soft = context.config, len(context.dataset.class_names), is_soft(context.config)
+    sample = evenly(records, config.evaluate.oracle_images)
+    refiners = _oracle_refiners(context, soft)
+    matrices = accumulate(
+        partial(score_oracle, context.run, refiners, maps_folder(config), classes),
+        sample,
+        config.runtime,
+        "mask oracle",
+        Matrices(),
+        parallel=all(refiner.runs_in == "processes" for refiner in refiners.values()),
+    )
+    value, best = max(matrices.items(), key=lambda item: item[1].miou())
+    own = _confusion(context, sample, LABELS)
+    return {
+        **_oracle("background_factor" if soft else "threshold", best.miou(), value, own.miou()),
+        "oracle_images": len(sample),
+        "miou_on_oracle_images": _number(own.miou()),
+    }
+
+
+def _oracle_refiners(context: Context, soft: bool) -> dict[float, Refiner]:
+    """For saliency: constant background threshold -> refiner. For probabilities: factor on the background's."""
+    parameters = chosen_parameters(context)
+    if soft:
+        return dict.fromkeys(ORACLE_FACTORS, build_refiner(parameters))
+    rules = [BackgroundParameters(rule="constant", threshold=value) for value in ORACLE_THRESHOLDS]
+    return {rule.threshold: build_refiner(replace(parameters, background=rule)) for rule in rules}
+
+
+def score_oracle(
+    run: RunDirectory, refiners: Mapping[float, Refiner], source: str, classes: int, record: Record
+) -> Matrices:
+    """Refine one photo with several strengths of the background and score each; writes nothing."""
+    (stored, maps), image = load_maps(run, record, source), read_image(record.image)
+    truth, matrices, soft = _truth(record, classes), Matrices(), has_background(stored)
+    for value, refiner in refiners.items():
+        weighted = maps
+        if soft:
+            weighted = np.concatenate((maps[:1] * np.float32(value), maps[1:]))
+            total = weighted.sum(axis=0)
+            weighted /= np.where(total > 0, total, 1)
+        matrices[value] = ConfusionMatrix(classes)
+        matrices[value].update(refiner(weighted, stored.classes[soft:], image).labels, truth)
+    return matrices
+
+
+def _oracle(kind: str, best: float, value: float, own: float) -> Entry:
+    """The best constant, or None where the run's own rule (which may differ by photo) beats them all."""
+    return {"oracle_miou": _number(max(best, own)), f"oracle_{kind}": value if best >= own else None}
+
+
+# -- predictions ------------------------------------------------------------------------------------
+
+
+def prediction_entry(folder: str) -> Measure:
+    """``val`` and the like: the predictions in ``folder`` against the true masks of the validation photos."""
+
+    def entry(context: Context, known: Mapping[str, Any]) -> Entry | None:
+        records = with_masks(context.dataset.val)
+        if not records:
+            return None
+        found = score(_confusion(context, records, folder), context.dataset.class_names)
+        marked = context.config.segmenter.mask_pretraining
+        return {**found, "mask_pretraining": True} if marked else found
+
+    return entry
+
+
+def retention(context: Context, known: Mapping[str, Any]) -> float | None:
+    """``retention`` = val.miou / supervised.miou, where both are known."""
+    weak, ceiling = ((known.get(name) or {}).get("miou") for name in ("val", "supervised"))
+    return weak / ceiling if weak is not None and ceiling else None
+
+
+def _confusion(context: Context, records: Sequence[Record], folder: str) -> ConfusionMatrix:
+    pairs = [(context.run.mask(folder, r.id), r.mask) for r in records if r.mask is not None]
+    classes, workers = len(context.dataset.class_names), runtime.workers(context.config.runtime)
+    return confusion_of_pairs(pairs, classes, workers=workers)
+
+
+def _truth(record: Record, classes: int) -> Any:
+    """The true mask of a record that has one."""
+    if record.mask is None:
+        raise UserError(f"image {record.id} has no true mask to score against")
+    return read_truth(record.mask, record.image, classes)
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,65 @@
+"""The data set of a configuration: loaded, limited, and with copies of large photos."""
+
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from wsss import runtime
+from wsss.config import Config
+from wsss.data.dataset import Dataset, evenly, resolve_file
+from wsss.data.files import image_size
+from wsss.data.load import load_dataset
+from wsss.data.shapes import write_shapes
+from wsss.data.working import with_copies
+from wsss.rundir import RunDirectory
+
+LARGE = 2_500_000
+"""Pixels of a photo from which on a run says how to work on smaller copies."""
+
+LOOKED_AT = 20
+"""Photos, evenly spaced, whose size is looked at for that."""
+
+
+def prepare_dataset(config: Config) -> Dataset:
+    """Load the data set: ``data.limit`` photos of each split, large ones as copies of ``data.long_side`` pixels.
+
+    The shapes are made on first use.
+    """
+    data, root = config.data, Path(config.data.root)
+    if data.kind == "shapes":
+        shapes = data.shapes
+        write_shapes(
+            root,
+            train=shapes.train,
+            val=shapes.val,
+            size=shapes.size,
+            seed=shapes.seed,
+            progress=config.runtime.progress and sys.stderr.isatty(),
+        )
+    classes = None if data.classes is None else resolve_file(data.classes, root) or Path(data.classes)
+    dataset = load_dataset(data.kind, root, data.labels, classes, data.train, data.val)
+    if data.limit is not None:
+        train, val = (tuple(evenly(split, data.limit)) for split in (dataset.train, dataset.val))
+        dataset = replace(dataset, train=train, val=val)
+    if data.long_side is None:
+        return dataset
+    return with_copies(
+        dataset,
+        RunDirectory(Path(config.output)).resized,
+        data.long_side,
+        runtime.workers(config.runtime),
+        partial(runtime.bar, config.runtime, "shrink photos"),
+    )
+
+
+def warn_of_large_photos(dataset: Dataset) -> None:
+    """One line where photos of a camera would be worked on at their full size."""
+    for record in evenly([*dataset.train, *dataset.val], LOOKED_AT):
+        height, width = image_size(record.image)
+        if height * width > LARGE:
+            runtime.say(
+                f"{record.image} has {width}x{height} pixels: memory and time grow with the photos, and masks do not "
+                "get better; --data.long_side 640 works on smaller copies"
+            )
+            return

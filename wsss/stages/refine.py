@@ -1,0 +1,167 @@
+"""Pseudo-masks of the training photos: their maps through a refiner (a dense CRF by default)."""
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from wsss import runtime
+from wsss.config import Config, RuntimeConfig, to_dict
+from wsss.data.dataset import Record
+from wsss.data.files import read_image, read_mask, write_mask
+from wsss.errors import UserError
+from wsss.parallel import pool, unordered
+from wsss.refine.masks import RefinedMask
+from wsss.refine.parameters import RefineParameters
+from wsss.refine.refiners import Refiner, build_refiner, unused_settings
+from wsss.rundir import EXTENDED, LABELS, MASKS, SALIENCY, RunDirectory
+from wsss.stages.shards import rank_and_world, shares
+from wsss.stages.base import Context, Stage, after
+from wsss.stages.calibrate import chosen_rule
+from wsss.stages.maps import has_background, load_maps
+
+GPU_THREADS = 4
+"""Enough to read and write while one of them has the GPU."""
+
+MENTIONED = 3
+"""Classes that the sentence on labels without a pixel names."""
+
+
+def refine(context: Context) -> dict[str, Any]:
+    """Pseudo-masks of all training photos."""
+    config, records, run = context.config, context.dataset.train, context.run
+    parameters, device = chosen_parameters(context), runtime.device(config.runtime)
+    if rank_and_world()[0] == 0:
+        for sentence in unused_settings(parameters, probabilities=is_soft(config)):
+            runtime.say(f"  {sentence}")
+    on_gpu = device.type == "cuda" and parameters.backend != "pydensecrf"
+    refiner = build_refiner(parameters, str(device) if on_gpu else None)
+    for part in shares(records):
+        write_all(part, run, refiner, maps_folder(config), config.runtime)
+    if rank_and_world()[0] == 0:
+        absent = absent_labels(records, run)
+        print(f"  {describe_absent(absent, context.dataset.class_names)}", flush=True)
+    return {"images": len(records), "background": asdict(parameters.background)}
+
+
+def maps_folder(config: Config) -> str:
+    """Folder of the maps that the refinement starts from."""
+    plain = config.extension == "none" or build_refiner(config.refine).wants_saliency
+    return SALIENCY if plain else EXTENDED
+
+
+def is_soft(config: Config) -> bool:
+    """Whether the refinement starts from probabilities, which bring a background of their own."""
+    return config.extension == "pixels" and maps_folder(config) == EXTENDED
+
+
+def chosen_parameters(context: Context) -> RefineParameters:
+    """The refinement with the background rule for its maps, where it needs one."""
+    config = context.config
+    if is_soft(config) or not build_refiner(config.refine).wants_background:
+        return config.refine
+    return chosen_rule(context, maps_folder(config))
+
+
+def write_all(
+    records: Sequence[Record], run: RunDirectory, refiner: Refiner, source: str, hardware: RuntimeConfig
+) -> None:
+    """Write ``pseudo_masks/<id>.png`` and ``pseudo_labels/<id>.png`` for every record that lacks them.
+
+    Args:
+        records: training photos with stored maps.
+        run: the run directory.
+        refiner: makes the mask of a photo from its maps.
+        source: where the maps are: ``SALIENCY`` or ``EXTENDED``.
+        hardware: processes and progress.
+    """
+    todo = [record for record in records if not is_done(run, record)]
+    workers = runtime.workers(hardware)
+    with (
+        runtime.bar(hardware, "refine", len(records), len(records) - len(todo)) as bar,
+        _workers(refiner, min(workers, len(todo))) as executor,
+    ):
+        for _ in unordered(executor, partial(_refine_one, run, refiner, source), todo, ahead=4 * workers):
+            bar.update(1)
+
+
+def _workers(refiner: Refiner, workers: int) -> AbstractContextManager[Executor | None]:
+    """Where refiners run: processes, threads that share a GPU, or this process."""
+    match refiner.runs_in:
+        case "processes":
+            return pool(workers)
+        case "threads":
+            return ThreadPoolExecutor(GPU_THREADS)
+    return nullcontext()
+
+
+def _refine_one(run: RunDirectory, refiner: Refiner, source: str, record: Record) -> None:
+    if is_done(run, record):
+        return  # another process made it meanwhile (see `wsss.stages.shards`)
+    refined = refine_stored(run, refiner, source, record)
+    write_mask(run.mask(LABELS, record.id), refined.labels)
+    write_mask(run.mask(MASKS, record.id), refined.mask)  # last: it marks the image as done
+
+
+def is_done(run: RunDirectory, record: Record) -> bool:
+    """Whether the photo has its labels and its mask."""
+    return all(run.mask(folder, record.id).is_file() for folder in (LABELS, MASKS))
+
+
+def refine_stored(run: RunDirectory, refiner: Refiner, source: str, record: Record) -> RefinedMask:
+    """The refined mask of the stored maps of a photo.
+
+    Raises:
+        UserError: the photo is not the one that the maps were made of.
+    """
+    (stored, maps), image = load_maps(run, record, source), read_image(record.image)
+    if image.shape[:2] != stored.size:
+        raise UserError(f"{record.image} changed since its saliency was made; run `wsss saliency` again")
+    return refiner(maps, stored.classes[has_background(stored) :], image)
+
+
+# -- labels that the masks do not show --------------------------------------------------------------
+
+
+def absent_labels(records: Sequence[Record], run: RunDirectory) -> dict[int, tuple[int, int]]:
+    """Image labels that have no pixel in ``pseudo_labels/<id>.png``: a fault that shows without true masks.
+
+    Returns:
+        Mask index (1..C) of each class on a label -> (photos whose mask has none of it, photos with the label).
+    """
+    absent: Counter[int] = Counter()
+    total: Counter[int] = Counter()
+    for record in records:
+        if record.labels:
+            present = np.flatnonzero(np.bincount(read_mask(run.mask(LABELS, record.id)).ravel()))
+            total.update(record.labels)
+            absent.update(set(record.labels) - set(present.tolist()))
+    return {index: (absent[index], total[index]) for index in sorted(total)}
+
+
+def describe_absent(absent: dict[int, tuple[int, int]], names: Sequence[str]) -> str:
+    """One sentence on `absent_labels`; ``names`` has the background first."""
+    total = sum(photos for _, photos in absent.values())
+    lost = sum(count for count, _ in absent.values())
+    if lost == 0:
+        return "every image label has pixels in its pseudo-mask"
+    worst = sorted((item for item in absent.items() if item[1][0]), key=lambda item: -item[1][0] / item[1][1])
+    named = ", ".join(f"{names[index]} {count} of {photos}" for index, (count, photos) in worst[:MENTIONED])
+    return f"{lost / total:.1%} of the image labels have no pixel in the pseudo-masks (most often {named})"
+
+
+REFINE = Stage(
+    "pseudo-masks: background and dense CRF",
+    refine,
+    reads=lambda config, data: to_dict(config.refine),
+    follows=after("extend"),
+    writes=(LABELS, MASKS),
+    files=lambda context: [
+        context.run.mask(folder, record.id) for record in context.dataset.train for folder in (LABELS, MASKS)
+    ],
+)

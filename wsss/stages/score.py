@@ -1,0 +1,203 @@
+"""Every number of metrics.json: one table says what it is, which stage measures it and how it is shown.
+
+`measure` fills metrics.json from the table; the summary on the terminal and the report's rows read the same table.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wsss.config import NOT_WEAK, Config
+from wsss.data.dataset import with_masks
+from wsss.rundir import CRF, MS_FLIP, PLAIN, SUPERVISED_PLAIN
+from wsss.stages.base import Context, Stage, after, train_truth
+from wsss.stages.measures import (
+    Entry,
+    Measure,
+    extended_entry,
+    mask_entry,
+    prediction_entry,
+    retention,
+    seed_entry,
+)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """An entry of metrics.json: a dictionary with a headline number, or a number."""
+
+    title: str
+    """Its row of the summary on the terminal."""
+    stages: tuple[str, ...]
+    """The stages that measure it."""
+    measure: Measure | None = None
+    """None: the stage itself writes the entry."""
+    wanted: Callable[[Config], bool] = field(default=lambda config: True)
+    headline: str = "miou"
+    """Key of the number that is shown; where the entry is a number, it is that."""
+    name: str = ""
+    """Its name in the report's tables of IoU; empty: not in them."""
+    protocol: Callable[[Config], str] = field(default=lambda config: "")
+    """What is scored and how, for the report."""
+    notes: Callable[[Entry], str] = field(default=lambda entry: "")
+    """What the report says of this entry beside the protocol."""
+    tile: tuple[str, str] | None = None
+    """Title and note of its tile at the top of the report."""
+    optional: bool = False
+    """Whether its tile is left out where the entry is not there (else it shows that it is missing)."""
+    oracle: str = ""
+    """Title of the summary's row of ``oracle_<headline>``; empty: no row."""
+
+    def value(self, entry: Any) -> float | None:
+        """The number that is shown of an entry."""
+        number = entry.get(self.headline) if isinstance(entry, dict) else entry
+        return None if number is None else float(number)
+
+
+def _best(config: Config) -> str:
+    """The prediction that the CRF refines."""
+    return "multi-scale + flip" if config.evaluate.ms_flip else "single scale"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _mask_notes(entry: Entry) -> str:
+    kept = "" if entry.get("kept_miou") is None else f" with mIoU {_percent(entry['kept_miou'])}"
+    return (
+        f"training keeps {_percent(entry['coverage'])} % of the pixels{kept}; oracle: best background on "
+        f"{entry['oracle_images']} photos (this run there: {_percent(entry['miou_on_oracle_images'])})"
+    )
+
+
+def _pretraining(entry: Entry) -> str:
+    return NOT_WEAK if entry.get("mask_pretraining") else ""
+
+
+METRICS: dict[str, Metric] = {
+    "classifier": Metric(
+        "classifier mAP, val",
+        ("score_classifier",),
+        headline="mAP",
+        tile=("classifier mAP", "val, image labels"),
+    ),
+    "seed": Metric(
+        "seed mIoU, train (saliency, no CRF)",
+        ("score_masks",),
+        seed_entry,
+        name="seeds",
+        protocol=lambda config: "train photos; saliency with background threshold, no CRF",
+        notes=lambda entry: f"mean threshold {entry['threshold']:.3f}; oracle: best threshold",
+        tile=("seed mIoU", "train, no CRF"),
+        oracle="   oracle threshold (uses masks)",
+    ),
+    "extended": Metric(
+        "extended seed mIoU, train (no CRF)",
+        ("score_masks",),
+        extended_entry,
+        name="extended seeds",
+        protocol=lambda config: "train photos; after the extension to whole objects, no CRF",
+    ),
+    "mask": Metric(
+        "pseudo-mask mIoU, train (CRF)",
+        ("score_masks",),
+        mask_entry,
+        name="pseudo-masks",
+        protocol=lambda config: "train photos; after the CRF, arg-max labels",
+        notes=_mask_notes,
+        tile=("pseudo-mask mIoU", "train, CRF"),
+    ),
+    "val": Metric(
+        "val mIoU, single scale, no CRF",
+        ("evaluate",),
+        prediction_entry(PLAIN),
+        name="val",
+        protocol=lambda config: "val photos; single scale, no CRF",
+        notes=_pretraining,
+        tile=("val mIoU", "single scale, no CRF"),
+    ),
+    "val_ms_flip": Metric(
+        "val mIoU, multi-scale + flip",
+        ("evaluate",),
+        prediction_entry(MS_FLIP),
+        wanted=lambda config: config.evaluate.ms_flip,
+        name="val, multi-scale + flip",
+        protocol=lambda config: "val photos; multi-scale and mirrored, no CRF",
+        notes=_pretraining,
+    ),
+    "val_crf": Metric(
+        "val mIoU, {best} + CRF",
+        ("evaluate",),
+        prediction_entry(CRF),
+        wanted=lambda config: config.evaluate.crf,
+        name="val, CRF",
+        protocol=lambda config: f"val photos; {_best(config)}, then CRF",
+        notes=_pretraining,
+    ),
+    "supervised": Metric(
+        "val mIoU, trained on true masks (oracle)",
+        ("evaluate_supervised",),
+        prediction_entry(SUPERVISED_PLAIN),
+        name="supervised",
+        protocol=lambda config: (
+            "val photos; same network trained on true masks, single scale, no CRF (oracle)"
+        ),
+        notes=_pretraining,
+    ),
+    "retention": Metric(
+        "retention (val / oracle)",
+        ("evaluate", "evaluate_supervised"),
+        retention,
+        tile=("retention", "val mIoU / same network on true masks"),
+        optional=True,
+    ),
+}
+"""Entry of metrics.json -> what it is; in the order of the summary and of the report."""
+
+
+def metrics_of(stage: str) -> tuple[str, ...]:
+    """The entries of metrics.json that a stage measures."""
+    return tuple(key for key, metric in METRICS.items() if stage in metric.stages)
+
+
+def measure(context: Context, stage: str) -> None:
+    """Write the stage's entries of metrics.json; what this configuration does not ask for is removed."""
+    found: dict[str, Any] = {}
+    for key in metrics_of(stage):
+        metric = METRICS[key]
+        if metric.measure is not None:
+            known = {**context.run.read_metrics(), **found}
+            found[key] = metric.measure(context, known) if metric.wanted(context.config) else None
+    context.run.update_metrics(**found)
+
+
+def summary(config: Config, metrics: Mapping[str, Any]) -> list[str]:
+    """A line for every number that is known, for the terminal."""
+    rows = []
+    for key, metric in METRICS.items():
+        entry = metrics.get(key)
+        oracle = entry.get(f"oracle_{metric.headline}") if isinstance(entry, dict) else None
+        titles = (metric.title.format(best=_best(config)), metric.value(entry)), (metric.oracle, oracle)
+        rows += [(title, value) for title, value in titles if title and value is not None]
+    lines = [f"  {title:<44}{value:.4f}" for title, value in rows]
+    if any(isinstance(entry, dict) and entry.get("mask_pretraining") for entry in metrics.values()):
+        lines.append(f"  {NOT_WEAK}")
+    return lines
+
+
+# -- the stage --------------------------------------------------------------------------------------
+
+
+def score_masks(context: Context) -> dict[str, Any]:
+    """``seed``, ``extended`` and ``mask`` in metrics.json."""
+    measure(context, "score_masks")
+    return {"images": len(with_masks(context.dataset.train))}
+
+
+SCORE_MASKS = Stage(
+    "score seeds and pseudo-masks",
+    score_masks,
+    reads=lambda config, data: [config.evaluate.oracle_images, train_truth(data)],
+    follows=after("refine"),
+)

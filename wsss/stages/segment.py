@@ -1,0 +1,177 @@
+"""Train the segmentation network on pseudo-masks, on masks of your own, or (as an oracle) on the true masks."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lightning import seed_everything
+from torch.utils.data import DataLoader
+
+from wsss import runtime
+from wsss.config import Config, to_dict
+from wsss.data.dataset import Dataset, Record, first, with_masks
+from wsss.data.files import check_mask_header
+from wsss.data.modules import SegmentationData, TrueMasks, train_loader
+from wsss.data.transforms import RandomScale, TrainTransform
+from wsss.errors import UserError
+from wsss.rundir import CLASSIFIER, MASKS, SEGMENTER, SUPERVISED, content_digest
+from wsss.stages.base import Context, Stage, train_inputs, train_truth, weights_stamp
+from wsss.tasks import classification, segmentation
+from wsss.tasks.fit import fit
+
+
+def train_segmenter(context: Context) -> dict[str, Any]:
+    """Train the segmenter on the pseudo-masks, or on those of ``segmenter.masks``."""
+    own, run = context.config.segmenter.masks, context.run
+    path = (lambda identifier: run.mask(MASKS, identifier)) if own is None else _mask_of(own)
+    records = [replace(record, mask=path(record.id)) for record in context.dataset.train]
+    return _train(context, records, run.root / SEGMENTER)
+
+
+def train_supervised(context: Context) -> dict[str, Any]:
+    """Train the same network on the true masks: an oracle, kept apart from everything else."""
+    return _train(context, with_masks(context.dataset.train), context.run.root / SUPERVISED)
+
+
+def _train(context: Context, records: Sequence[Record], folder: Path) -> dict[str, Any]:
+    config, dataset, run = context.config, context.dataset, context.run
+    settings, hardware = config.segmenter, config.runtime
+    initial = None
+    if settings.weights == "classifier":
+        path = run.checkpoint(CLASSIFIER, config.saliency.checkpoint)
+        initial = classification.load_classifier(path)[0].state_dict()
+    seed_everything(config.seed, verbose=False)
+    task = segmentation.new_task(settings, dataset.class_names, initial, config.data.long_side)
+    transform = TrainTransform(RandomScale(*settings.scale), settings.crop, settings.color_jitter)
+    workers = runtime.loader_workers(hardware)
+    train = SegmentationData(records, transform, config.seed, len(dataset.class_names))
+    truth = TrueMasks(with_masks(dataset.val), len(dataset.class_names))
+    fit(
+        task,
+        train_loader(train, settings.batch_size, config.seed, workers, hardware.devices),
+        DataLoader(truth, batch_size=1, num_workers=workers) if len(truth) else None,
+        folder,
+        epochs=settings.epochs,
+        monitor=("val_mIoU", "max"),
+        config=hardware,
+        seed=config.seed,
+        val_every=settings.val_every,
+    )
+    return {"images": len(records)}
+
+
+# -- masks of the user's ----------------------------------------------------------------------------
+
+
+def _mask_of(folder: str) -> Callable[[str], Path]:
+    """Id -> ``<folder>/<id>.png``."""
+    return lambda identifier: Path(folder) / f"{identifier}.png"
+
+
+def check_own_masks(folder: Path, records: Sequence[Record]) -> None:
+    """Raises UserError where a training photo has no mask in ``folder``, or one of another size."""
+    if not folder.is_dir():
+        raise UserError(f"segmenter.masks is {folder}, but there is no such folder; give the folder of <id>.png")
+    path = _mask_of(str(folder))
+    missing = [record.id for record in records if not path(record.id).is_file()]
+    if missing:
+        raise UserError(
+            f"segmenter.masks: {folder} has no mask for {len(missing)} of {len(records)} training photos "
+            f"({first([f'{name}.png' for name in missing])}); add them, or take the photos out of data.train"
+        )
+    for record in records:
+        check_mask_header(path(record.id), record.image)
+
+
+def _masks_digest(folder: Path, dataset: Dataset) -> str:
+    """SHA-256 of the contents of the masks of the training photos, missing ones included."""
+    path, found = _mask_of(str(folder)), hashlib.sha256()
+    for record in dataset.train:
+        found.update(f"{record.id} {content_digest(path(record.id))}\n".encode())
+    return found.hexdigest()
+
+
+# -- the stages -------------------------------------------------------------------------------------
+
+
+def _settings(config: Config) -> list[Any]:
+    """What one training depends on, whatever it is trained on."""
+    # val_every only says how often the log has a value.
+    other = ("supervised", "val_every", "masks")
+    settings = {name: value for name, value in to_dict(config.segmenter).items() if name not in other}
+    return [settings, weights_stamp(config.segmenter.weights), config.seed]
+
+
+def _reads(config: Config, dataset: Dataset) -> list[Any]:
+    own = config.segmenter.masks
+    if own is None:
+        return _settings(config)
+    checkpoint = [config.saliency.checkpoint] if config.segmenter.weights == "classifier" else []
+    return [
+        *_settings(config),
+        dataset.classes,
+        train_inputs(dataset),
+        _masks_digest(Path(own), dataset),
+        *checkpoint,
+    ]
+
+
+def _classifier(config: Config) -> tuple[str, ...]:
+    """The stage `classify`, where the training starts from its network."""
+    return ("classify",) if config.segmenter.weights == "classifier" else ()
+
+
+def _check_batch(context: Context, images: int) -> None:
+    """DeepLab's image pooling has one value a channel, which BatchNorm cannot normalise over one image."""
+    settings = context.config.segmenter
+    share = min(settings.batch_size, images) // context.config.runtime.devices
+    if settings.architecture != "light" and share < 2:
+        raise UserError(
+            f"{settings.architecture} cannot be trained on batches of one image a device; use more photos or a larger "
+            "--segmenter.batch_size, or --segmenter.architecture light"
+        )
+
+
+def _check_segment(context: Context) -> None:
+    if context.config.segmenter.masks is not None:
+        check_own_masks(Path(context.config.segmenter.masks), context.dataset.train)
+    _check_batch(context, len(context.dataset.train))
+
+
+def _check_supervise(context: Context) -> None:
+    records = with_masks(context.dataset.train)
+    if not records:
+        raise UserError(
+            "segmenter.supervised needs true masks of training images, and this data set has none; set it to false"
+        )
+    _check_batch(context, len(records))
+
+
+SEGMENT = Stage(
+    "train the segmenter on the pseudo-masks",
+    train_segmenter,
+    reads=_reads,
+    follows=lambda config: ("refine",) if config.segmenter.masks is None else _classifier(config),
+    writes=(SEGMENTER,),
+    files=lambda context: [context.run.checkpoint(SEGMENTER)],
+    check=_check_segment,
+)
+
+SUPERVISE = Stage(
+    "train the same segmenter on the true masks (oracle)",
+    train_supervised,
+    reads=lambda config, data: [
+        _settings(config),
+        data.classes,
+        train_inputs(data),
+        train_truth(data),
+        *([config.saliency.checkpoint] if config.segmenter.weights == "classifier" else []),
+    ],
+    follows=_classifier,
+    writes=(SUPERVISED,),
+    files=lambda context: [context.run.checkpoint(SUPERVISED)],
+    wanted=lambda config: config.segmenter.supervised,
+    check=_check_supervise,
+)
