@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "wsss"
 
 FLOORS = (
-    {"wsss", "errors", "grammar", "parallel"},
+    {"wsss", "errors", "grammar", "parallel", "usage"},
     {"data"},
     {"metrics", "refine"},
     {"config"},
@@ -123,9 +123,9 @@ def test_light_modules_need_numpy_pillow_and_the_standard_library_only(module: s
         assert not heavy, f"{name}, which {module} loads, imports {sorted(heavy)}"
 
 
-@pytest.mark.parametrize("name", ["labels", "tags"])
-def test_labels_need_the_standard_library_only(name: str) -> None:
-    foreign = {name.partition(".")[0] for name in imported(PACKAGE / f"data/{name}.py", lazy=True)}
+@pytest.mark.parametrize("name", ["data/labels", "data/tags", "grammar", "refine/parameters"])
+def test_these_need_the_standard_library_only(name: str) -> None:
+    foreign = {name.partition(".")[0] for name in imported(PACKAGE / f"{name}.py", lazy=True)}
     assert foreign - set(sys.stdlib_module_names) == {"wsss"}
 
 

@@ -3,7 +3,15 @@
 import pytest
 
 from wsss.errors import UserError
-from wsss.saliency import METHODS, SESS, ClassSubtraction, GlobalGuidanceCAM, GradCAM, MultiScale
+from wsss.saliency import (
+    METHODS,
+    SESS,
+    ClassSubtraction,
+    GlobalGuidanceCAM,
+    GradCAM,
+    GradCAMPlusPlus,
+    MultiScale,
+)
 from wsss.saliency.parse import parse_method, to_expression
 
 
@@ -19,6 +27,8 @@ def test_every_name_of_the_zoo_is_an_expression(name):
     [
         ("gradcam", GradCAM("layer4")),
         (" gradcam@layer3 ", GradCAM("layer3")),
+        ("gradcam++@layer3", GradCAMPlusPlus("layer3")),
+        ("sess(gradcam++@layer3(eps=1.0), window=9)", SESS(GradCAMPlusPlus("layer3", eps=1.0), window=9)),
         ("gradcam@features.29", GradCAM("features.29")),
         ("gradcam(layer3)", GradCAM("layer3")),
         ("gradcam('layer3.1')", GradCAM("layer3.1")),
@@ -63,6 +73,8 @@ def test_the_score_is_filled_in_where_a_method_has_one():
         ("sess(gradcam, smooth=1)", "it takes True or False"),
         ("scorecam(batch_size=True)", "it takes a whole number"),
         ("gradcam++(eps=big)", "it takes a number or None"),
+        ("gradcam++(epz=1)", r"'gradcam\+\+' in .* has no parameter 'epz'; did you mean eps"),
+        ("sess(gradcam, scales={{}})", "must be a number, a word or a tuple"),
         ("sess(gradcam, window=0)", "at least 1"),
         ("sess(gradcam, **{'window': 1})", "no parameter 'None'"),
     ],
@@ -75,3 +87,13 @@ def test_a_wrong_expression_is_explained(text, message):
 def test_a_layer_must_come_from_somewhere():
     with pytest.raises(UserError, match="needs its layer"):
         parse_method("gradcam")
+
+
+def test_a_method_that_is_added_later_is_an_expression(monkeypatch):
+    class Mine(GradCAM):
+        """Another name for the same."""
+
+    monkeypatch.setitem(METHODS, "mine", Mine)
+    assert type(parse_method("mine@layer3")) is Mine
+    with pytest.raises(UserError, match="no saliency method 'mien'; did you mean mine"):
+        parse_method("mien")
