@@ -355,6 +355,8 @@ def test_other_weights_at_the_same_path_are_noticed(tiny: list[str], tmp_path: P
         ("--refine.low_factor", 2, "but must be 0 < low_factor <= 1 <= high_factor"),
         ("--refine.soft_crf.iterations", -1, "refine.soft_crf.iterations is -1, but must be 0 or more"),
         ("--refine.crf.bilateral_sxy", 0, "refine.crf.bilateral_sxy is 0.0, but must be 0.1 or more"),
+        ("--refine.method", "crff", "refine.method: there is no refinement 'crff'; did you mean crf?"),
+        ("--refine.method", "pamr(iterations=-1)", "iterations must be 0 or more, not -1"),
     ],
 )
 def test_a_value_without_a_meaning_is_refused_before_anything_is_lost(

@@ -12,6 +12,8 @@ from wsss.refine.background import Maps
 
 FOREGROUND, BACKGROUND = 0.05, 0.30
 """Shares of an image's pixels that are surely foreground and background: Simonyan et al., section 3.2."""
+ITERATIONS = 5
+"""Of each GrabCut."""
 SMALLEST_SEED = 5
 """OpenCV fits five Gaussians to the colours of each side and needs a pixel for each."""
 
@@ -22,7 +24,7 @@ def grabcut_labels(
     image: npt.NDArray[np.uint8],
     foreground: float = FOREGROUND,
     background: float = BACKGROUND,
-    iterations: int = 5,
+    iterations: int = ITERATIONS,
 ) -> npt.NDArray[np.uint8]:
     """Segment each class by its colours, learnt where its saliency is highest and lowest.
 
@@ -106,6 +108,11 @@ def _check(
     if maps.shape != (len(classes), *image.shape[:2]):
         expected = (len(classes), *image.shape[:2])
         raise ValueError(f"the maps must be (classes, H, W) = {expected}, got {maps.shape}")
+    check_settings(foreground, background, iterations)
+
+
+def check_settings(foreground: float, background: float, iterations: int) -> None:
+    """Raise ValueError where a setting of `grabcut_labels` has no meaning."""
     if not (0 < foreground < 1 and 0 < background < 1 and foreground + background <= 1):
         raise ValueError(
             "foreground and background must be shares of the pixels that sum to at most 1, "

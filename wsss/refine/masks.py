@@ -1,10 +1,8 @@
-"""From the saliency of one image to its pseudo-mask: dense CRF, and 255 where the mask cannot be trusted."""
+"""What refiners are made of: seeds as probabilities, and masks with 255 where they cannot be trusted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,14 +10,7 @@ import numpy.typing as npt
 
 from wsss.data.labels import BACKGROUND, IGNORE
 from wsss.refine.background import Maps, background_scores, background_threshold, seed_mask
-from wsss.refine.crf import dense_crf, dense_crfs
-from wsss.refine.grabcut import grabcut_labels
-from wsss.refine.parameters import CRFParameters, RefineParameters
-
-CRF = Callable[
-    [Sequence[npt.NDArray[np.float32]], npt.NDArray[np.uint8], CRFParameters], list[npt.NDArray[np.float32]]
-]
-"""`dense_crfs` with a backend and a device."""
+from wsss.refine.parameters import RefineParameters
 
 # A hard label needs a threshold below 1, or even the peak of the map would be background.
 HIGHEST_THRESHOLD = 0.95
@@ -36,158 +27,92 @@ class RefinedMask(NamedTuple):
     """`(H, W)` in [0, 1]: the CRF's posterior of `labels` (agreement: the mean of the two posteriors)."""
 
 
-def refine_mask(
-    maps: Maps,
-    classes: Sequence[int] | npt.NDArray[np.integer],
-    image: npt.NDArray[np.uint8],
-    parameters: RefineParameters | None = None,
-    backend: str = "auto",
-    device: str | None = None,
-) -> RefinedMask:
-    """Make the pseudo-mask of one image. Only its own classes and the background enter the CRF.
+def mask_indices(
+    maps: Maps, classes: Sequence[int] | npt.NDArray[np.integer], image: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.uint8]:
+    """What the scores (background, *classes) stand for: `(K + 1,)` uint8 mask indices.
 
     Args:
-        maps: `(K, H, W)` float32 in [0, 1], each class's maximum is 1 (`prepare_maps`).
-        classes: the K mask indices (1..C) of the image-level labels, in the order of `maps`. Without any
-            class the whole image is (certain) background.
+        maps: `(K, H, W)` float32 saliency, or `(K + 1, H, W)` float32 probabilities with the background first.
+        classes: K mask indices (1..C).
         image: `(H, W, 3)` uint8 RGB.
-        parameters: None means `RefineParameters()`.
-        backend: of `dense_crf`.
-        device: of `dense_crf`.
-
-    Returns:
-        `RefinedMask(labels, mask, confidence)`.
 
     Raises:
         ValueError: sizes, types or class indices that do not fit.
-        UserError: the CRF backend is not installed.
     """
-    parameters = parameters or RefineParameters()
-    indices = _check(maps, classes, image)
-    if len(indices) == 1:
-        return _empty(image)
-    if parameters.method == "grabcut":
-        labels = grabcut_labels(maps, classes, image)
-        return RefinedMask(labels, labels.copy(), np.ones(labels.shape, dtype=np.float32))
-    if parameters.method == "pamr":
-        return _averaged(background_scores(maps, parameters.background), image, indices, parameters)
-    rule = _agreement if parameters.uncertainty in ("auto", "agreement") else _posterior
-    posterior, certain = rule(maps, image, parameters, partial(dense_crfs, backend=backend, device=device))
-    mask = indices[posterior.argmax(axis=0)]
-    return RefinedMask(mask, np.where(certain, mask, np.uint8(IGNORE)), posterior.max(axis=0))
+    if maps.ndim != 3 or maps.dtype != np.float32:
+        raise ValueError(f"maps must be (K, H, W) float32, not {maps.shape} {maps.dtype}")
+    if len(maps) not in (len(classes), len(classes) + 1):
+        raise ValueError(
+            f"{len(maps)} maps for {len(classes)} classes: give one a class, or also one of the background in front"
+        )
+    if maps.shape[1:] != image.shape[:2]:
+        raise ValueError(
+            f"the maps are {maps.shape[1:]} pixels (height, width), the image is {image.shape[:2]}: "
+            "use prepare_maps first"
+        )
+    listed = [int(index) for index in classes]
+    if any(not BACKGROUND < index < IGNORE for index in listed) or len(set(listed)) != len(listed):
+        raise ValueError(f"classes must be different mask indices from 1 to 254, not {listed}")
+    return np.array([BACKGROUND, *listed], dtype=np.uint8)
 
 
-def _empty(image: npt.NDArray[np.uint8]) -> RefinedMask:
+def empty_mask(image: npt.NDArray[np.uint8]) -> RefinedMask:
     """The mask of a photo without classes: background everywhere, and certain."""
     empty = np.full(image.shape[:2], BACKGROUND, dtype=np.uint8)
     return RefinedMask(empty, empty.copy(), np.ones(image.shape[:2], dtype=np.float32))
 
 
-def refine_probabilities(
-    probabilities: Maps,
-    classes: Sequence[int] | npt.NDArray[np.integer],
-    image: npt.NDArray[np.uint8],
-    parameters: RefineParameters | None = None,
-    backend: str = "auto",
-    device: str | None = None,
+def most_probable(
+    posterior: Maps, indices: npt.NDArray[np.uint8], certain: npt.NDArray[np.bool_] | float = 0.0
 ) -> RefinedMask:
-    """Make the pseudo-mask of one image from probabilities that know a background of their own.
-
-    One CRF starts from them. Certain is what its posterior is sure of (`posterior_limit`), or everything with
-    `uncertainty="none"`; "agreement" needs seeds of two strictnesses and is read as "posterior" here.
+    """The most probable class of every pixel.
 
     Args:
-        probabilities: `(K + 1, H, W)` float32, background first, sums to one (`prepare_probabilities`).
-        classes: the K mask indices (1..C) of the image-level labels.
-        image: `(H, W, 3)` uint8 RGB.
-        parameters: None means `RefineParameters()`.
-        backend: of `dense_crf`.
-        device: of `dense_crf`.
-
-    Returns:
-        `RefinedMask(labels, mask, confidence)`.
-
-    Raises:
-        ValueError: sizes, types or class indices that do not fit.
-        UserError: the CRF backend is not installed.
+        posterior: `(C, H, W)` float32, sums to one over C.
+        indices: the C mask indices that it stands for.
+        certain: `(H, W)` bool, False where the mask becomes 255; or the probability from which it does not.
     """
-    parameters = parameters or RefineParameters()
-    indices = _check(probabilities[1:], classes, image)
-    if len(indices) == 1:
-        return _empty(image)
-    if parameters.method == "pamr":
-        return _averaged(probabilities, image, indices, parameters)
-    posterior = dense_crf(probabilities, image, parameters.soft_crf, backend, device)
-    return _by_posterior(posterior, indices, parameters)
-
-
-def _by_posterior(
-    posterior: npt.NDArray[np.float32], indices: npt.NDArray[np.uint8], parameters: RefineParameters
-) -> RefinedMask:
-    """The most probable classes; uncertain is what falls below `posterior_limit`."""
     labels, confidence = indices[posterior.argmax(axis=0)], posterior.max(axis=0)
-    limit = 0.0 if parameters.uncertainty == "none" else parameters.posterior_limit
-    return RefinedMask(labels, np.where(confidence >= limit, labels, np.uint8(IGNORE)), confidence)
+    if isinstance(certain, float):
+        certain = confidence >= certain
+    return RefinedMask(labels, np.where(certain, labels, np.uint8(IGNORE)), confidence)
 
 
-def _averaged(
-    scores: Maps, image: npt.NDArray[np.uint8], indices: npt.NDArray[np.uint8], parameters: RefineParameters
-) -> RefinedMask:
-    """PAMR instead of the CRF. Averages are never sharp, so no posterior is asked for: every pixel counts."""
-    averaged = _local_average(scores, image)
-    total = averaged.sum(axis=0, keepdims=True)
-    posterior = np.divide(averaged, total, out=np.zeros_like(averaged), where=total > 0)
-    return _by_posterior(posterior, indices, replace(parameters, uncertainty="none"))
+def hard_seeds(maps: Maps, parameters: RefineParameters) -> list[npt.NDArray[np.float32]]:
+    """Where the two CRFs of the rule "agreement" start: a generous and a strict seed (IRN, Ahn et al., CVPR 2019).
 
-
-def _local_average(maps: Maps, image: npt.NDArray[np.uint8]) -> Maps:
-    """`refine.pamr` of maps `(C, H, W)`; torch is imported only where this is asked for."""
-    import torch
-
-    from wsss.refine.pamr import pamr
-
-    photo = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
-    averaged: Maps = pamr(torch.from_numpy(np.ascontiguousarray(maps)), photo).numpy()
-    return averaged
-
-
-def _agreement(
-    maps: Maps, image: npt.NDArray[np.uint8], parameters: RefineParameters, crf: CRF
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Two CRFs, from a generous and from a strict seed (IRN, Ahn et al., CVPR 2019, and its code).
-
-    Certain is what both call the same. (IRN also keeps a pixel that both call foreground, but of different
-    classes.) The labels come from the mean of the two posteriors, which keeps what both agree on.
+    Args:
+        maps: `(K, H, W)` float32 in [0, 1], each class's maximum is 1.
+        parameters: the background rule, the two factors on its threshold, and the confidence.
 
     Returns:
-        The posterior `(K + 1, H, W)`, background first, and `(H, W)` bool, True where its label is certain.
+        Two `(K + 1, H, W)` float32, background first, which sum to one.
     """
     threshold = background_threshold(maps, parameters.background)
-    positions = range(1, len(maps) + 1)
-    unaries = []
+    seeds = []
     for factor in (parameters.low_factor, parameters.high_factor):
-        seed = seed_mask(maps, positions, min(threshold * factor, HIGHEST_THRESHOLD))
-        unaries.append(label_probabilities(seed, len(maps) + 1, parameters.confidence))
-    generous, strict = crf(unaries, image, parameters.crf)
-    mean = (generous + strict) / np.float32(2)
-    labels = mean.argmax(axis=0)
-    certain = (labels == generous.argmax(axis=0)) & (labels == strict.argmax(axis=0))
-    return mean, certain
+        seed = seed_mask(maps, range(1, len(maps) + 1), min(threshold * factor, HIGHEST_THRESHOLD))
+        seeds.append(label_probabilities(seed, len(maps) + 1, parameters.confidence))
+    return seeds
 
 
-def _posterior(
-    maps: Maps, image: npt.NDArray[np.uint8], parameters: RefineParameters, crf: CRF
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """One CRF from the soft scores; certain is what its posterior is sure of (CLIP-ES, Lin et al., 2023).
+def agreement(generous: Maps, strict: Maps) -> tuple[Maps, npt.NDArray[np.bool_]]:
+    """What two posteriors `(C, H, W)` call the same. The labels come from their mean, which keeps it.
+
+    IRN's code also keeps a pixel that both call foreground, but of different classes.
 
     Returns:
-        The posterior `(K + 1, H, W)`, background first, and `(H, W)` bool, True where its label is certain.
+        The mean `(C, H, W)`, and `(H, W)` bool, True where its label is certain.
     """
-    scores = background_scores(maps, parameters.background)
-    unary = score_probabilities(scores, parameters.confidence)
-    (posterior,) = crf([unary], image, parameters.crf)
-    limit = 0.0 if parameters.uncertainty == "none" else parameters.posterior_limit
-    return posterior, posterior.max(axis=0) >= limit
+    mean = (generous + strict) / np.float32(2)
+    labels = mean.argmax(axis=0)
+    return mean, (labels == generous.argmax(axis=0)) & (labels == strict.argmax(axis=0))
+
+
+def soft_seed(maps: Maps, parameters: RefineParameters) -> npt.NDArray[np.float32]:
+    """Where the one CRF of the rule "posterior" starts (CLIP-ES, Lin et al., 2023): `(K + 1, H, W)` float32."""
+    return score_probabilities(background_scores(maps, parameters.background), parameters.confidence)
 
 
 def label_probabilities(
@@ -226,22 +151,3 @@ def score_probabilities(scores: npt.NDArray[np.float32], confidence: float) -> n
     probabilities: npt.NDArray[np.float32] = scores * weight
     probabilities += (1 - probabilities.sum(axis=0)) / len(scores)
     return probabilities
-
-
-def _check(
-    maps: Maps, classes: Sequence[int] | npt.NDArray[np.integer], image: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.uint8]:
-    """Check the arguments of `refine_mask`; return the mask indices (background, *classes)."""
-    if maps.ndim != 3 or maps.dtype != np.float32:
-        raise ValueError(f"maps must be (K, H, W) float32, not {maps.shape} {maps.dtype}")
-    if len(maps) != len(classes):
-        raise ValueError(f"{len(maps)} maps for {len(classes)} classes")
-    if maps.shape[1:] != image.shape[:2]:
-        raise ValueError(
-            f"the maps are {maps.shape[1:]} pixels (height, width), the image is {image.shape[:2]}: "
-            "use prepare_maps first"
-        )
-    listed = [int(index) for index in classes]
-    if any(not BACKGROUND < index < IGNORE for index in listed) or len(set(listed)) != len(listed):
-        raise ValueError(f"classes must be different mask indices from 1 to 254, not {listed}")
-    return np.array([BACKGROUND, *listed], dtype=np.uint8)

@@ -83,9 +83,10 @@ class BackgroundParameters:
 class RefineParameters:
     """From saliency to pseudo-masks."""
 
-    method: Literal["crf", "pamr", "grabcut"] = "crf"
+    method: str = "crf"
     """crf: dense CRF; pamr: local averages along colours, cheaper; grabcut: the baseline of Simonyan et al., from the
-    saliency (without extension) of each class."""
+    saliency (without extension) of each class. With values in brackets that go before those of `refine.*`:
+    crf(iterations=5, uncertainty=posterior), pamr(iterations=20), grabcut(iterations=3)."""
     background: BackgroundParameters = field(default_factory=BackgroundParameters)
     uncertainty: Uncertainty = "auto"
     """Which pixels become 255. agreement: CRFs from a generous and a strict seed disagree (IRN); posterior: unsure;

@@ -206,7 +206,7 @@ def _reliability(context: Context, records: Sequence[Record]) -> Entry:
         config.runtime,
         "mask confidence",
         ReliabilityCurve(),
-        parallel=refiner.runs_in == "processes",
+        parallel=refiner.place == "processes",
     )
     return {"images": len(sample), **curve.points()}
 
@@ -230,7 +230,7 @@ def _mask_oracle(context: Context, records: Sequence[Record]) -> Entry:
         config.runtime,
         "mask oracle",
         Matrices(),
-        parallel=all(refiner.runs_in == "processes" for refiner in refiners.values()),
+        parallel=all(refiner.place == "processes" for refiner in refiners.values()),
     )
     value, best = max(matrices.items(), key=lambda item: item[1].miou())
     own = _confusion(context, sample, LABELS)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from wsss.errors import UserError
 from wsss.parallel import pool, unordered
 from wsss.refine.masks import RefinedMask
 from wsss.refine.parameters import RefineParameters
-from wsss.refine.refiners import Refiner, build_refiner, unused_settings
+from wsss.refine.refiners import Place, Refiner, build_refiner, refiner_class, unused_settings
 from wsss.rundir import EXTENDED, LABELS, MASKS, SALIENCY, RunDirectory
 from wsss.stages.shards import rank_and_world, shares
 from wsss.stages.base import Context, Stage, after
@@ -39,8 +39,7 @@ def refine(context: Context) -> dict[str, Any]:
     if rank_and_world()[0] == 0:
         for sentence in unused_settings(parameters, probabilities=is_soft(config)):
             runtime.say(f"  {sentence}")
-    on_gpu = device.type == "cuda" and parameters.backend != "pydensecrf"
-    refiner = build_refiner(parameters, str(device) if on_gpu else None)
+    refiner = build_refiner(parameters, str(device) if device.type == "cuda" else None)
     for part in shares(records):
         write_all(part, run, refiner, maps_folder(config), config.runtime)
     if rank_and_world()[0] == 0:
@@ -51,7 +50,7 @@ def refine(context: Context) -> dict[str, Any]:
 
 def maps_folder(config: Config) -> str:
     """Folder of the maps that the refinement starts from."""
-    plain = config.extension == "none" or build_refiner(config.refine).wants_saliency
+    plain = config.extension == "none" or refiner_class(config.refine).from_saliency
     return SALIENCY if plain else EXTENDED
 
 
@@ -63,7 +62,7 @@ def is_soft(config: Config) -> bool:
 def chosen_parameters(context: Context) -> RefineParameters:
     """The refinement with the background rule for its maps, where it needs one."""
     config = context.config
-    if is_soft(config) or not build_refiner(config.refine).wants_background:
+    if is_soft(config) or not refiner_class(config.refine).uses_background:
         return config.refine
     return chosen_rule(context, maps_folder(config))
 
@@ -84,20 +83,15 @@ def write_all(
     workers = runtime.workers(hardware)
     with (
         runtime.bar(hardware, "refine", len(records), len(records) - len(todo)) as bar,
-        _workers(refiner, min(workers, len(todo))) as executor,
+        _workers(refiner.place, min(workers, len(todo))) as executor,
     ):
         for _ in unordered(executor, partial(_refine_one, run, refiner, source), todo, ahead=4 * workers):
             bar.update(1)
 
 
-def _workers(refiner: Refiner, workers: int) -> AbstractContextManager[Executor | None]:
-    """Where refiners run: processes, threads that share a GPU, or this process."""
-    match refiner.runs_in:
-        case "processes":
-            return pool(workers)
-        case "threads":
-            return ThreadPoolExecutor(GPU_THREADS)
-    return nullcontext()
+def _workers(place: Place, workers: int) -> AbstractContextManager[Executor | None]:
+    """Where a refiner runs: processes, threads that share a GPU, or here, one photo after the other."""
+    return ThreadPoolExecutor(GPU_THREADS) if place == "threads" else pool(0 if place == "main" else workers)
 
 
 def _refine_one(run: RunDirectory, refiner: Refiner, source: str, record: Record) -> None:

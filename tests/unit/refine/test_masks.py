@@ -8,14 +8,10 @@ import torch
 from wsss.refine import CRFParameters, dense_crf
 from wsss.refine.background import seed_mask
 from wsss.refine.grabcut import grabcut_labels
-from wsss.refine.masks import (
-    label_probabilities,
-    refine_mask,
-    refine_probabilities,
-    score_probabilities,
-)
+from wsss.refine.masks import RefinedMask, label_probabilities, score_probabilities
 from wsss.refine.pamr import pamr
 from wsss.refine.parameters import BackgroundParameters, RefineParameters, Uncertainty
+from wsss.refine.refiners import build_refiner
 
 # Its unary_from_labels is the reference of the hard seeds.
 reference = pytest.importorskip("pydensecrf.utils")
@@ -39,6 +35,15 @@ def scene() -> Scene:
     return np.array(maps, np.float32), image, truth
 
 
+def refined(
+    maps: npt.NDArray[np.float32],
+    classes: tuple[int, ...],
+    image: npt.NDArray[np.uint8],
+    parameters: RefineParameters | None = None,
+) -> RefinedMask:
+    return build_refiner(parameters or RefineParameters(background=RULE))(maps, classes, image)
+
+
 def noise_like(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """A photo without edges: it leaves the CRF in doubt, so that some pixels become 255."""
     return np.random.default_rng(1).integers(0, 256, image.shape, dtype=np.uint8)
@@ -47,18 +52,18 @@ def noise_like(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 @pytest.mark.parametrize("uncertainty", ["agreement", "posterior", "none"])
 def test_refined_labels_follow_the_objects_better_than_the_seed(uncertainty: Uncertainty) -> None:
     maps, image, truth = scene()
-    refined = refine_mask(maps, (3, 12), image, RefineParameters(background=RULE, uncertainty=uncertainty))
+    found = refined(maps, (3, 12), image, RefineParameters(background=RULE, uncertainty=uncertainty))
     seed_accuracy = (seed_mask(maps, (3, 12), 0.15) == truth).mean()
-    assert (refined.labels == truth).mean() > max(0.97, seed_accuracy)
-    assert refined.labels.dtype == refined.mask.dtype == np.uint8
-    assert set(np.unique(refined.labels)) == {0, 3, 12}
+    assert (found.labels == truth).mean() > max(0.97, seed_accuracy)
+    assert found.labels.dtype == found.mask.dtype == np.uint8
+    assert set(np.unique(found.labels)) == {0, 3, 12}
 
 
 @pytest.mark.parametrize("uncertainty", ["agreement", "posterior"])
 def test_mask_equals_labels_where_it_is_certain(uncertainty: Uncertainty) -> None:
     maps, image, _ = scene()
     image = noise_like(image)
-    labels, mask, _ = refine_mask(
+    labels, mask, _ = refined(
         maps, (3, 12), image, RefineParameters(background=RULE, uncertainty=uncertainty)
     )
     certain = mask != 255
@@ -69,7 +74,7 @@ def test_mask_equals_labels_where_it_is_certain(uncertainty: Uncertainty) -> Non
 
 def test_without_an_uncertainty_rule_nothing_is_left_out() -> None:
     maps, image, _ = scene()
-    labels, mask, _ = refine_mask(maps, (3, 12), image, RefineParameters(background=RULE, uncertainty="none"))
+    labels, mask, _ = refined(maps, (3, 12), image, RefineParameters(background=RULE, uncertainty="none"))
     np.testing.assert_array_equal(labels, mask)
 
 
@@ -78,7 +83,7 @@ def test_agreement_is_the_intersection_of_two_crfs_from_hard_labels() -> None:
     image = noise_like(image)
     background = BackgroundParameters("constant", 0.2)
     parameters = RefineParameters(background=background, low_factor=0.5, high_factor=1.5)
-    _, mask, confidence = refine_mask(maps, (3, 12), image, parameters)
+    _, mask, confidence = refined(maps, (3, 12), image, parameters)
     results, total = [], 0
     for threshold in (0.1, 0.3):
         padded = np.concatenate([np.full((1, 60, 90), threshold, np.float32), maps]).argmax(axis=0)
@@ -97,21 +102,21 @@ def test_posterior_limit_decides_how_much_is_kept() -> None:
     kept = []
     for limit in (0.0, 0.9, 0.9999):
         parameters = RefineParameters(background=RULE, uncertainty="posterior", posterior_limit=limit)
-        kept.append(refine_mask(maps, (3, 12), image, parameters).mask != 255)
+        kept.append(refined(maps, (3, 12), image, parameters).mask != 255)
     assert kept[0].all()
     assert kept[0].sum() > kept[1].sum() > kept[2].sum()
     assert (kept[1] | ~kept[2]).all()
 
 
 def test_an_image_without_classes_is_certain_background() -> None:
-    labels, mask, _ = refine_mask(np.zeros((0, 5, 6), np.float32), (), np.zeros((5, 6, 3), np.uint8))
+    labels, mask, _ = refined(np.zeros((0, 5, 6), np.float32), (), np.zeros((5, 6, 3), np.uint8))
     assert labels.tolist() == mask.tolist() == [[0] * 6] * 5
 
 
 def test_an_empty_map_gives_background_and_not_a_crash() -> None:
     maps, image, _ = scene()
     for uncertainty in ("agreement", "posterior", "none"):
-        labels, _, _ = refine_mask(
+        labels, _, _ = refined(
             np.zeros_like(maps), (3, 12), image, RefineParameters(background=RULE, uncertainty=uncertainty)
         )
         assert (labels == 0).all(), uncertainty
@@ -120,8 +125,8 @@ def test_an_empty_map_gives_background_and_not_a_crash() -> None:
 def test_the_order_of_the_classes_does_not_matter() -> None:
     maps, image, _ = scene()
     parameters = RefineParameters(background=RULE)
-    straight = refine_mask(maps, (3, 12), image, parameters)
-    turned = refine_mask(np.ascontiguousarray(maps[::-1]), (12, 3), image, parameters)
+    straight = refined(maps, (3, 12), image, parameters)
+    turned = refined(np.ascontiguousarray(maps[::-1]), (12, 3), image, parameters)
     assert (straight.labels == turned.labels).mean() > 0.999
     assert (straight.mask == turned.mask).mean() > 0.999
 
@@ -129,7 +134,7 @@ def test_the_order_of_the_classes_does_not_matter() -> None:
 def test_inputs_are_not_changed() -> None:
     maps, image, _ = scene()
     before = maps.copy(), image.copy()
-    refine_mask(maps, (3, 12), image, RefineParameters(background=RULE, uncertainty="posterior"))
+    refined(maps, (3, 12), image, RefineParameters(background=RULE, uncertainty="posterior"))
     np.testing.assert_array_equal(maps, before[0])
     np.testing.assert_array_equal(image, before[1])
 
@@ -155,7 +160,12 @@ def test_scores_of_zero_are_uniform() -> None:
     [
         (np.zeros((2, 4, 5), np.float64), (1, 2), "float32, not"),
         (np.zeros((4, 5), np.float32), (1,), r"\(K, H, W\)"),
-        (np.zeros((2, 4, 5), np.float32), (1,), "2 maps for 1 classes"),
+        (
+            np.zeros((2, 4, 5), np.float32),
+            (),
+            "2 maps for 0 classes: give one a class, or also one of the background in front",
+        ),
+        (np.zeros((1, 4, 5), np.float32), (1, 2), "1 maps for 2 classes"),
         (np.zeros((2, 4, 6), np.float32), (1, 2), r"maps are \(4, 6\).* image is \(4, 5\).*prepare_maps"),
         (np.zeros((2, 4, 5), np.float32), (1, 1), "different mask indices"),
         (np.zeros((2, 4, 5), np.float32), (0, 1), "from 1 to 254"),
@@ -166,12 +176,12 @@ def test_wrong_arguments_are_refused(
     maps: npt.NDArray[np.float32], classes: tuple[int, ...], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        refine_mask(maps, classes, np.zeros((4, 5, 3), np.uint8))
+        refined(maps, classes, np.zeros((4, 5, 3), np.uint8))
 
 
 def test_grabcut_stands_in_for_the_crf() -> None:
     maps, image, _ = scene()
-    labels, mask, confidence = refine_mask(maps, (3, 12), image, RefineParameters(method="grabcut"))
+    labels, mask, confidence = refined(maps, (3, 12), image, RefineParameters(method="grabcut"))
     np.testing.assert_array_equal(labels, grabcut_labels(maps, (3, 12), image))
     np.testing.assert_array_equal(mask, labels)
     assert (confidence == 1).all()
@@ -185,12 +195,12 @@ def averaged(scores: npt.NDArray[np.float32], image: npt.NDArray[np.uint8]) -> n
 def test_local_averages_stand_in_for_the_crf() -> None:
     maps, image, _ = scene()
     rule = BackgroundParameters("constant", 0.2)
-    labels, mask, _ = refine_mask(maps, (3, 12), image, RefineParameters(background=rule, method="pamr"))
+    labels, mask, _ = refined(maps, (3, 12), image, RefineParameters(background=rule, method="pamr"))
     scores = np.concatenate([np.full((1, 60, 90), 0.2, np.float32), maps])
     np.testing.assert_array_equal(labels, np.array([0, 3, 12])[averaged(scores, image).argmax(axis=0)])
     np.testing.assert_array_equal(mask, labels)
     probabilities = scores / scores.sum(axis=0)
-    found = refine_probabilities(probabilities, (3, 12), image, RefineParameters(method="pamr"))
+    found = refined(probabilities, (3, 12), image, RefineParameters(method="pamr"))
     expected = averaged(probabilities, image).argmax(axis=0)
     np.testing.assert_array_equal(found.labels, np.array([0, 3, 12])[expected])
 
@@ -200,11 +210,11 @@ def test_probabilities_are_refined_with_their_own_background() -> None:
     probabilities = np.concatenate([np.full((1, 60, 90), 0.3, np.float32), maps])
     probabilities /= probabilities.sum(axis=0)
     parameters = RefineParameters(posterior_limit=0.9)
-    found = refine_probabilities(probabilities, (3, 12), image, parameters)
+    found = refined(probabilities, (3, 12), image, parameters)
     posterior = dense_crf(probabilities, image, parameters.soft_crf)
     np.testing.assert_array_equal(found.labels, np.array([0, 3, 12])[posterior.argmax(axis=0)])
     np.testing.assert_array_equal(found.mask == 255, posterior.max(axis=0) < 0.9)
-    empty = refine_probabilities(np.ones((1, 60, 90), np.float32), (), image)
+    empty = refined(np.ones((1, 60, 90), np.float32), (), image)
     assert (empty.labels == 0).all()
 
 
@@ -221,7 +231,7 @@ def test_maps_can_be_the_unary_potentials_themselves() -> None:
 
     rule = BackgroundParameters(rule="power", alpha=1)
     parameters = RefineParameters(background=rule, uncertainty="none", confidence=0.999, crf=crf)
-    labels, mask, confidence = refine_mask(maps, (3, 12), image, parameters)
+    labels, mask, confidence = refined(maps, (3, 12), image, parameters)
     assert (labels == np.array([0, 3, 12])[expected.argmax(axis=0)]).mean() > 0.995
     assert np.abs(confidence - expected.max(axis=0)).mean() < 0.01
     np.testing.assert_array_equal(mask, labels)

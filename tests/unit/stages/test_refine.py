@@ -122,7 +122,7 @@ def test_threads_with_a_device_write_what_processes_write(records: list[Record],
     expected = [pair(run, record) for record in records]
     run.clear([LABELS, MASKS])
     refiner = build_refiner(replace(PARAMETERS, backend="torch"), "cpu")
-    assert refiner.runs_in == "threads"
+    assert refiner.place == "threads"
     hardware = RuntimeConfig(accelerator="cpu", workers=1, progress=False)
     stage.write_all(records, run, refiner, SALIENCY, hardware)
     for record, (labels, mask) in zip(records, expected, strict=True):
