@@ -26,7 +26,7 @@ from wsss.data.dataset import Dataset, Record, evenly, with_masks
 from wsss.data.files import read_image, write_saliency
 from wsss.data.modules import Photo
 from wsss.data.transforms import to_tensor
-from wsss.models.classifier import default_layer
+from wsss.models.classifier import classifier_backbone
 from wsss.options import parse_config
 from wsss.refine.calibrate import describe
 from wsss.refine.refiners import build_refiner
@@ -71,7 +71,7 @@ def main() -> None:
           f"{'+extend':>9}  method")  # fmt: skip
     rows: list[dict[str, object]] = []
     for text in options.methods:
-        method = parse_method(text, default_layer(settings.architecture), "sigmoid")
+        method = parse_method(text, classifier_backbone(settings.architecture).layout.last, "sigmoid")
         with tempfile.TemporaryDirectory() as work:
             run = RunDirectory(Path(work))
             (run.root / "classifier").symlink_to((options.run / "classifier").resolve())

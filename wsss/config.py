@@ -100,8 +100,9 @@ class OptimizerConfig:
 class ClassifierConfig:
     """The multi-label classifier."""
 
-    architecture: Literal["resnet18", "resnet34", "resnet50", "resnet101", "vgg16"] = "resnet50"
-    """ResNets: global average pooling and a bias-free linear head; vgg16: fully convolutional, global max pooling."""
+    architecture: str = "resnet50"
+    """Backbone: resnet18, resnet34, resnet50, resnet101 (global average pooling and a bias-free linear head), vgg16 or
+    vgg16_bn (fully convolutional, global max pooling)."""
     weights: str = "imagenet"
     """Initial weights: `imagenet` (torchvision, downloads), `none`, or the path of a torchvision state dict."""
     output_stride: Literal[8, 16, 32] = 16
@@ -212,7 +213,7 @@ SEGMENTERS = (
     "lraspp_mobilenet_v3_large",
     "light",
 )
-"""Segmentation networks that need no extra."""
+"""Segmentation networks that need no extra; others are HEAD_BACKBONE (`wsss.models.segmenter.split_architecture`)."""
 
 
 MOST_SEED = 10**9
@@ -270,11 +271,6 @@ class SegmenterConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=5e-4))
 
     def __post_init__(self) -> None:
-        if self.architecture not in SEGMENTERS and not self.architecture.startswith("smp:"):
-            raise UserError(
-                f"segmenter.architecture is {self.architecture}, but must be one of {', '.join(SEGMENTERS)}, or "
-                "smp:NAME (smp:Unet, smp:UPerNet/resnet101)"
-            )
         for name, value in (("label_smoothing", self.label_smoothing), ("ema", self.ema)):
             if not 0 <= value < 1:
                 raise UserError(f"segmenter.{name} is {value}, but must be in [0, 1)")

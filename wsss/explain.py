@@ -24,7 +24,7 @@ from wsss.config import RuntimeConfig
 from wsss.data.files import atomic_path, read_image
 from wsss.data.transforms import normalize_image, to_tensor
 from wsss.errors import UserError
-from wsss.models.classifier import default_layer
+from wsss.models.classifier import classifier_backbone
 from wsss.models.imagenet import load_imagenet_classifier
 from wsss.report.figure import Panel, Row, Tile, draw_panels, draw_table, short
 from wsss.report.overlay import Photo, overlay_saliency
@@ -55,13 +55,13 @@ class Subject:
 def trained_subject(checkpoint: Path, layer: str | None = None) -> Subject:
     """A multi-label classifier that `wsss classify` trained; UserError where the file is none."""
     network, classes, config = load_classifier(checkpoint)
-    return Subject(network, classes, layer or default_layer(config.architecture), "sigmoid")
+    return Subject(network, classes, layer or classifier_backbone(config.architecture).layout.last, "sigmoid")
 
 
 def imagenet_subject(architecture: str, weights: str, layer: str | None = None) -> Subject:
     """torchvision's classifier of the 1000 ImageNet classes; UserError as `load_imagenet_classifier`."""
     network, classes = load_imagenet_classifier(architecture, weights)
-    return Subject(network, classes, layer or default_layer(architecture), "softmax")
+    return Subject(network, classes, layer or classifier_backbone(architecture).layout.last, "softmax")
 
 
 def explain(

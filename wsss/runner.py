@@ -10,6 +10,7 @@ from wsss.config import Config, to_dict
 from wsss.data.dataset import Dataset, check_trainable
 from wsss.data.files import write_json, write_text
 from wsss.errors import UserError
+from wsss.models.segmenter import check_architecture
 from wsss.pipeline import STAGES
 from wsss.refine.refiners import build_refiner
 from wsss.report.build import build_report, dry_run_note, size_note
@@ -76,6 +77,7 @@ def check_names(config: Config) -> None:
     """
     build_method(config.saliency, config.classifier.architecture)
     build_refiner(config.refine)
+    check_architecture(config)
 
 
 def stages_of(command: str, config: Config) -> list[str]:

@@ -10,7 +10,7 @@ from torch import nn
 from wsss.config import Config
 from wsss.errors import UserError
 from wsss.metrics.perturbation import Score
-from wsss.models.classifier import default_layer
+from wsss.models.classifier import classifier_backbone
 from wsss.models.imagenet import load_imagenet_classifier
 from wsss.rundir import RunDirectory
 from wsss.tasks.checkpoints import weights_digest
@@ -58,9 +58,8 @@ def load_judge(config: Config) -> Judge:
     if config.compare.classifier == "imagenet":
         model, names = load_imagenet_classifier(settings.architecture, settings.weights)
         source = f"torchvision {settings.architecture}, weights {settings.weights}"
-        return Judge(
-            model, names, "softmax", default_layer(settings.architecture), source, weights_digest(model)
-        )
+        layer = classifier_backbone(settings.architecture).layout.last
+        return Judge(model, names, "softmax", layer, source, weights_digest(model))
     own = config.compare.classifier == "run"
     run = RunDirectory(Path(config.output))
     path = (
@@ -68,7 +67,8 @@ def load_judge(config: Config) -> Judge:
     )
     model, names, trained = load_classifier(path, config.saliency.output_stride)
     source = f"{path} ({trained.architecture}, output stride {trained.output_stride})"
-    return Judge(model, names, "sigmoid", default_layer(trained.architecture), source, weights_digest(model))
+    layer = classifier_backbone(trained.architecture).layout.last
+    return Judge(model, names, "sigmoid", layer, source, weights_digest(model))
 
 
 def match_classes(classes: Sequence[str], judge: Judge) -> Mapping[int, int]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from wsss.comparison.store import load, save
 from wsss.metrics.saliency import rank_correlation
+from wsss.models.backbone import layout_of
 
 Explain = Callable[[nn.Module, int], Tensor]
 """(classifier, number of the image) -> raw maps (K, h, w)."""
@@ -38,25 +39,23 @@ class Agreement(NamedTuple):
 
 
 def randomization_stages(classifier: nn.Module) -> list[Stage]:
-    """The stages of a classifier from the head down: fc, layer4, ..., conv1; or each layer of a VGG.
+    """The steps of a classifier's forward pass that have weights, from the head down: fc, layer4, ..., conv1; or
+    each layer of a VGG; or the children of a network whose forward pass is not known.
 
     A BatchNorm layer belongs to the convolution before it.
     """
+    layout = layout_of(classifier)
+    path = layout.path if layout is not None else ()
     stages: list[Stage] = []
-    for name, module in _parts(classifier):
+    for name in dict.fromkeys(path or (name for name, _ in classifier.named_children())):
+        module = classifier.get_submodule(name)
+        if not any(True for _ in module.parameters()):
+            continue
         if isinstance(module, nn.BatchNorm2d) and stages:
             stages[-1] = Stage(stages[-1].name, (*stages[-1].modules, module))
         else:
             stages.append(Stage(name, (module,)))
     return stages[::-1]
-
-
-def _parts(classifier: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Children with weights in the order of the forward pass; flat sequences (VGG's features) are opened."""
-    for name, child in classifier.named_children():
-        flat = isinstance(child, nn.Sequential) and not any(list(part.children()) for part in child)
-        inner = [(f"{name}.{key}", part) for key, part in child.named_children()] if flat else [(name, child)]
-        yield from ((key, part) for key, part in inner if any(True for _ in part.parameters()))
 
 
 def randomize(stage: Stage, seed: int) -> None:

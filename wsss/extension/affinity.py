@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss.errors import UserError
+from wsss.models.backbone import layout_of
 from wsss.saliency.base import evaluating, exact, normalize, upsample
 from wsss.saliency.cam import find_layer
 
@@ -75,18 +76,22 @@ def walk(maps: Tensor, classifier: nn.Module, image: Tensor, parameters: WalkPar
 
 
 def default_layers(classifier: nn.Module) -> tuple[str, ...]:
-    """The layers at strides 8 and 16 of a ResNet, 4 and 8 of VGG16 (conv3_3 and conv4_3).
+    """The two stages before the last: strides 8 and 16 of a ResNet, 4 and 8 of VGG16 (conv3_3 and conv4_3).
 
     Raises:
         UserError: another architecture.
     """
-    names = {name for name, _ in classifier.named_modules()}
-    for layers in (("layer2", "layer3"), ("features.15", "features.22")):
-        if names.issuperset(layers):
-            return layers
-    raise UserError(
-        "this classifier is neither a ResNet nor a VGG16: set affinity.layers to the layers to compare"
-    )
+    return last_stages(classifier)[:-1]
+
+
+def last_stages(classifier: nn.Module) -> tuple[str, ...]:
+    """The last three stages, fine to coarse; errors as `default_layers`."""
+    layout = layout_of(classifier)
+    if layout is None or len(layout.stages) < 3:
+        raise UserError(
+            "this classifier is neither a ResNet nor a VGG16: set affinity.layers to the layers to compare"
+        )
+    return layout.stages[-3:]
 
 
 def features(classifier: nn.Module, images: Tensor, layers: Sequence[str], stride: int = 8) -> Tensor:

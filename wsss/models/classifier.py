@@ -1,15 +1,10 @@
 """Multi-label classifiers: photo in, one logit per class out."""
 
-import math
-
-import torch
-from torch import Tensor, nn
-from torchvision import models
+from torch import nn
 
 from wsss.config import ClassifierConfig
-from wsss.models.backbones import RESNETS, load_into, load_weights, resnet
-
-HEADS = ("fc.", "fc8.")
+from wsss.models.backbone import Backbone, find_backbone
+from wsss.models.weights import load_into, load_weights
 
 
 def build_classifier(config: ClassifierConfig, classes: int, *, pretrained: bool = True) -> nn.Module:
@@ -19,79 +14,21 @@ def build_classifier(config: ClassifierConfig, classes: int, *, pretrained: bool
         config: architecture and weights.
         classes: number of classes without background.
         pretrained: False builds the bare network, to load a checkpoint into.
+
+    Raises:
+        UserError: an unknown architecture, or weights that are missing or of another one.
     """
-    model = _build_resnet(config, classes) if config.architecture in RESNETS else VGG16(classes)
-    state = load_weights(config.weights, config.architecture, "classifier.weights") if pretrained else None
+    backbone = classifier_backbone(config.architecture)
+    model = backbone.classifier(classes, config.output_stride, config.small_images)
+    state = load_weights(config.weights, backbone, "classifier.weights") if pretrained else None
     if state is not None:
-        if isinstance(model, VGG16):
-            state = convolutionalize(state)
-        load_into(model, state, ignore=HEADS, source=f"classifier.weights {config.weights}")
+        if backbone.remodelled is not None:
+            state = backbone.remodelled.adapt(state)
+        ignore = (f"{backbone.classifier_layout.head}.",)
+        load_into(model, state, ignore=ignore, source=f"classifier.weights {config.weights}")
     return model
 
 
-def default_layer(architecture: str) -> str:
-    """Path of the last convolutional layer (after its ReLU)."""
-    return {"vgg16": "features.29", "vgg16_bn": "features.42"}.get(architecture, "layer4")
-
-
-def is_head(parameter: str) -> bool:
-    """Whether a parameter's name belongs to the head, which is new and learns faster."""
-    return parameter.startswith(HEADS)
-
-
-def _build_resnet(config: ClassifierConfig, classes: int) -> nn.Module:
-    """torchvision's ResNet: its global average pooling, and a linear head without bias."""
-    model = resnet(config.architecture, config.output_stride, config.small_images)
-    width = model.get_submodule("fc").in_features
-    head = nn.Linear(int(width), classes, bias=False)  # type: ignore[arg-type]
-    nn.init.normal_(head.weight, std=0.01)
-    model.fc = head
-    return model
-
-
-class VGG16(nn.Module):
-    """VGG16 as a fully convolutional network with global max pooling (Shimoda and Yanai, DCSM).
-
-    fc6, fc7 and fc8 are convolutions, so that an input of any size gives a score map per class;
-    the logit is its maximum.
-    """
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.features = models.vgg16(weights=None).features
-        self.fc6 = nn.Conv2d(512, 4096, kernel_size=7, padding=3)
-        self.fc7 = nn.Conv2d(4096, 4096, kernel_size=1)
-        self.fc8 = nn.Conv2d(4096, classes, kernel_size=1)
-        self.relu = nn.ReLU()
-        self.dropout = nn.Dropout(0.5)
-        nn.init.normal_(self.fc8.weight, std=0.01)
-        nn.init.zeros_(self.fc8.bias)  # type: ignore[arg-type]
-
-    def score_map(self, images: Tensor) -> Tensor:
-        """Scores at stride 32: (B, 3, H, W) -> (B, classes, H / 32, W / 32)."""
-        hidden = self.dropout(self.relu(self.fc6(self.features(images))))
-        hidden = self.dropout(self.relu(self.fc7(hidden)))
-        scores: Tensor = self.fc8(hidden)
-        return scores
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, classes)."""
-        return torch.amax(self.score_map(images), dim=(2, 3))
-
-
-def convolutionalize(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename and reshape torchvision's VGG16 linear layers to fc6 and fc7 convolutions; drops its fc8."""
-    renamed = {name: value for name, value in state.items() if not name.startswith("classifier.")}
-    for source, target, shape in (
-        ("classifier.0", "fc6", (4096, 512, 7, 7)),
-        ("classifier.3", "fc7", (4096, 4096, 1, 1)),
-    ):
-        if f"{source}.weight" in state:
-            weight = state[f"{source}.weight"]
-            # Another network's layer of this name keeps its shape, which `load_into` then refuses.
-            renamed[f"{target}.weight"] = (
-                weight.reshape(shape) if weight.numel() == math.prod(shape) else weight
-            )
-            if f"{source}.bias" in state:
-                renamed[f"{target}.bias"] = state[f"{source}.bias"]
-    return renamed
+def classifier_backbone(architecture: str) -> Backbone:
+    """The backbone that ``classifier.architecture`` names; UserError where there is none."""
+    return find_backbone(architecture, "classifier.architecture", lambda backbone: backbone.classifies)

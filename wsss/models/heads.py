@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.segmentation.deeplabv3 import ASPP
+from torchvision.models.segmentation.lraspp import LRASPPHead as _LRASPPHead
 
 
 def resize(maps: Tensor, like: Tensor) -> Tensor:
@@ -72,11 +73,21 @@ class PlusHead(nn.Module):
         )
         self.classify = nn.Conv2d(self.WIDTH, classes, kernel_size=1)
 
-    def forward(self, maps: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """(B, low, h, w) and a coarser (B, high, h', w') -> logits (B, classes, h, w)."""
         low, high = maps
         context = resize(self.pyramid(high), low)
         logits: Tensor = self.classify(self.refine(torch.cat([self.reduce(low), context], dim=1)))
+        return logits
+
+
+class LRASPPHead(_LRASPPHead):  # type: ignore[misc]
+    """torchvision's LR-ASPP (Howard et al. 2019, section 6.4), which takes its two maps as a list."""
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """(B, low, h, w) and a coarser (B, high, h', w') -> logits (B, classes, h, w)."""
+        low, high = maps
+        logits: Tensor = super().forward({"low": low, "high": high})
         return logits
 
 

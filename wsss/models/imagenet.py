@@ -1,15 +1,11 @@
-"""torchvision's ImageNet classifiers with their 1000 outputs, to be explained as they are."""
-
-from typing import Any
+"""ImageNet classifiers with their 1000 outputs, to be explained as they are."""
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
 
 from wsss.errors import UserError
-from wsss.models.backbones import RESNETS, load_into, load_weights
-
-ARCHITECTURES: dict[str, Any] = {**RESNETS, "vgg16": models.vgg16, "vgg16_bn": models.vgg16_bn}
+from wsss.models.backbone import find_backbone, with_layout
+from wsss.models.weights import load_into, load_weights
 
 
 def load_imagenet_classifier(
@@ -18,7 +14,7 @@ def load_imagenet_classifier(
     """A single-label classifier of the 1000 ImageNet classes, in eval mode on the CPU.
 
     Args:
-        architecture: a name of `ARCHITECTURES`.
+        architecture: a backbone that can be a classifier.
         weights: `imagenet` downloads torchvision's; else the path of a torchvision state dict.
 
     Returns:
@@ -28,21 +24,19 @@ def load_imagenet_classifier(
         UserError: unknown architecture, failed download, missing or damaged file, weights of another
             architecture, or without the head of 1000 classes.
     """
-    if architecture not in ARCHITECTURES:
-        raise UserError(f"--architecture is {architecture}, but must be one of {', '.join(ARCHITECTURES)}")
-    state = load_weights(weights, architecture, "weights", optional=False)
+    backbone = find_backbone(architecture, "--architecture", lambda other: other.classifies)
+    state = load_weights(weights, backbone, "weights", optional=False)
     if state is None:
         raise UserError(
             "--weights none leaves nothing to explain; give `imagenet` or the path of a state dict"
         )
     with torch.device("meta"):  # without the seconds of an initialisation that is overwritten
-        model: nn.Module = ARCHITECTURES[architecture](weights=None)
+        model: nn.Module = backbone.build()
     model = model.to_empty(device="cpu")
     names = imagenet_classes()
-    head = "classifier.6.weight" if architecture.startswith("vgg") else "fc.weight"
-    _check_head(state, head, len(names), weights)
+    _check_head(state, f"{backbone.layout.head}.weight", len(names), weights)
     load_into(model, state, ignore=(), source=f"--weights {weights}")
-    return model.eval(), names
+    return with_layout(model, backbone.layout).eval(), names
 
 
 def imagenet_classes() -> tuple[str, ...]:
@@ -57,7 +51,7 @@ def _check_head(state: dict[str, Tensor], head: str, classes: int, weights: str)
     if head not in state:
         raise UserError(
             f"--weights {weights} has no {head}: it is a network without head or another architecture; "
-            "give a whole torchvision state dict that fits --architecture"
+            "give a whole state dict that fits --architecture"
         )
     if len(state[head]) != classes:
         raise UserError(

@@ -1,37 +1,58 @@
 """Segmentation networks: photo in, one logit per class (background first) and pixel out."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
-from torchvision.models.segmentation.lraspp import LRASPPHead
 
-from wsss.config import SegmenterConfig
+from wsss.config import SEGMENTERS, Config, SegmenterConfig
 from wsss.data.transforms import scaled_size
 from wsss.errors import UserError
 from wsss.models import smp
-from wsss.models.backbones import load_into, load_weights, resnet
-from wsss.models.encoders import EndsOfMobileTrunk, EndsOfTrunk, MobileTrunk, Pyramid, Trunk
-from wsss.models.heads import AtrousClassifiers, LightHead, PlusHead
+from wsss.models.backbone import BACKBONES, Backbone
+from wsss.models.classifier import classifier_backbone
+from wsss.models.encoders import Pyramid, Trunk
+from wsss.models.heads import AtrousClassifiers, LightHead, LRASPPHead, PlusHead
 from wsss.models.pretraining import backbone_state
+from wsss.models.weights import load_into, load_weights
 
-# DeepLabV3 gives these rates for output stride 16 and doubles them for 8 (Chen et al. 2017, section 4).
-_ATROUS_RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
-# Channels of the last stage where they are not 2048.
-_WIDTHS = {"resnet18": 512, "resnet34": 512}
+HEADS = ("deeplabv2", "deeplabv3", "deeplabv3plus", "lraspp")
+"""What may stand before the underscore of ``segmenter.architecture``."""
 
 
-def backbone_name(architecture: str) -> str:
-    """torchvision's name of the backbone of a segmenter architecture.
+def check_architecture(config: Config) -> None:
+    """Raises UserError where classifier or segmenter are on a backbone that does not exist."""
+    classifier_backbone(config.classifier.architecture)
+    split_architecture(config.segmenter.architecture)
+
+
+def split_architecture(architecture: str) -> tuple[str, Backbone]:
+    """``HEAD_BACKBONE``, ``light``, ``smp:NAME`` or ``smp:NAME/ENCODER`` -> (head, record of the backbone).
+
+    The head is one of `HEADS`, ``light`` or ``smp``.
 
     Raises:
-        UserError: an encoder for ``smp:`` whose weights are not known here.
+        UserError: an unknown head, backbone or encoder; close names are proposed.
     """
     if architecture.startswith("smp:"):
-        return smp.split_name(architecture)[1]
-    return "resnet18" if architecture == "light" else architecture.partition("_")[2]
+        return "smp", BACKBONES[smp.split_name(architecture)[1]]
+    if architecture == "light":
+        return "light", BACKBONES["resnet18"]
+    head, _, name = architecture.partition("_")
+    trunks = [other for other, backbone in BACKBONES.items() if backbone.segments]
+    if head not in HEADS or name not in trunks:
+        names = [*SEGMENTERS, *(f"{head}_{name}" for head in HEADS for name in trunks)]
+        near = get_close_matches(architecture, names, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(
+            f"segmenter.architecture is {architecture}, but must be one of {', '.join(SEGMENTERS)}, another "
+            f"HEAD_BACKBONE of {', '.join(HEADS)} and {', '.join(trunks)}, or smp:NAME (smp:Unet, "
+            f"smp:UPerNet/resnet101){hint}"
+        )
+    return head, BACKBONES[name]
 
 
 def build_segmenter(
@@ -53,37 +74,49 @@ def build_segmenter(
         UserError: the weights are missing, of another architecture or trained on masks, or the library that the
             architecture comes from is not installed.
     """
-    backbone, head = _parts(config, classes)
-    if pretrained and (state := _initial_state(config, initial)) is not None:
-        inner = backbone.get_submodule("network")
-        load_into(inner, state, ignore=("fc.", "classifier."), source=f"segmenter.weights {config.weights}")
-    return Segmenter(backbone, head, multiple=smp.MULTIPLE if config.architecture.startswith("smp:") else 1)
+    name, backbone = split_architecture(config.architecture)
+    trunk, head = _parts(name, backbone, config, classes)
+    if pretrained and (state := _initial_state(config, backbone, initial)) is not None:
+        # Other code calls the head of a ResNet `classifier`.
+        ignore = (*(f"{name}." for name in backbone.layout.above), "classifier.")
+        source = f"segmenter.weights {config.weights}"
+        load_into(trunk.get_submodule("network"), state, ignore=ignore, source=source)
+    return Segmenter(trunk, head, multiple=smp.MULTIPLE if name == "smp" else backbone.multiple)
 
 
-def _parts(config: SegmenterConfig, classes: int) -> tuple[nn.Module, nn.Module]:
-    """Backbone, with the network that takes the weights as ``network``, and head."""
-    name, stride = backbone_name(config.architecture), config.output_stride or 16
-    width = _WIDTHS.get(name, 2048)
-    match config.architecture.partition("_")[0]:
+def _parts(
+    name: str, backbone: Backbone, config: SegmenterConfig, classes: int
+) -> tuple[nn.Module, nn.Module]:
+    """Trunk, with the network that takes the weights as ``network``, and head."""
+    last, width = len(backbone.channels) - 1, backbone.channels[-1]
+    stride = backbone.strides[-1]
+    if backbone.dilate is not None:
+        stride = config.output_stride or (8 if name == "deeplabv2" else 16)
+    match name:
         case "deeplabv2":
-            stride = config.output_stride or 8
-            return Trunk(resnet(name, stride)), AtrousClassifiers(width, classes, stride)
-        case "deeplabv3" if name.startswith("mobilenet"):
-            return MobileTrunk(), DeepLabHead(MobileTrunk.WIDTH, classes, _ATROUS_RATES[16])
+            return Trunk(backbone, stride), AtrousClassifiers(width, classes, stride)
         case "deeplabv3":
-            return Trunk(resnet(name, stride)), DeepLabHead(width, classes, _ATROUS_RATES[stride])
+            return Trunk(backbone, stride), DeepLabHead(width, classes, atrous_rates(stride))
         case "deeplabv3plus":
-            backbone = EndsOfTrunk(resnet(name, stride))
-            return backbone, PlusHead(EndsOfTrunk.LOW, width, classes, _ATROUS_RATES[stride])
+            ends = Pyramid(backbone, stride, (backbone.stage(4), last))
+            return ends, PlusHead(ends.channels[0], width, classes, atrous_rates(stride))
         case "lraspp":
-            ends = EndsOfMobileTrunk()
-            return ends, LRASPPHead(ends.LOW, ends.WIDTH, classes, inter_channels=128)
+            ends = Pyramid(backbone, stride, (backbone.stage(8), last))
+            return ends, LRASPPHead(ends.channels[0], width, classes, inter_channels=128)
         case "light":
-            return Pyramid(resnet(name, 16)), LightHead(Pyramid.CHANNELS, classes)
-    return smp.build(config.architecture, classes)  # the configuration lets nothing else through
+            pyramid = Pyramid(backbone, 16, tuple(range(last - 3, last + 1)))
+            return pyramid, LightHead(pyramid.channels, classes)
+    return smp.build(config.architecture, classes)
 
 
-def _initial_state(config: SegmenterConfig, initial: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+def atrous_rates(stride: int) -> tuple[int, ...]:
+    """DeepLabV3's 6, 12 and 18 at output stride 16, which it doubles at 8 (Chen et al. 2017, section 4)."""
+    return tuple(rate * 16 // stride for rate in (6, 12, 18))
+
+
+def _initial_state(
+    config: SegmenterConfig, backbone: Backbone, initial: dict[str, Tensor] | None
+) -> dict[str, Tensor] | None:
     """Backbone weights as ``config`` asks for them; None for fresh ones."""
     if config.weights == "classifier":
         if initial is None:
@@ -91,7 +124,7 @@ def _initial_state(config: SegmenterConfig, initial: dict[str, Tensor] | None) -
                 "segmenter.weights is `classifier`, but there is no classifier; run `wsss classify` first"
             )
         return initial
-    state = load_weights(config.weights, backbone_name(config.architecture), "segmenter.weights")
+    state = load_weights(config.weights, backbone, "segmenter.weights")
     if state is None:
         return None
     return backbone_state(state, f"segmenter.weights {config.weights}", config.allow_mask_pretraining)

@@ -9,10 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from wsss.errors import UserError
-from wsss.models.backbones import RESNETS
 
 MULTIPLE = 32
 """Its decoders want heights and widths that are multiples of the encoder's stride, at most 32."""
+
+ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101")
+"""Those of its encoders that have torchvision's names and weights."""
 
 _ENCODER = "resnet50"
 
@@ -24,9 +26,9 @@ def split_name(architecture: str) -> tuple[str, str]:
         UserError: the encoder is not one of the ResNets whose weights are known here.
     """
     name, _, encoder = architecture.removeprefix("smp:").partition("/")
-    if encoder and encoder not in RESNETS:
+    if encoder and encoder not in ENCODERS:
         raise UserError(
-            f"segmenter.architecture {architecture}: the encoder is {encoder}, but must be one of {', '.join(RESNETS)}"
+            f"segmenter.architecture {architecture}: the encoder is {encoder}, but must be one of {', '.join(ENCODERS)}"
         )
     return name, encoder or _ENCODER
 

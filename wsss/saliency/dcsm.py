@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss.errors import UserError
+from wsss.models.backbone import layout_of
 from wsss.saliency.base import (
     DeferredEvidence,
     SaliencyMethod,
@@ -33,7 +34,6 @@ CAFFE_SIDE = 512
 """The authors' code resizes every image to a square of this side."""
 CAFFE_CLASSES = 3
 """The authors' code subtracts between the classes with this many highest scores."""
-RESNET_LAYERS = ("layer2", "layer3", "layer4")
 Side = Literal["output", "input"]
 """Where a layer is differentiated."""
 
@@ -286,24 +286,17 @@ def tapped_layers(classifier: nn.Module, layers: Sequence[str], side: Side) -> I
 
 
 def default_layers(classifier: nn.Module, side: Side) -> tuple[str, ...]:
-    """The layers of the paper, found by structure.
+    """The layers of the paper.
 
-    VGG: in the sequence `features`, behind the second max-pooling (conv3_1 and later), the ReLUs for
-    the side "output" and the convolutions for "input". ResNet: layer2, layer3, layer4.
+    VGG: behind the second max-pooling (conv3_1 and later), the ReLUs for the side "output" and the convolutions
+    for "input". Others: the last three stages.
 
     Raises:
-        UserError: the classifier is neither.
+        UserError: nothing is known of the classifier's layers.
     """
-    if all(hasattr(classifier, layer) for layer in RESNET_LAYERS):
-        return RESNET_LAYERS
-    features = getattr(classifier, "features", None)
-    wanted, pools, found = (nn.ReLU if side == "output" else nn.Conv2d), 0, []
-    for name, module in features.named_children() if isinstance(features, nn.Sequential) else ():
-        pools += isinstance(module, nn.MaxPool2d)
-        if pools >= 2 and isinstance(module, wanted):
-            found.append(f"features.{name}")
-    if not found:
+    layout = layout_of(classifier)
+    if layout is None:
         raise UserError(
             "DCSM knows the layers of VGG and ResNet classifiers only: name those of this one with `layers`"
         )
-    return tuple(found)
+    return (layout.guided if side == "output" else layout.convolutions) or layout.stages[-3:]

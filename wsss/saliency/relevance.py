@@ -13,10 +13,10 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import VGG, ResNet
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from wsss.errors import UserError
+from wsss.models.backbone import layout_of
 from wsss.saliency.base import SaliencyMethod, check_logits, check_range, evaluating, exact, finite
 from wsss.saliency.cam import find_layer, tapped
 
@@ -271,7 +271,7 @@ def steps_above(classifier: nn.Module, layer: str) -> list[nn.Module]:
     within = [index for index, name in enumerate(names) if f"{name}.".startswith(f"{layer}.")]
     if not within:
         inside = [name for name in names if layer.startswith(f"{name}.")]
-        mend = f"choose {inside[0]}" if inside else "choose a layer such as layer4 or features.29"
+        mend = f"choose {inside[0]}" if inside else f"choose a layer such as {names[-2]}"
         raise UserError(f"layer '{layer}' is not between two steps from the image to the logits: {mend}")
     if within[-1] == len(steps) - 1:
         raise UserError(
@@ -286,25 +286,13 @@ def steps_of(classifier: nn.Module) -> list[tuple[str, nn.Module]]:
     Raises:
         UserError: a network whose order of modules is not known, or with modules that have no rule.
     """
-    run = type(classifier).forward
-    if run is ResNet.forward:
-        tops = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool", "fc"]
-    elif run is VGG.forward:
-        tops = ["features", "avgpool", "classifier"]
-    elif all(hasattr(classifier, name) for name in ("features", "fc6", "fc7", "fc8", "score_map")):
-        tops = [
-            "features",
-            "fc6",
-            "relu",
-            "fc7",
-            "fc8",
-        ]  # its one ReLU runs twice, which changes nothing here
-    else:
+    layout = layout_of(classifier)
+    if layout is None or not layout.path:
         raise UserError(
             f"relevance propagation does not know {type(classifier).__name__}: it supports {SUPPORTED}; "
             "choose another method, such as gradcam"
         )
-    steps = [step for top in tops for step in _flattened(top, classifier.get_submodule(top))]
+    steps = [step for name in layout.path for step in _flattened(name, classifier.get_submodule(name))]
     for name, module in steps:
         _check_rule(name, module)
     return steps

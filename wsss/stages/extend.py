@@ -34,8 +34,8 @@ from wsss.extension.affinity import (
     activations,
     affinity,
     cells,
-    default_layers,
     grid,
+    last_stages,
     random_walk,
     walk,
 )
@@ -71,8 +71,7 @@ class PixelExtension:
         """Move the network to the device; its last layer joins the two that the walk compares."""
         self.network = runtime.prepare(network, hardware)
         self.config, self.hardware = config, hardware
-        self.walk_layers = default_layers(network)
-        self.layers = (*self.walk_layers, _last_layer(self.walk_layers))
+        self.layers = last_stages(network)
 
     def activations(self, images: Tensor) -> list[Tensor]:
         """Of the layers, for photos (B, 3, H, W) in [0, 1]."""
@@ -249,11 +248,6 @@ def _image(rows: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _cells(size: tuple[int, int]) -> int:
     return -(-size[0] // LEARN_STRIDE) * -(-size[1] // LEARN_STRIDE)
-
-
-def _last_layer(layers: tuple[str, ...]) -> str:
-    """The layer after the two of the walk: conv5_3 of VGG16, layer4 of a ResNet."""
-    return "features.29" if layers[0].startswith("features") else "layer4"
 
 
 def extend(context: Context) -> dict[str, Any]:

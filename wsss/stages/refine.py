@@ -37,7 +37,7 @@ def refine(context: Context) -> dict[str, Any]:
     config, records, run = context.config, context.dataset.train, context.run
     parameters, device = chosen_parameters(context), runtime.device(config.runtime)
     if rank_and_world()[0] == 0:
-        for sentence in unused_settings(parameters, probabilities=is_soft(config)):
+        for sentence in unused_settings(config.refine, is_soft(config), config.evaluate.crf):
             runtime.say(f"  {sentence}")
     refiner = build_refiner(parameters, str(device) if device.type == "cuda" else None)
     for part in shares(records):

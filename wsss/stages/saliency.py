@@ -14,7 +14,7 @@ from wsss.data.files import Saliency, write_saliency
 from wsss.data.modules import Photo, same_size_batches
 from wsss.data.transforms import normalize_image
 from wsss.errors import UserError
-from wsss.models.classifier import default_layer
+from wsss.models.classifier import classifier_backbone
 from wsss.rundir import CALIBRATION, CLASSIFIER, SALIENCY, RunDirectory
 from wsss.saliency import SESS, ClassSubtraction, MultiScale, SaliencyMethod, normalize
 from wsss.saliency.parse import parse_method
@@ -33,7 +33,7 @@ def build_method(config: SaliencyConfig, architecture: str) -> SaliencyMethod:
         UserError: there is no such method.
     """
     try:
-        method = parse_method(config.method, default_layer(architecture), "sigmoid")
+        method = parse_method(config.method, classifier_backbone(architecture).layout.last, "sigmoid")
     except UserError as error:
         raise UserError(f"saliency.method: {error}") from error
     inner = method.base if isinstance(method, ClassSubtraction) else method

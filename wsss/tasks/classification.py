@@ -11,8 +11,8 @@ from torch.nn import functional
 from torchmetrics.classification import MultilabelAveragePrecision
 
 from wsss.config import ClassifierConfig, to_dict
-from wsss.models.backbones import freeze_batchnorm, freeze_stages
-from wsss.models.classifier import build_classifier, is_head
+from wsss.models.classifier import build_classifier, classifier_backbone
+from wsss.models.freezing import freeze_batchnorm, freeze_stages
 from wsss.tasks.checkpoints import parse_config, read_checkpoint
 from wsss.tasks.divergence import check_finite
 from wsss.tasks.optimization import build_optimizer, build_schedule
@@ -32,6 +32,7 @@ class ClassificationTask(LightningModule):
         self.save_hyperparameters("config", "classes")
         self.config = parse_config(ClassifierConfig, config)
         self.model = build_classifier(self.config, len(classes), pretrained=pretrained)
+        self.layout = classifier_backbone(self.config.architecture).classifier_layout
         self.loss = nn.MultiLabelSoftMarginLoss()
         self.classes = len(classes)
         # torchmetrics takes two labels or more: a single class gets an empty second column.
@@ -44,7 +45,9 @@ class ClassificationTask(LightningModule):
             self.config.freeze_batchnorm if self.config.freeze_batchnorm is not None else not fresh
         )
         frozen_stages = self.config.frozen_stages
-        freeze_stages(self.model, (0 if fresh else 2) if frozen_stages is None else frozen_stages)
+        freeze_stages(
+            self.model, self.layout, (0 if fresh else 2) if frozen_stages is None else frozen_stages
+        )
         self.train()  # freezes BatchNorm; Lightning itself never calls it (since 2.2 it keeps every mode)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -92,8 +95,8 @@ class ClassificationTask(LightningModule):
         """Two learning rates, poly schedule per step."""
         named = list(self.model.named_parameters())
         optimizer = build_optimizer(
-            (p for name, p in named if not is_head(name)),
-            (p for name, p in named if is_head(name)),
+            (p for name, p in named if not self.layout.is_head(name)),
+            (p for name, p in named if self.layout.is_head(name)),
             self.config.optimizer,
         )
         steps = int(self.trainer.estimated_stepping_batches)

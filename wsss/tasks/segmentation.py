@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wsss.config import SegmenterConfig, to_dict
 from wsss.metrics.segmentation import ConfusionMatrix
-from wsss.models.backbones import freeze_batchnorm
+from wsss.models.freezing import freeze_batchnorm
 from wsss.models.heads import AtrousClassifiers
 from wsss.models.segmenter import Segmenter, build_segmenter
 from wsss.tasks.averaging import WeightAverage

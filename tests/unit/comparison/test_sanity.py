@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from wsss.comparison.sanity import cascade, correlations, randomization_stages
-from wsss.models.classifier import VGG16
+from wsss.models.vgg import VGG16
 
 
 def changed(before: dict[str, Tensor], after: nn.Module) -> set[str]:

@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 
 from wsss.errors import UserError
-from wsss.models.classifier import VGG16
+from wsss.models.vgg import VGG16
 from wsss.extension.affinity import (
     WalkParameters,
     affinity,

@@ -9,7 +9,9 @@ from torchvision import models
 
 from wsss.config import ClassifierConfig
 from wsss.errors import UserError
-from wsss.models.classifier import VGG16, build_classifier, convolutionalize, default_layer, is_head
+from wsss.models.backbone import BACKBONES
+from wsss.models.classifier import build_classifier
+from wsss.models.vgg import VGG16, convolutionalize
 
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
 
@@ -33,7 +35,7 @@ def vgg() -> tuple[VGG16, nn.Module]:
 
 
 def config(architecture: str, weights: str = "none") -> ClassifierConfig:
-    return ClassifierConfig(architecture=architecture, weights=weights)  # type: ignore[arg-type]
+    return ClassifierConfig(architecture=architecture, weights=weights)
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet34", "resnet50", "resnet101"])
@@ -54,7 +56,7 @@ def test_resnet_logits_are_the_head_on_the_mean_of_the_last_stage() -> None:
     torch.manual_seed(0)
     model = build_classifier(config("resnet18"), 4).eval()
     kept: list[Tensor] = []
-    layer = model.get_submodule(default_layer("resnet18"))
+    layer = model.get_submodule(BACKBONES["resnet18"].layout.last)
     layer.register_forward_hook(lambda _m, _i, output: kept.append(output))
     with torch.no_grad():
         logits = model(IMAGES)
@@ -119,16 +121,26 @@ def test_vgg16_logits_are_the_maximum_of_the_score_map(vgg: tuple[VGG16, nn.Modu
             assert logits[image, cls] == max(scores[image, cls].flatten().tolist())
 
 
-def test_default_layer_is_the_last_convolutional_one_after_its_relu(vgg: tuple[VGG16, nn.Module]) -> None:
-    own, _ = vgg
-    name = default_layer("vgg16")
-    assert isinstance(own.get_submodule(name), nn.ReLU)
-    assert isinstance(own.get_submodule("features.28"), nn.Conv2d)
-    assert isinstance(own.get_submodule("features.30"), nn.MaxPool2d)
-    assert default_layer("resnet101") == "layer4"
-
-
 def test_the_head_is_what_imagenet_does_not_give(vgg: tuple[VGG16, nn.Module]) -> None:
-    assert {name for name, _ in vgg[0].named_parameters() if is_head(name)} == {"fc8.weight", "fc8.bias"}
-    resnet = build_classifier(config("resnet18"), 2)
-    assert {name for name, _ in resnet.named_parameters() if is_head(name)} == {"fc.weight"}
+    def heads(architecture: str, model: nn.Module) -> set[str]:
+        layout = BACKBONES[architecture].classifier_layout
+        return {name for name, _ in model.named_parameters() if layout.is_head(name)}
+
+    assert heads("vgg16", vgg[0]) == {"fc8.weight", "fc8.bias"}
+    assert heads("resnet18", build_classifier(config("resnet18"), 2)) == {"fc.weight"}
+
+
+def test_vgg16_bn_is_torchvisions_with_batchnorm_under_the_convolutional_head(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        peer = models.vgg16_bn(weights=None, init_weights=False)
+    state = {name: torch.randn(()).expand(value.shape) for name, value in peer.state_dict().items()}
+    torch.save(state, tmp_path / "w.pth")
+    torch.manual_seed(0)
+    own = build_classifier(config("vgg16_bn", str(tmp_path / "w.pth")), 3).state_dict()
+    for name, value in state.items():
+        if name.startswith("features.") and not name.endswith("num_batches_tracked"):
+            assert torch.equal(own[name], value), name
+    assert torch.equal(own["fc6.weight"].flatten(1), state["classifier.0.weight"])
+    assert torch.equal(own["fc7.bias"], state["classifier.3.bias"])
+    assert own["fc8.weight"].shape == (3, 4096, 1, 1)
+    assert "features.1.running_mean" in own

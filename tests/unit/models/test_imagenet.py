@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from wsss.errors import UserError
-from wsss.models.classifier import default_layer
-from wsss.models.imagenet import ARCHITECTURES, imagenet_classes, load_imagenet_classifier
+from wsss.models.backbone import BACKBONES
+from wsss.models.imagenet import imagenet_classes, load_imagenet_classifier
 
 
 def save_zeros(path: Path, architecture: str, **arguments: int) -> str:
@@ -38,12 +38,14 @@ def test_a_state_dict_is_loaded_whole_and_names_come_in_the_order_of_the_logits(
     )
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture", [name for name, backbone in BACKBONES.items() if backbone.classifies]
+)
 def test_the_default_layer_is_the_last_feature_map_before_pooling(architecture: str) -> None:
     with torch.device("meta"):
-        model = ARCHITECTURES[architecture](weights=None).eval()
+        model = BACKBONES[architecture].build().eval()
         sizes: list[Tensor] = []
-        handle = model.get_submodule(default_layer(architecture)).register_forward_hook(
+        handle = model.get_submodule(BACKBONES[architecture].layout.last).register_forward_hook(
             lambda _module, _inputs, output: sizes.append(output)
         )
         model(torch.zeros(1, 3, 64, 64))
@@ -51,7 +53,7 @@ def test_the_default_layer_is_the_last_feature_map_before_pooling(architecture: 
     stride = 16 if architecture.startswith("vgg") else 32
     assert sizes[0].shape[-2:] == (64 // stride, 64 // stride)
     if architecture.startswith("vgg"):
-        assert isinstance(model.get_submodule(default_layer(architecture)), nn.ReLU)
+        assert isinstance(model.get_submodule(BACKBONES[architecture].layout.last), nn.ReLU)
 
 
 @pytest.mark.parametrize(("architecture", "other"), [("resnet50", "resnet18"), ("vgg16", "vgg16_bn")])

@@ -10,7 +10,7 @@ from torchvision.models import segmentation
 
 from wsss.config import SegmenterConfig
 from wsss.errors import UserError
-from wsss.models.backbones import RESNETS
+from wsss.models.backbone import BACKBONES
 from wsss.models.pretraining import backbone_state, sign_of_masks
 from wsss.models.segmenter import build_segmenter
 
@@ -58,7 +58,7 @@ def test_convolutional_classifier_is_recognised_and_a_matrix_is_not() -> None:
     assert sign_of_masks({"head.weight": torch.zeros(21, 768, 1, 1)}) == "head.weight"
 
 
-@pytest.mark.parametrize("build", [*RESNETS.values(), models.mobilenet_v3_large, models.vgg16_bn])
+@pytest.mark.parametrize("build", [getattr(models, name) for name in BACKBONES])
 def test_classifiers_pass_as_they_are(build: object) -> None:
     state = empty(build).state_dict()
     assert sign_of_masks(state) is None

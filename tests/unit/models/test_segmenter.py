@@ -10,13 +10,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 
-from wsss.config import SEGMENTERS, ClassifierConfig, SegmenterConfig
+from wsss.config import SEGMENTERS, ClassifierConfig, Config, SegmenterConfig
 from wsss.errors import UserError
+from wsss.models.backbone import BACKBONES
 from wsss.models.classifier import build_classifier
 from wsss.models.encoders import Pyramid, Trunk
 from wsss.models.heads import AtrousClassifiers, PlusHead
-from wsss.models.segmenter import Segmenter, backbone_name, build_segmenter, predict_probabilities
+from wsss.models.segmenter import (
+    HEADS,
+    Segmenter,
+    build_segmenter,
+    check_architecture,
+    predict_probabilities,
+    split_architecture,
+)
 
+RESNET18 = BACKBONES["resnet18"]
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
 
 
@@ -31,7 +40,7 @@ def config(architecture: str, weights: str = "none", stride: Literal[8, 16] | No
 def test_backbone_takes_torchvisions_classification_weights_and_logits_have_the_inputs_size(
     tmp_path: Path, architecture: str
 ) -> None:
-    state = getattr(models, backbone_name(architecture))(weights=None).state_dict()
+    state = split_architecture(architecture)[1].build().state_dict()
     for name, value in state.items():
         if value.is_floating_point():
             state[name] = value + 0.01  # no value that a fresh network has too
@@ -117,12 +126,45 @@ def test_lraspp_equals_torchvisions() -> None:
         assert torch.equal(model(IMAGES), peer(IMAGES)["out"])
 
 
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_large"])
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_goes_on_every_trunk(head: str, name: str) -> None:
+    with torch.device("meta"):
+        model = build_segmenter(config(f"{head}_{name}"), 3).eval()
+        assert model(torch.zeros(1, 3, 61, 50)).shape == (1, 3, 61, 50)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ("unet", r"is unet, .*deeplabv2_resnet101, .*smp:NAME"),
+        ("deeplabv3_resnet52", r"is deeplabv3_resnet52, but must be .*did you mean deeplabv3_resnet5"),
+        ("deeplabv3_vgg16", r"is deeplabv3_vgg16, but must be one of"),
+        ("smp:Unet/vgg11", r"smp:Unet/vgg11: the encoder is vgg11"),
+    ],
+)
+def test_architectures_that_do_not_exist_are_refused_before_anything_is_built(
+    architecture: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=rf"segmenter\.architecture {message}"):
+        check_architecture(Config(segmenter=SegmenterConfig(architecture=architecture)))
+
+
+def test_classifiers_that_do_not_exist_are_refused_too() -> None:
+    with pytest.raises(
+        UserError,
+        match=r"classifier\.architecture is vgg19, but must be one of resnet18, .*did you mean vgg16",
+    ):
+        check_architecture(Config(classifier=ClassifierConfig(architecture="vgg19")))
+    check_architecture(Config(classifier=ClassifierConfig(architecture="vgg16_bn")))
+
+
 @pytest.mark.parametrize("architecture", [name for name in SEGMENTERS if name.endswith("101")])
 def test_networks_on_resnet101_have_all_its_blocks(architecture: str) -> None:
     with torch.device("meta"):
         model = build_segmenter(config(architecture), 21)
     assert len(model.backbone.network.layer3) == 23
-    assert backbone_name(architecture) == "resnet101"
+    assert split_architecture(architecture)[1].name == "resnet101"
 
 
 def test_backbone_sees_multiples_and_the_padding_is_cut_off() -> None:
@@ -150,17 +192,22 @@ def test_mobilenet_has_stride_16() -> None:
 
 def test_trunk_and_pyramid_are_the_stages_of_the_network() -> None:
     torch.manual_seed(0)
+    torch.manual_seed(0)
+    pyramid = Pyramid(RESNET18, 32, (1, 2, 3, 4)).eval()
+    torch.manual_seed(0)
+    trunk = Trunk(RESNET18, 32).eval()
+    torch.manual_seed(0)
     network = models.resnet18(weights=None).eval()
     kept: list[Tensor] = []
     for stage in ("layer1", "layer2", "layer3", "layer4"):
         network.get_submodule(stage).register_forward_hook(lambda _m, _i, output: kept.append(output))
     with torch.no_grad():
         network(IMAGES)
-        expected = kept[:4]
-        maps, last = Pyramid(network)(IMAGES), Trunk(network)(IMAGES)
+        expected = kept
+        maps, last = pyramid(IMAGES), trunk(IMAGES)
     assert all(torch.equal(own, peer) for own, peer in zip(maps, expected, strict=True))
     assert torch.equal(last, expected[-1])
-    assert tuple(single.shape[1] for single in maps) == Pyramid.CHANNELS
+    assert tuple(single.shape[1] for single in maps) == pyramid.channels
 
 
 def test_light_head_uses_every_map_of_the_pyramid() -> None:

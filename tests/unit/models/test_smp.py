@@ -9,7 +9,7 @@ from torchvision import models
 
 from wsss.config import SegmenterConfig
 from wsss.errors import UserError
-from wsss.models.segmenter import backbone_name, build_segmenter
+from wsss.models.segmenter import build_segmenter, split_architecture
 from wsss.models.smp import split_name
 
 
@@ -20,7 +20,7 @@ def config(architecture: str, weights: str = "none") -> SegmenterConfig:
 def test_name_and_encoder_are_read_from_the_architecture() -> None:
     assert split_name("smp:Unet") == ("Unet", "resnet50")
     assert split_name("smp:UPerNet/resnet101") == ("UPerNet", "resnet101")
-    assert backbone_name("smp:FPN/resnet18") == "resnet18"
+    assert split_architecture("smp:FPN/resnet18")[1].name == "resnet18"
     with pytest.raises(UserError, match=r"smp:Unet/vgg11: the encoder is vgg11, .*one of resnet18, resnet34"):
         build_segmenter(config("smp:Unet/vgg11"), 3)
 

@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 
 from wsss.errors import UserError
-from wsss.models.classifier import VGG16
+from wsss.models.vgg import VGG16
 from wsss.saliency import DCSM, SESS
 from wsss.saliency.base import upsample
 from wsss.saliency.dcsm import caffe_term, default_layers, guided_maps, paper_term

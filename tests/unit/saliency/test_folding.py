@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
-from wsss.models.classifier import VGG16
+from wsss.models.vgg import VGG16
 from wsss.saliency.folding import adjacent_pairs, folded
 
 

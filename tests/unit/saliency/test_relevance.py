@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from wsss.errors import UserError
-from wsss.models.classifier import VGG16
+from wsss.models.vgg import VGG16
 from wsss.saliency import RelevanceCAM
 from wsss.saliency.relevance import at_maximum, contrastive_seed, divide
 

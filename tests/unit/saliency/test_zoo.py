@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torchvision.models.vgg import make_layers
 
 from wsss.config import ClassifierConfig
-from wsss.models.classifier import VGG16, build_classifier
+from wsss.models.classifier import build_classifier
+from wsss.models.vgg import VGG16
 from wsss.saliency import METHODS, Gradient, SaliencyMethod, normalize
 from wsss.saliency.parse import WRAPPERS, parse_method, to_expression
 
