@@ -71,8 +71,8 @@ def score(name: str, words: list[str]) -> int:
 
 _PREDICT_EXAMPLES = """\
 examples:
-  wsss predict holiday.jpg photos/ --checkpoint runs/voc/segmenter/last.ckpt --output masks --overlay
-  wsss predict photos/ --checkpoint runs/voc/segmenter/last.ckpt --output masks --ms_flip --crf --skip_existing
+  wsss predict holiday.jpg photos/ --checkpoint runs/voc --output masks --overlay
+  wsss predict photos/ --checkpoint runs/voc --output masks --ms_flip --crf --skip_existing
 
 JPEG, PNG, WebP, BMP and TIFF; grey, CMYK, transparent (laid on white), 16-bit; turned as their EXIF orientation
 says. Masks have the photo's size: 0 is background, 1 the first class; the table at the end names the indices.
@@ -88,7 +88,7 @@ def _predict_parser() -> ToolParser:
         epilog=_PREDICT_EXAMPLES,
     )
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="photos, or folders of photos")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="runs/<name>/segmenter/last.ckpt")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="runs/<name>, or a file")
     parser.add_argument(
         "--output", type=Path, required=True, help="folder for <name>.png (palette, size of the photo)"
     )
@@ -143,6 +143,7 @@ def predict(name: str, words: list[str]) -> int:
     options = _predict_parser().parse_args(words)
     from wsss.config import EvaluateConfig, RuntimeConfig
     from wsss.predict import PredictOptions, predict_files
+    from wsss.rundir import find_checkpoint
 
     chosen = PredictOptions(
         ms_flip=options.ms_flip,
@@ -155,7 +156,8 @@ def predict(name: str, words: list[str]) -> int:
         skip_existing=options.skip_existing,
     )
     hardware = RuntimeConfig(accelerator=options.accelerator, precision=options.precision)
-    print(predict_files(options.images, options.checkpoint, options.output, chosen, hardware))
+    checkpoint = find_checkpoint(options.checkpoint, "segmenter")
+    print(predict_files(options.images, checkpoint, options.output, chosen, hardware))
     return 0
 
 
@@ -169,7 +171,7 @@ def export(name: str, words: list[str]) -> int:
 _EXPLAIN_EXAMPLES = """\
 examples:
   wsss explain dog.jpg --architecture resnet50 --class "golden retriever" --output why.png
-  wsss explain street.jpg --checkpoint runs/voc/classifier/last.ckpt --class person --class car \\
+  wsss explain street.jpg --checkpoint runs/voc --class person --class car \\
       --method gradcam --method global_guidance@layer3 --method "sess(gradcam, prefilter=0.5)" --output why.png
 
 A METHOD is a name with parameters as in Python, in quotes: gradcam, gradcam@layer3 (the layer),
@@ -207,9 +209,7 @@ def _explain_parser() -> ToolParser:
     )
     parser.add_argument("--layer", help="of methods that name none (default: the last convolutional one)")
     model = parser.add_mutually_exclusive_group()
-    model.add_argument(
-        "--checkpoint", type=Path, metavar="CKPT", help="runs/<name>/classifier/last.ckpt: its classes"
-    )
+    model.add_argument("--checkpoint", type=Path, metavar="CKPT", help="runs/<name>, or a file: its classes")
     model.add_argument(
         "--architecture",
         metavar="NAME",
@@ -245,9 +245,10 @@ def explain(name: str, words: list[str]) -> int:
     if options.size is not None and options.size < 1:
         parser.error(f"--size is {options.size}, but must be at least 1 pixel")
     from wsss.explain import explain, imagenet_subject, trained_subject
+    from wsss.rundir import find_checkpoint
 
     if options.checkpoint:
-        subject = trained_subject(options.checkpoint, options.layer)
+        subject = trained_subject(find_checkpoint(options.checkpoint, "classifier"), options.layer)
     else:
         subject = imagenet_subject(
             options.architecture or "resnet50", options.weights or "imagenet", options.layer

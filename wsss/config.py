@@ -327,7 +327,7 @@ class CompareConfig:
     )
     """Methods of docs/zoo.md, with parameters as in Python: [gradcam, "sess(gradcam@layer3, prefilter=0.5)"]."""
     classifier: str = "run"
-    """run: this run's; imagenet: torchvision's 1000 classes with classifier.weights; or the path of a checkpoint."""
+    """run: this run's; imagenet: torchvision's 1000 classes with classifier.weights; or a run or a checkpoint."""
     split: Literal["val", "train"] = "val"
     """Images to compare on; those without a label are left out."""
     images: int = 0

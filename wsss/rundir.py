@@ -331,3 +331,21 @@ def _commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def find_checkpoint(path: Path, network: Literal["classifier", "segmenter"]) -> Path:
+    """The checkpoint that a user means by a file, by a run directory, or by a network's folder in one.
+
+    Raises:
+        UserError: the folder holds no such checkpoint.
+    """
+    if not path.is_dir():
+        return path
+    expected = RunDirectory(path).checkpoint(network)
+    for file in (path / expected.name, expected):
+        if file.is_file():
+            return file
+    command = {"classifier": "classify", "segmenter": "segment"}[network]
+    raise UserError(
+        f"there is no checkpoint {expected}; finish the training with `wsss {command}`, or give another path"
+    )

@@ -146,6 +146,27 @@ def test_predict_into_a_file_is_refused(finished: Path, photos: Path, tmp_path: 
     )
 
 
+@pytest.mark.parametrize("part", ["", "segmenter"])
+def test_predict_finds_the_segmenter_of_a_run(
+    finished: Path, photos: Path, tmp_path: Path, command: Any, part: str
+) -> None:
+    words = ["predict", photos / "b.png", "--accelerator", "cpu"]
+    assert command(*words, "--checkpoint", finished / part, "--output", tmp_path / "m").status == 0
+    checkpoint = json.loads((tmp_path / "m" / "predictions.json").read_text())["checkpoint"]
+    assert checkpoint == str(finished / "segmenter" / "last.ckpt")
+
+
+def test_explain_and_export_find_the_networks_of_a_run(
+    finished: Path, photos: Path, tmp_path: Path, command: Any
+) -> None:
+    words = ["--checkpoint", finished, "--output", tmp_path / "why.png", "--accelerator", "cpu"]
+    assert command("explain", photos / "b.png", *words).status == 0
+    unfinished = tmp_path / "run"
+    (unfinished / "classifier").mkdir(parents=True)
+    sentence = command("export", "torch", "--checkpoint", unfinished, "--output", tmp_path / "m").sentence
+    assert f"there is no checkpoint {unfinished / 'segmenter' / 'last.ckpt'}; finish the training" in sentence
+
+
 def test_predict_without_checkpoint_is_bad_usage(photos: Path, tmp_path: Path, command: Any) -> None:
     assert command("predict", photos, "--output", tmp_path / "m").status == 2
 

@@ -10,7 +10,7 @@ import pytest
 
 import wsss.rundir
 from wsss.errors import UserError
-from wsss.rundir import RunDirectory, describe_machine, file_stamp, fingerprint
+from wsss.rundir import RunDirectory, describe_machine, file_stamp, find_checkpoint, fingerprint
 
 
 @pytest.fixture
@@ -254,3 +254,17 @@ def test_machine_is_described_with_versions_and_hardware() -> None:
     assert torch.__version__.startswith(facts["packages"]["torch"])
     assert facts["cores"] >= 1
     assert facts["cpu"]
+
+
+def test_a_checkpoint_is_found_in_a_run_and_in_a_networks_folder(tmp_path: Path) -> None:
+    file = tmp_path / "segmenter" / "last.ckpt"
+    file.parent.mkdir()
+    file.touch()
+    for named in (tmp_path, file.parent, file):
+        assert find_checkpoint(named, "segmenter") == file
+    assert (
+        find_checkpoint(tmp_path / "none.ckpt", "segmenter") == tmp_path / "none.ckpt"
+    )  # whoever reads it complains
+    message = "there is no checkpoint .*classifier/last.ckpt; finish the training with `wsss classify`"
+    with pytest.raises(UserError, match=message):
+        find_checkpoint(tmp_path, "classifier")

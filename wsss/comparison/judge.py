@@ -12,7 +12,7 @@ from wsss.errors import UserError
 from wsss.metrics.perturbation import Score
 from wsss.models.classifier import classifier_backbone
 from wsss.models.imagenet import load_imagenet_classifier
-from wsss.rundir import RunDirectory
+from wsss.rundir import RunDirectory, find_checkpoint
 from wsss.tasks.checkpoints import weights_digest
 from wsss.tasks.classification import load_classifier
 
@@ -60,11 +60,10 @@ def load_judge(config: Config) -> Judge:
         source = f"torchvision {settings.architecture}, weights {settings.weights}"
         layer = classifier_backbone(settings.architecture).layout.last
         return Judge(model, names, "softmax", layer, source, weights_digest(model))
-    own = config.compare.classifier == "run"
-    run = RunDirectory(Path(config.output))
-    path = (
-        run.checkpoint("classifier", config.saliency.checkpoint) if own else Path(config.compare.classifier)
-    )
+    if config.compare.classifier == "run":
+        path = RunDirectory(Path(config.output)).checkpoint("classifier", config.saliency.checkpoint)
+    else:
+        path = find_checkpoint(Path(config.compare.classifier), "classifier")
     model, names, trained = load_classifier(path, config.saliency.output_stride)
     source = f"{path} ({trained.architecture}, output stride {trained.output_stride})"
     layer = classifier_backbone(trained.architecture).layout.last

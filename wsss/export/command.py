@@ -8,8 +8,8 @@ from wsss.usage import ToolParser
 
 _EXAMPLES = """\
 examples:
-  wsss export onnx --checkpoint runs/voc/segmenter/last.ckpt --output model.onnx
-  wsss export torch --checkpoint runs/voc/segmenter/last.ckpt --output model.pt2
+  wsss export onnx --checkpoint runs/voc --output model.onnx
+  wsss export torch --checkpoint runs/voc --output model.pt2
   wsss export voc-server runs/voc --kind predictions_crf --output results.tgz
 `wsss export WHAT --help` shows the options of each and how the file is used.
 """
@@ -46,7 +46,7 @@ _SERVER_USE = """\
 The archive holds results/VOC2012/Segmentation/comp6_test_cls/<id>.png, 8-bit palette PNGs with the values 0..20. The
 same masks always give the same bytes. For the test set: predict its photos, then name its list.
 
-  wsss predict VOCdevkit/VOC2012/JPEGImages --checkpoint runs/voc/segmenter/last.ckpt --output masks
+  wsss predict VOCdevkit/VOC2012/JPEGImages --checkpoint runs/voc --output masks
   wsss export voc-server masks --ids VOCdevkit/VOC2012/ImageSets/Segmentation/test.txt \\
       --photos VOCdevkit/VOC2012/JPEGImages --output results.tgz
 """
@@ -55,19 +55,19 @@ same masks always give the same bytes. For the test set: predict its photos, the
 def main(words: Sequence[str]) -> int:
     """Run ``wsss export WORDS``; returns the exit status. Raises UserError where the input is at fault."""
     options = _parser().parse_args(words)
-    match options.what:
-        case "voc-server":
-            from wsss.export.archive import export_archive
+    if options.what == "voc-server":
+        from wsss.export.archive import export_archive
 
-            print(export_archive(options.source, options.output, options.kind, options.ids, options.photos))
-        case "onnx":
-            from wsss.export.network import export_onnx
+        print(export_archive(options.source, options.output, options.kind, options.ids, options.photos))
+        return 0
+    from wsss.export.network import export_onnx, export_torch
+    from wsss.rundir import find_checkpoint
 
-            print(export_onnx(options.checkpoint, options.output, options.opset))
-        case "torch":
-            from wsss.export.network import export_torch
-
-            print(export_torch(options.checkpoint, options.output))
+    checkpoint = find_checkpoint(options.checkpoint, "segmenter")
+    if options.what == "onnx":
+        print(export_onnx(checkpoint, options.output, options.opset))
+    else:
+        print(export_torch(checkpoint, options.output))
     return 0
 
 
@@ -121,7 +121,7 @@ def _network_parser(
         description=f"Write {text}.",
         epilog=use,
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="runs/<name>/segmenter/last.ckpt")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="runs/<name>, or a file")
     suffix = "onnx" if name == "onnx" else "pt2"
     parser.add_argument("--output", type=Path, required=True, metavar=f"FILE.{suffix}", help="the file")
     return parser

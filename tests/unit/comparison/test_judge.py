@@ -48,3 +48,8 @@ def test_a_missing_classifier_is_named(tmp_path: Path) -> None:
     other = replace(config, compare=CompareConfig(classifier=str(tmp_path / "my.ckpt")))
     with pytest.raises(UserError, match=r"there is no checkpoint .*my\.ckpt"):
         load_judge(other)
+    finished = replace(config, compare=CompareConfig(classifier=str(tmp_path)))
+    with pytest.raises(
+        UserError, match=r"there is no checkpoint .*/classifier/last.ckpt; finish the training"
+    ):
+        load_judge(finished)
