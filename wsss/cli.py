@@ -2,14 +2,10 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from wsss import __version__, commands
 from wsss.errors import UsageError, UserError
-from wsss.usage import near
-
-if TYPE_CHECKING:
-    from wsss.config import Config
+from wsss.usage import near, stage_help
 
 _STAGES = {
     "run": "all stages: image labels in, mIoU out",
@@ -97,7 +93,7 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "Stages take --config FILE, dotted overrides (--classifier.epochs 5) and --print_config.",
+            "Stages take a YAML file or a run directory first, then dotted overrides (--classifier.epochs 5).",
             "--debug shows the traceback of an error.",
         ]
     )
@@ -107,10 +103,14 @@ def _overview() -> str:
 
 
 def _stage(name: str, words: list[str]) -> int:
+    if _helped(name, words):
+        return 0
     options = words
     if name == "refine" and CALIBRATE in words:  # last, so that it also goes before a --config after it
         options = [word for word in words if word != CALIBRATE] + ["--refine.background.rule=calibrated"]
-    config = _configuration(name, options)
+    from wsss.options import parse_config
+
+    config = parse_config(name, options)
     from wsss.runner import run_command
 
     run_command(config, name, ["wsss", name, *words])
@@ -118,19 +118,26 @@ def _stage(name: str, words: list[str]) -> int:
 
 
 def _compare(name: str, words: list[str]) -> int:
-    config = _configuration(name, words)
+    if _helped(name, words):
+        return 0
+    from wsss.options import parse_comparison
+
+    config = parse_comparison(words)
     from wsss.comparison.compare import compare
 
     compare(config, ["wsss", name, *words])
     return 0
 
 
-def _configuration(name: str, words: Sequence[str]) -> "Config":
-    from wsss.options import parse_config
-
-    about = COMMANDS[name][1]
-    epilog = CALIBRATE_HELP if name == "refine" else None
-    return parse_config(name, words, f"{about[0].upper()}{about[1:]}.", epilog)
+def _helped(name: str, words: list[str]) -> bool:
+    """Print the help of a stage if it is asked for."""
+    asked = [index for index, word in enumerate(words) if word in ("-h", "--help")]
+    if asked:
+        about = COMMANDS[name][1]
+        print(stage_help(name, f"{about[0].upper()}{about[1:]}.", words[asked[0] + 1 :][:1] == ["all"]))
+        if name == "refine":
+            print(f"\n{CALIBRATE_HELP}")
+    return bool(asked)
 
 
 Command = Callable[[str, list[str]], int | None]

@@ -127,35 +127,11 @@ class ClassifierConfig:
 
 
 @dataclass(frozen=True)
-class SESSConfig:
-    """SESS: scaling and sliding windows around the saliency method."""
-
-    enabled: bool = False
-    """Wrap the method into SESS (instead of scales and flip)."""
-    window: int = 224
-    """Side of a crop in pixels."""
-    step: int = 224
-    """Step between crops in pixels."""
-    scales: tuple[int, ...] = tuple(224 + 64 * i for i in range(12))
-    """Shorter side of the image at each scale, in pixels."""
-    prefilter: float = 0.0
-    """Share of the crops with the lowest class score that is dropped (the paper uses up to 0.99)."""
-    theta: float = 0.0
-    """Only saliency above this value enters the mean over crops."""
-    pool: Literal["mean", "max"] = "mean"
-    """How overlapping crops are fused."""
-    smooth: bool = True
-    """Gaussian blur of the result (11x11, sigma 5)."""
-
-
-@dataclass(frozen=True)
 class SaliencyConfig:
     """Class-discriminative saliency of the training photos, for the classes on their labels."""
 
     method: str = "gradcam"
     """Method of docs/zoo.md, with parameters as in Python: gradcam, global_guidance@layer3, groupcam(groups=16)."""
-    layer: str | None = None
-    """Layer of the CAM methods (a get_submodule path such as layer3); null: the last convolutional layer."""
     output_stride: Literal[8, 16, 32] | None = None
     """Output stride of the classifier for the maps (ResNets); finer than it was trained with costs time only."""
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
@@ -165,9 +141,6 @@ class SaliencyConfig:
     balance: Literal["auto", "none", "area", "max"] = "auto"
     """Weight of a scale's map in the sum. area: its number of cells (sum of CAMs); max: 1 / its maximum; none: 1; auto:
     area for methods whose values are means over positions (gradcam and most others), max for the rest."""
-    subtraction: Literal["none", "sum", "min"] = "none"
-    """Class subtraction between the classes of an image: sum of the positive differences, or their minimum."""
-    sess: SESSConfig = field(default_factory=SESSConfig)
     checkpoint: Literal["last", "best"] = "last"
     """Classifier checkpoint; best: by validation mAP (image labels only), or by the training loss without it."""
     batch_size: int = 4
@@ -303,9 +276,6 @@ class RuntimeConfig:
     """Device to compute on."""
     devices: int = 1
     """Devices for training; more than one trains with DistributedDataParallel."""
-    num_nodes: int = 1
-    """Machines for training (never tried): start the command on each, with Lightning's NODE_RANK, MASTER_ADDR and
-    MASTER_PORT set."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """auto: bf16 autocast where the hardware computes bf16 (Ampere or newer, AVX512-BF16, AMX), else float32."""
     workers: int | None = None
@@ -316,7 +286,7 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """The leaderboard of saliency methods (`wsss compare`). No stage reads it."""
+    """The leaderboard of saliency methods (`wsss compare`)."""
 
     methods: tuple[str, ...] = (
         "gradient",
@@ -385,7 +355,6 @@ class Config:
     """Run directory; an unfinished run in it is continued."""
     seed: int = 0
     """Seed of initialisation, shuffling and augmentation."""
-    compare: CompareConfig = field(default_factory=CompareConfig)
 
     @property
     def extension(self) -> Literal["none", "walk", "pixels"]:
@@ -410,7 +379,6 @@ class Config:
             ("segmenter.batch_size", self.segmenter.batch_size, 1),
             ("segmenter.crop", self.segmenter.crop, 32),
             ("runtime.devices", self.runtime.devices, 1),
-            ("runtime.num_nodes", self.runtime.num_nodes, 1),
         ):
             if value < low:
                 raise UserError(f"{name} is {value}, but must be at least {low}")
@@ -448,6 +416,13 @@ class Config:
                 raise UserError(
                     f"{name} is [{least:g}, {most:g}], but must be [low, high] with 0 < low <= high"
                 )
+
+
+@dataclass(frozen=True)
+class ComparisonConfig(Config):
+    """What `wsss compare` depends on: a run, and what is compared."""
+
+    compare: CompareConfig = field(default_factory=CompareConfig)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

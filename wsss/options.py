@@ -1,69 +1,170 @@
 """A configuration from the words of a command line and the YAML files that they name."""
 
 import re
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import jsonargparse
 import yaml
 
-from wsss.config import Config
+from wsss.config import CompareConfig, ComparisonConfig, Config
 from wsss.data.labels import read_text
 from wsss.errors import UsageError, UserError
 from wsss.usage import near
 
+C = TypeVar("C", bound=Config)
 
-def parse_config(
-    command: str, words: Sequence[str], description: str | None = None, epilog: str | None = None
-) -> Config:
-    """The configuration from ``--config`` and dotted overrides.
+_SESS = {
+    "window": 224,
+    "step": 224,
+    "scales": tuple(range(224, 929, 64)),
+    "prefilter": 0.0,
+    "theta": 0.0,
+    "pool": "mean",
+    "smooth": True,
+}
+"""What `saliency.sess` had beside `enabled`, with its defaults, which are those of "sess(...)"."""
+_EXPRESSION = 'write saliency.method: "{method}"'
+_SOFT_CRF = "predictions are refined with the CRF of refine.soft_crf; set that"
+
+GONE: dict[str, tuple[Any, str]] = {
+    "segmenter.confidence_weighted": (False, "all pixels of a mask count alike; leave it out"),
+    "segmenter.ema": (0.0, "the weights of the last epoch are kept; leave it out"),
+    "segmenter.rounds": (
+        1,
+        "train again on the network's own masks with two commands: `wsss predict PHOTOS --checkpoint RUN --crf "
+        "--output MASKS`, then `wsss segment` with segmenter.masks: MASKS and another output",
+    ),
+    "refine.pamr_first": (
+        False,
+        "`refine.method: pamr` averages along colours instead of the CRF; leave it out",
+    ),
+    "saliency.sess.enabled": (False, _EXPRESSION),
+    **{f"saliency.sess.{name}": (value, _EXPRESSION) for name, value in _SESS.items()},
+    "saliency.subtraction": ("none", _EXPRESSION),
+    "saliency.layer": (None, _EXPRESSION),
+    "evaluate.crf_parameters.iterations": (10, _SOFT_CRF),
+    "evaluate.crf_parameters.gaussian_sxy": (1.0, _SOFT_CRF),
+    "evaluate.crf_parameters.gaussian_compat": (3.0, _SOFT_CRF),
+    "evaluate.crf_parameters.bilateral_sxy": (67.0, _SOFT_CRF),
+    "evaluate.crf_parameters.bilateral_srgb": (3.0, _SOFT_CRF),
+    "evaluate.crf_parameters.bilateral_compat": (4.0, _SOFT_CRF),
+    "runtime.num_nodes": (1, "training on several machines is not supported yet; leave it out"),
+}
+"""Option that is gone -> its old default, with which it is dropped without a word, and what takes its place."""
+
+GONE_VALUES: dict[tuple[str, Any], str] = {
+    ("segmenter.loss", "balanced"): "write cross_entropy (or leave it out)",
+}
+"""Option and a value that is gone -> what takes its place."""
+
+
+def parse_config(command: str, words: Sequence[str]) -> Config:
+    """The configuration of a stage, from what follows its name on the command line.
 
     Args:
-        command: whose help and errors these are.
-        words: what follows the command.
-        description: of the command, above the options in its help.
-        epilog: below them.
+        command: whose errors these are.
+        words: configuration files and run directories, then ``--config FILE`` and dotted overrides.
 
     Raises:
         UsageError: unknown option, wrong type.
-        UserError: a configuration file that is missing or not one, or a value out of range.
+        UserError: a configuration file that is missing or not one, an option that is gone, or a value out of range.
     """
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    return _configuration(command, words, Config)
+
+
+def parse_comparison(words: Sequence[str]) -> ComparisonConfig:
+    """The configuration of ``wsss compare``, otherwise as `parse_config`."""
+    return _configuration("compare", words, ComparisonConfig)
+
+
+def _configuration(command: str, words: Sequence[str], kind: type[C]) -> C:
     parser = jsonargparse.ArgumentParser(
         prog=f"wsss {command}",
-        description=description,
-        epilog=epilog,
         exit_on_error=False,
         allow_abbrev=False,  # a misspelt option must not be taken for the one it begins
     )
-    parser.add_argument(
-        "--config", action="config", help="YAML file of this configuration; options after it override it."
-    )
-    parser.add_class_arguments(Config, None, as_group=False)
-    namespace = _parse(parser, words)
-    values = parser.instantiate(namespace).as_dict()
-    values.pop("config", None)
-    return Config(**values)
-
-
-def _parse(parser: jsonargparse.ArgumentParser, words: Sequence[str]) -> Any:
-    """Parse, turning every complaint into one sentence."""
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(kind, None, as_group=False)
     options = [name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--")]
-    words = [_underscored(word, options) for word in words]
-    files = _config_files(words)
-    for path in files:
-        _check_config_file(path, options)
+    given = _understand(words, options, command)
+    _refuse_gone(given, options)
     try:
-        return parser.parse_args(list(words))
+        namespace = parser.parse_args(given.words)
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         text = _sentence(str(error))
         if unknown := re.search(r"unrecognized arguments: --([\w.+-]+)", text):
             text = _no_option(unknown[1], options)
-        elif text.startswith("--") and files and not _is_given(text.split(":")[0], words):
-            text = f"{files[-1]}: {text.removeprefix('--')}"
+        elif text.startswith("--") and given.files and not _is_given(text.split(":")[0], given.words):
+            text = f"{given.files[-1]}: {text.removeprefix('--')}"
         raise UsageError(f"{text} (see `{parser.prog} --help`)") from error
+    values = parser.instantiate(namespace).as_dict()
+    values.pop("config", None)
+    return kind(**values)
+
+
+# -- words ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Given:
+    """What a command line says."""
+
+    words: list[str] = field(default_factory=list)
+    """For the parser, without the options that are gone."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """Dotted name -> value, of files and of options that are gone; the last of a name counts."""
+    files: list[Path] = field(default_factory=list)
+    """The configuration files."""
+
+
+def _understand(words: Sequence[str], options: Sequence[str], command: str) -> _Given:
+    """Read the files, and take out what this command's parser does not know although it is allowed."""
+    elsewhere = {f"compare.{one.name}" for one in fields(CompareConfig)} - set(options)
+    given, left = _Given(), _with_first_words(words)
+    while left:
+        name, equals, value = _underscored(left.pop(0), [*options, *GONE]).partition("=")
+        key = name.removeprefix("--")
+        if name == "--config" and (equals or left):
+            path = Path(value if equals else left.pop(0))
+            tree = _read(path, [*options, *elsewhere])
+            given.files.append(path)
+            given.values |= dict(_leaves(tree))
+            kept = _without(tree, lambda key: key in elsewhere or _is_gone(key, options))
+            if kept:
+                given.words.append(f"--config={path if kept == tree else yaml.safe_dump(kept)}")
+        elif name.startswith("--") and _is_gone(key, options):
+            text = value if equals else left.pop(0) if left else ""
+            given.values |= dict(_leaves({key: _parsed(text)}))
+        elif key in elsewhere:
+            raise UsageError(f"{name} is an option of `wsss compare` only; `wsss {command}` does not take it")
+        else:
+            given.words.append(f"{name}{equals}{value}")
+            if name.startswith("--") and not equals and left and not left[0].startswith("--"):
+                given.values[key] = _parsed(left[0])
+                given.words.append(left.pop(0))
+            elif equals:
+                given.values[key] = _parsed(value)
+    return given
+
+
+def _with_first_words(words: Sequence[str]) -> list[str]:
+    """``FILE.yaml`` and ``RUN`` in front of the options as the options that they stand for."""
+    result: list[str] = []
+    rest = list(words)
+    while rest and not rest[0].startswith("-"):
+        path = Path(rest.pop(0))
+        if path.is_dir():
+            config = path / "config.yaml"
+            if not config.is_file():
+                runs = sorted(str(found.parent) for found in path.glob("*/config.yaml"))
+                raise UserError(f"{path} is no run directory (it has no config.yaml){near(f'{path}/', runs)}")
+            result += ["--config", str(config), f"--output={path}"]
+        else:
+            result += ["--config", str(path)]
+    return result + rest
 
 
 def _underscored(word: str, options: Iterable[str]) -> str:
@@ -73,10 +174,12 @@ def _underscored(word: str, options: Iterable[str]) -> str:
     return f"--{spelt}{equals}{value}" if name.startswith("--") and spelt in options else word
 
 
-def _config_files(words: Sequence[str]) -> list[Path]:
-    """The files given with ``--config``."""
-    files = [Path(after) for word, after in pairwise(words) if word == "--config"]
-    return files + [Path(word.removeprefix("--config=")) for word in words if word.startswith("--config=")]
+def _parsed(text: str) -> Any:
+    """The value that an option's text stands for."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 # -- configuration files ----------------------------------------------------------------------------
@@ -98,8 +201,16 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _check_config_file(path: Path, options: Iterable[str]) -> None:
-    """Raises UserError where a configuration file is missing, no YAML, or has a key that does not exist."""
+def _read(path: Path, options: Sequence[str]) -> dict[str, Any]:
+    """A configuration file as a tree.
+
+    Raises:
+        UserError: it is missing, no YAML, or has a key that does not exist.
+    """
+    if not path.exists():
+        beside = [*path.parent.glob("*.yaml"), *(run.parent for run in path.parent.glob("*/config.yaml"))]
+        hint = near(str(path), sorted(map(str, beside)))
+        raise UserError(f"{path} does not exist{hint or '; give a configuration (YAML) or a run directory'}")
     try:
         tree = yaml.load(read_text(path), _StrictLoader)
     except RecursionError as error:
@@ -112,6 +223,8 @@ def _check_config_file(path: Path, options: Iterable[str]) -> None:
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no configuration; write `key: value` lines (see configs/shapes.yaml)")
     for key, value in _leaves(tree):
+        if _is_gone(key, options):
+            continue
         if any(option.startswith(f"{key}.") for option in options):
             raise UserError(
                 f"{path}: {key} is a section: write its `key: value` lines below it, or remove it"
@@ -120,9 +233,10 @@ def _check_config_file(path: Path, options: Iterable[str]) -> None:
             raise UserError(f"{path}: {_no_option(key, options)}")
         if value is None and not _may_be_null(key):
             raise UserError(f"{path}: {key} is empty; give a value or remove the line")
+    return tree
 
 
-def _leaves(tree: dict[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     """Dotted names and values of the leaves of a nested dictionary."""
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -131,12 +245,98 @@ def _leaves(tree: dict[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]
             yield f"{prefix}{key}", value
 
 
+def _without(tree: Mapping[Any, Any], unwanted: Any, prefix: str = "") -> dict[Any, Any]:
+    """A nested dictionary without the leaves whose dotted names are unwanted, and without what that empties."""
+    kept = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            inside = _without(value, unwanted, f"{prefix}{key}.")
+            if inside or not value:
+                kept[key] = inside
+        elif not unwanted(f"{prefix}{key}"):
+            kept[key] = value
+    return kept
+
+
 def _may_be_null(key: str) -> bool:
     """Whether the field of the configuration with this dotted name takes null."""
-    hint: Any = Config
+    hint: Any = ComparisonConfig
     for part in key.split("."):
         hint = get_type_hints(hint)[part]
     return type(None) in get_args(hint)
+
+
+# -- options that are gone --------------------------------------------------------------------------
+
+
+def _is_gone(key: str, options: Iterable[str]) -> bool:
+    """Whether this is an option that is gone, or a section with nothing else in it."""
+    return key not in options and any(name == key or name.startswith(f"{key}.") for name in GONE)
+
+
+def _refuse_gone(given: _Given, options: Sequence[str]) -> None:
+    """Raises UserError, with all of them, where options that are gone do not have the value they had by default."""
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.values.items()}
+    found: dict[str, list[str]] = {}
+    for key, (default, instead) in GONE.items():
+        if key in options or values.get(key, default) == default:
+            continue
+        if key.startswith("saliency.sess.") and not values.get("saliency.sess.enabled"):
+            continue  # it had no effect
+        found.setdefault(instead, []).append(key)
+    for (key, value), instead in GONE_VALUES.items():
+        if values.get(key) == value and value not in _choices(key):
+            found.setdefault(instead, []).append(f"{key}: {value}")
+    if not found:
+        return
+    sentences = [
+        f"{', '.join(keys)} {'is' if len(keys) == 1 else 'are'} gone: "
+        + (instead.format(method=_expression(values)) if instead == _EXPRESSION else instead)
+        for instead, keys in found.items()
+    ]
+    raise UserError("; ".join(sentences))
+
+
+def _choices(key: str) -> tuple[Any, ...]:
+    """The values that a field of the configuration takes, if they are listed."""
+    hint: Any = Config
+    for part in key.split("."):
+        hint = get_type_hints(hint)[part]
+    return get_args(hint)
+
+
+_BASE = re.compile(r"^((?:(?:sess|subtraction|multiscale)\(\s*)*)(\w+(?:\+\+)?)(?![\w@])")
+
+
+def _expression(values: Mapping[str, Any]) -> str:
+    """The `saliency.method` that says what `saliency.sess`, `saliency.subtraction` and `saliency.layer` said."""
+    from wsss.saliency import SESS, ClassSubtraction, MultiScale
+    from wsss.saliency.parse import parse_method
+
+    def value(name: str, default: Any) -> Any:
+        return values.get(f"saliency.{name}", default)
+
+    text = str(value("method", "gradcam"))
+    if layer := value("layer", None):
+        at_layer = _BASE.sub(rf"\1\2@{layer}", text)
+        text = at_layer if "layer=" in repr(parse_method(text, layer)) else text
+    method = parse_method(text, "layer4")
+    if value("sess.enabled", False):
+        chosen = {name: value(f"sess.{name}", default) for name, default in _SESS.items()}
+        changed = [f"{name}={one!r}" for name, one in chosen.items() if one != _SESS[name]]
+        text = f"sess({', '.join([text, *changed])})"
+    subtraction = value("subtraction", "none")
+    if subtraction == "none":
+        return text
+    scales = (1.0,) if method.own_scales else tuple(value("scales", (0.5, 1.0, 1.5, 2.0)))
+    flip, balance = value("flip", True), value("balance", "auto")
+    inner = method.base if isinstance(method, ClassSubtraction) else method
+    plain = not isinstance(inner, SESS | MultiScale) and not value("sess.enabled", False)
+    if plain and (scales != (1.0,) or flip):
+        if balance == "auto":
+            balance = method.scale_balance if len(scales) > 1 else "none"
+        text = f"multiscale({text}, scales={scales!r}, flip={flip}, balance={balance!r})"
+    return f"subtraction({text})" if subtraction == "sum" else f"subtraction({text}, reduce={subtraction!r})"
 
 
 # -- complaints -------------------------------------------------------------------------------------

@@ -1,14 +1,22 @@
-"""What all commands share: how options are spelt, which name was meant, and the parser of the tools.
+"""What commands say of their options: the help of the stages, near names, and the parser of the tools.
 
-Only the standard library is imported.
+Nothing heavy is imported.
 """
 
 import argparse
+import ast
+import inspect
+import shutil
 import sys
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from itertools import pairwise
+from types import UnionType
+from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 
+from wsss.config import ComparisonConfig, Config
 from wsss.errors import UsageError
 
 RENAMED = {"--device": "--accelerator"}
@@ -106,3 +114,136 @@ class ToolParser(argparse.ArgumentParser):
         if spelt not in known:
             raise UsageError(f"there is no option {name}{near(spelt, known)} (see `{self.prog} --help`)")
         return spelt
+
+
+# -- help of the stages -----------------------------------------------------------------------------
+
+STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
+    "run": (
+        *(
+            f"data.{name}"
+            for name in ("kind", "root", "labels", "classes", "train", "val", "limit", "long_side")
+        ),
+        *(f"classifier.{name}" for name in ("architecture", "weights", "epochs", "batch_size")),
+        "saliency.method",
+        "extend.method",
+        "refine.method",
+        *(f"segmenter.{name}" for name in ("architecture", "weights", "epochs", "batch_size")),
+    ),
+    "classify": ("data", "classifier"),
+    "saliency": ("data", "saliency"),
+    "refine": ("extend", "refine"),
+    "segment": ("segmenter",),
+    "evaluate": ("evaluate", "refine.soft_crf"),
+    "report": (),
+    "compare": ("compare", "data", "classifier.architecture", "classifier.weights", "saliency.output_stride"),
+}
+"""Command -> options, or whole sections, that its help shows besides those of `ALWAYS`."""
+
+ALWAYS = ("output", "seed", "runtime")
+
+
+class Option(NamedTuple):
+    """A leaf of the configuration."""
+
+    name: str
+    """Dotted."""
+    takes: str
+    """Which values."""
+    default: str
+    text: str
+    """Its help: the string below the attribute."""
+    section: str
+    """What its section is."""
+
+
+def stage_help(command: str, about: str, everything: bool = False) -> str:
+    """The help of a stage, its own options only or all of the configuration, as wide as the terminal."""
+    options = list(_options(ComparisonConfig() if command == "compare" else Config()))
+    wanted = (*STAGE_OPTIONS[command], *ALWAYS)
+    shown = [one for one in options if everything or _is_among(one.name, wanted)]
+    width = min(max(shutil.get_terminal_size().columns, 80), 120)
+    general = [
+        (
+            "--config FILE",
+            "A YAML file; options after it override it. Also without --config, as the first word.",
+        ),
+        ("--print_config", "Print the whole configuration and stop."),
+        ("--help all", f"Show all {len(options)} options; every stage accepts them all."),
+    ]
+    lines = [
+        f"usage: wsss {command} [FILE.yaml | RUN] [--OPTION VALUE ...]",
+        "",
+        about,
+        "RUN is a run directory: its configuration, and output goes there.",
+        "An option is shown with its values and (its default).",
+        "",
+        *(line for head, text in general for line in _entry(head, text, width)),
+    ]
+    section = None
+    for one in sorted(shown, key=lambda one: "." in one.name):  # output and seed first
+        if (name := one.name.rpartition(".")[0]) != section and name:
+            lines += ["", *textwrap.wrap(f"{name}: {one.section}", width, subsequent_indent="  ")]
+        section = name
+        lines += _entry(f"--{one.name} {one.takes} ({one.default})", one.text, width)
+    return "\n".join(lines)
+
+
+def _is_among(name: str, wanted: Iterable[str]) -> bool:
+    return any(name == one or name.startswith(f"{one}.") for one in wanted)
+
+
+def _entry(head: str, text: str, width: int) -> list[str]:
+    """An option on one line where it fits, else its text below it."""
+    if len(line := f"  {head}  {text}") <= width:
+        return [line]
+    lines = textwrap.wrap(head, width, initial_indent="  ", subsequent_indent=" " * 6, break_long_words=False)
+    return [*lines, *textwrap.wrap(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+
+
+def _options(tree: Any, prefix: str = "") -> Iterator[Option]:
+    """The leaves of a configuration, in order."""
+    kind = type(tree)
+    hints, texts = get_type_hints(kind), _attribute_texts(kind)
+    section = " ".join((kind.__doc__ or "").split())
+    for one in fields(kind):
+        value = getattr(tree, one.name)
+        if is_dataclass(value):
+            yield from _options(value, f"{prefix}{one.name}.")
+        else:
+            takes, default = _takes(hints[one.name]), _plain(value)
+            yield Option(f"{prefix}{one.name}", takes, default, texts.get(one.name, ""), section)
+
+
+def _attribute_texts(kind: type) -> dict[str, str]:
+    """Attribute -> the string below it, of a class and its bases."""
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        statements = body.body if isinstance(body, ast.ClassDef) else []
+        for attribute, below in pairwise(statements):
+            match attribute, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    texts[name] = " ".join(text.split())
+    return texts
+
+
+def _takes(hint: Any) -> str:
+    """The values of a type, as they are written: N whole numbers, X numbers."""
+    parts = get_args(hint)
+    if get_origin(hint) is Literal:
+        return "|".join(map(str, parts))
+    if isinstance(hint, UnionType) or type(None) in parts:
+        return "|".join(_takes(part) for part in parts)
+    if get_origin(hint) is tuple:
+        return "[" + ",".join("..." if part is ... else _takes(part) for part in parts) + "]"
+    return {int: "N", float: "X", bool: "true|false", str: "TEXT", type(None): "null"}[hint]
+
+
+def _plain(value: Any) -> str:
+    """A default as it is written in a configuration."""
+    if isinstance(value, tuple):
+        return "[" + ",".join(map(_plain, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 import wsss
-from wsss import cli
-from wsss.config import Config, to_dict
+from wsss import cli, usage
+from wsss.config import ComparisonConfig, Config, to_dict
 from wsss.options import parse_config
 
 REPOSITORY = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ STAGES = ("run", "classify", "saliency", "refine", "segment", "evaluate", "repor
     [
         ["--help"],
         ["--version"],
-        *([name, "--help"] for name in ("score", "data", "predict", "explain", "export")),
+        *([name, "--help"] for name in cli.COMMANDS),
     ],
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
@@ -41,17 +41,58 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
     assert done.stdout
 
 
-def test_help_of_the_stages_explains_the_options_without_torch() -> None:
-    code = (
-        "import sys; from wsss.cli import main; status = main(['run', '--help']); "
-        "heavy = {'torch', 'lightning', 'cv2', 'torchvision'} & set(sys.modules); "
-        "sys.exit(f'imported {heavy}' if heavy else status)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Passes over the training images." in " ".join(done.stdout.split())
+@pytest.mark.parametrize("stage", [*STAGES, "compare"])
+def test_help_of_a_stage_is_short(command: Any, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = command(stage, "--help").out.splitlines()
+    assert len(lines) <= 150
+    assert max(map(len, lines)) <= 100  # an option with its values may be longer than a line of text
+    for option in (
+        "--config FILE",
+        "--output TEXT (runs/default)",
+        "--seed N (0)",
+        "--runtime.workers N|null",
+    ):
+        assert any(line.strip().startswith(option) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("stage", "own", "foreign"),
+    [
+        ("classify", "--classifier.optimizer.lr X (0.01)", "--segmenter.epochs"),
+        ("saliency", "--saliency.flip true|false (true)", "--classifier.epochs"),
+        ("refine", "--refine.background.rule calibrated|constant|power|otsu (calibrated)", "--data.root"),
+        ("segment", "--segmenter.output_stride 8|16|null (null)", "--saliency.method"),
+        ("evaluate", "--evaluate.scales [X,...] ([0.5,0.75,1,1.25,1.5,1.75])", "--refine.method"),
+        ("run", "--data.kind shapes|voc|folder|coco|imagenet (shapes)", "--classifier.optimizer.lr"),
+        ("compare", "--compare.threshold X|null (null)", "--segmenter.epochs"),
+    ],
+)
+def test_help_of_a_stage_shows_its_options_and_on_request_all(
+    command: Any, stage: str, own: str, foreign: str
+) -> None:
+    short, long = command(stage, "--help").out, command(stage, "--help", "all").out
+    assert own in short
+    assert foreign not in short
+    assert own in long
+    assert foreign in long
+
+
+def test_help_of_all_options_shows_every_leaf_with_its_text(command: Any) -> None:
+    out = command("run", "--help", "all").out
+    assert "Passes over the training images." in " ".join(out.split())
+    shown = [name for name in re.findall(r"^  --([\w.]+)", out, re.MULTILINE) if "." in name]
+    assert shown == [name for name in leaves(to_dict(Config())) if "." in name]
+    assert all(option.text for option in usage._options(ComparisonConfig()))
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names."""
+    return [
+        name
+        for key, value in tree.items()
+        for name in (leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"])
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
@@ -108,6 +149,31 @@ def test_options_after_a_configuration_file_override_it(tmp_path: Path) -> None:
     path.write_text("classifier: {epochs: 9, crop: 64}\nseed: 4\n")
     config = parse_config("run", ["--config", str(path), "--classifier.epochs", "2"])
     assert (config.classifier.epochs, config.classifier.crop, config.seed) == (2, 64, 4)
+
+
+def test_the_first_words_may_be_configurations(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("classifier: {epochs: 9, crop: 64}\noutput: runs/a\n")
+    (tmp_path / "b.yaml").write_text("classifier: {epochs: 8}\n")
+    words = [str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml"), "--seed", "2"]
+    config = parse_config("run", words)
+    assert (config.classifier.epochs, config.classifier.crop, config.output) == (8, 64, "runs/a")
+    assert config.seed == 2
+
+
+def test_a_run_directory_stands_for_its_configuration_wherever_it_was_moved(tmp_path: Path) -> None:
+    run = tmp_path / "moved"
+    run.mkdir()
+    (run / "config.yaml").write_text("classifier: {epochs: 9}\noutput: runs/before\n")
+    config = parse_config("evaluate", [str(run), "--evaluate.ms-flip", "false"])
+    assert (config.classifier.epochs, config.output, config.evaluate.ms_flip) == (9, str(run), False)
+    assert parse_config("report", [str(run), "--output", "runs/c"]).output == "runs/c"
+
+
+def test_report_of_a_run_directory(command: Any, run: Path) -> None:
+    (run / "report.html").unlink()
+    done = command("report", run)
+    assert done.status == 0, done.err
+    assert (run / "report.html").is_file()
 
 
 @pytest.mark.parametrize("name", ["allow_mask_pretraining", "allow-mask-pretraining"])
@@ -181,7 +247,7 @@ def test_commands_of_the_readme_exist(line: str, monkeypatch: pytest.MonkeyPatch
         return
     name, rest = ("run", words[2:]) if words[0] == "python" else (words[1], words[2:])
     assert name in cli.COMMANDS
-    if name in STAGES:
+    if name in STAGES and not {"-h", "--help"} & set(rest):
         assert isinstance(parse_config(name, rest), Config)
 
 

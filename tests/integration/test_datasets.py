@@ -238,19 +238,14 @@ def test_validation_every_other_epoch(run: Path, tiny: list[str], command: Any) 
 @pytest.mark.parametrize(
     "words",
     [
-        ["--saliency.method", "global_guidance", "--saliency.layer", "layer3"],
-        ["--saliency.subtraction", "sum", "--saliency.batch_size", "4"],
+        ["--saliency.method", "global_guidance@layer3"],
         [
-            *(
-                "--saliency.sess.enabled",
-                "true",
-                "--saliency.sess.window",
-                "48",
-                "--saliency.sess.step",
-                "24",
-            ),
-            *("--saliency.sess.scales", "[64]"),
+            "--saliency.method",
+            "subtraction(multiscale(gradcam, balance='area'))",
+            "--saliency.batch_size",
+            "4",
         ],
+        ["--saliency.method", "sess(gradcam, window=48, step=24, scales=(64,))"],
         ["--saliency.checkpoint", "best", "--saliency.scales", "[1.0]", "--saliency.flip", "false"],
     ],
     ids=["global guidance", "subtraction", "sess", "best"],

@@ -1,4 +1,4 @@
-"""Bad input: one sentence that names the file and the mend, exit status 1 (2 for usage), no traceback."""
+"""Bad input: one sentence that names the file and what to do, exit status 1 (2 for usage), no traceback."""
 
 import shutil
 from collections.abc import Callable
@@ -149,7 +149,7 @@ def test_unknown_saliency_method_lists_the_known(tiny: list[str], run: Path, com
 
 
 def test_unknown_layer_is_named(tiny: list[str], run: Path, command: Any) -> None:
-    sentence = command("saliency", *tiny, "--output", run, "--saliency.layer", "layer9").sentence
+    sentence = command("saliency", *tiny, "--output", run, "--saliency.method", "gradcam@layer9").sentence
     assert "layer9" in sentence
 
 

@@ -20,7 +20,7 @@ from wsss.comparison.measure import Subject, explain, is_smoothed, measure
 from wsss.comparison.plan import Comparison, Contestant, plan
 from wsss.comparison.results import write_results
 from wsss.comparison.store import save
-from wsss.config import Config
+from wsss.config import ComparisonConfig
 from wsss.data.dataset import Record, evenly
 from wsss.data.files import Saliency, write_saliency
 from wsss.errors import UserError
@@ -29,7 +29,7 @@ from wsss.rundir import RunDirectory, file_stamp, fingerprint
 from wsss.saliency import normalize
 
 
-def compare(config: Config, command: Sequence[str] = ()) -> None:
+def compare(config: ComparisonConfig, command: Sequence[str] = ()) -> None:
     """Measures what is not measured yet, and writes the leaderboard to `<output>/compare`.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from wsss.config import Config
+from wsss.config import ComparisonConfig
 from wsss.errors import UserError
 from wsss.metrics.perturbation import Score
 from wsss.models.classifier import classifier_backbone
@@ -48,7 +48,7 @@ class Judge:
         }
 
 
-def load_judge(config: Config) -> Judge:
+def load_judge(config: ComparisonConfig) -> Judge:
     """The classifier that `compare.classifier` names, on the CPU.
 
     Raises:

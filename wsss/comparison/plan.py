@@ -11,7 +11,7 @@ from wsss.comparison.judge import Judge, load_judge, match_classes
 from wsss.comparison.measure import Subject, load_subject
 from wsss.comparison.regions import annotation
 from wsss.comparison.store import load, slug
-from wsss.config import CompareConfig, Config
+from wsss.config import CompareConfig, ComparisonConfig
 from wsss.data.dataset import Record, evenly
 from wsss.errors import UserError
 from wsss.rundir import RunDirectory, file_stamp, fingerprint
@@ -44,7 +44,7 @@ class Comparison:
         contestants: the methods.
     """
 
-    config: Config
+    config: ComparisonConfig
     folder: Path
     classes: tuple[str, ...]
     records: tuple[Record, ...]
@@ -124,7 +124,7 @@ class Comparison:
         return str(runtime.device(config)), "bf16" if runtime.uses_bf16(config) else "float32"
 
 
-def plan(config: Config) -> Comparison:
+def plan(config: ComparisonConfig) -> Comparison:
     """Reads classifier, methods and data set; complains before anything is computed or written."""
     runtime.device(config.runtime)
     judge = load_judge(config)

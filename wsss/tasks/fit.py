@@ -198,13 +198,11 @@ def validate(task: LightningModule, val: DataLoader[Any], config: RuntimeConfig)
 
 
 def _trainer(config: RuntimeConfig, callbacks: list[Callback], bar: bool, **arguments: Any) -> Trainer:
-    several = config.devices * config.num_nodes > 1
     return Trainer(
         accelerator=_ACCELERATORS[runtime.device(config).type],
         devices=config.devices,
-        num_nodes=config.num_nodes,
         # spawn: DDP's default launcher would run the whole command once more on every rank
-        strategy="ddp_spawn" if several else "auto",
+        strategy="ddp_spawn" if config.devices > 1 else "auto",
         precision="bf16-mixed" if runtime.uses_bf16(config) else "32-true",
         callbacks=callbacks,
         plugins=[AtomicCheckpoints()],

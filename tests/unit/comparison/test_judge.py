@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 
 from wsss.comparison.judge import Judge, load_judge, match_classes
-from wsss.config import ClassifierConfig, CompareConfig, Config
+from wsss.config import ClassifierConfig, CompareConfig, ComparisonConfig
 from wsss.errors import UserError
 
 
@@ -30,7 +30,7 @@ def test_a_classifier_of_other_classes_is_refused(judge: Judge) -> None:
 def test_imagenet_weights_are_judged_by_softmax(tmp_path: Path) -> None:
     path = tmp_path / "resnet18.pth"
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), path)
-    config = Config(
+    config = ComparisonConfig(
         classifier=ClassifierConfig(architecture="resnet18", weights=str(path)),
         compare=CompareConfig(classifier="imagenet"),
     )
@@ -40,7 +40,7 @@ def test_imagenet_weights_are_judged_by_softmax(tmp_path: Path) -> None:
 
 
 def test_a_missing_classifier_is_named(tmp_path: Path) -> None:
-    config = Config(output=str(tmp_path / "run"))
+    config = ComparisonConfig(output=str(tmp_path / "run"))
     with pytest.raises(
         UserError, match=r"there is no checkpoint .*run/classifier/last.ckpt; train one first"
     ):

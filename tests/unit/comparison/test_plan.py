@@ -9,7 +9,7 @@ from torch import nn
 from wsss.comparison.judge import Judge
 from wsss.comparison.plan import Comparison, parse_contestants
 from wsss.comparison.store import load, save
-from wsss.config import CompareConfig, Config, RuntimeConfig
+from wsss.config import CompareConfig, ComparisonConfig, RuntimeConfig
 from wsss.data.dataset import Record
 from wsss.errors import UserError
 from wsss.saliency import METHODS
@@ -27,7 +27,7 @@ def comparison(tmp_path: Path) -> Comparison:
         records.append(Record(name, tmp_path / f"{name}.jpg", (1,), None))
     settings = CompareConfig(methods=("gradcam",), insertion_images=2, page_images=0)
     hardware = RuntimeConfig(accelerator="cpu", precision="float32")
-    config = Config(compare=settings, runtime=hardware, output=str(tmp_path))
+    config = ComparisonConfig(compare=settings, runtime=hardware, output=str(tmp_path))
     contestants = parse_contestants(settings.methods, judge_of())
     return Comparison(config, tmp_path / "compare", ("cat",), tuple(records), judge_of(), {1: 0}, contestants)
 

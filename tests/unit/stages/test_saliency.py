@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from wsss.config import RuntimeConfig, SaliencyConfig, SESSConfig
+from wsss.config import RuntimeConfig, SaliencyConfig
 from wsss.data.dataset import Record
 from wsss.data.files import Saliency, read_saliency
 from wsss.data.modules import Photo
@@ -61,7 +61,7 @@ def run(tmp_path: Path) -> RunDirectory:
     [
         (SaliencyConfig(scales=(1.0,), flip=False), "resnet50", GradCAM(layer="layer4")),
         (SaliencyConfig(scales=(1.0,), flip=False), "vgg16", GradCAM(layer="features.29")),
-        (SaliencyConfig(scales=(1.0,), flip=False, layer="layer3"), "resnet18", GradCAM(layer="layer3")),
+        (SaliencyConfig("gradcam@layer3", scales=(1.0,), flip=False), "resnet18", GradCAM(layer="layer3")),
         (
             SaliencyConfig(scales=(1.0,), flip=True, balance="max"),
             "resnet50",
@@ -109,7 +109,7 @@ def run(tmp_path: Path) -> RunDirectory:
             MultiScale(GradCAMPlusPlus(layer="layer4"), scales=(0.5, 1.0), flip=False, balance="max"),
         ),
         (
-            SaliencyConfig(subtraction="min"),
+            SaliencyConfig("subtraction(multiscale(gradcam, balance='area'), reduce='min')"),
             "resnet50",
             ClassSubtraction(
                 MultiScale(GradCAM(layer="layer4"), scales=(0.5, 1.0, 1.5, 2.0), flip=True, balance="area"),
@@ -118,17 +118,8 @@ def run(tmp_path: Path) -> RunDirectory:
         ),
         (
             SaliencyConfig(
-                subtraction="sum",
-                sess=SESSConfig(
-                    enabled=True,
-                    window=96,
-                    step=48,
-                    scales=(96, 128),
-                    prefilter=0.5,
-                    theta=0.1,
-                    pool="max",
-                    smooth=False,
-                ),
+                "subtraction(sess(gradcam, window=96, step=48, scales=(96, 128), prefilter=0.5, theta=0.1, pool='max', "
+                "smooth=False))"
             ),
             "resnet50",
             ClassSubtraction(

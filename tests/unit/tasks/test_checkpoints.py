@@ -13,7 +13,6 @@ from wsss.config import (
     OptimizerConfig,
     SaliencyConfig,
     SegmenterConfig,
-    SESSConfig,
     to_dict,
 )
 from wsss.errors import UserError
@@ -34,7 +33,7 @@ CLASSIFIER = ClassifierConfig(
         CLASSIFIER,
         ClassifierConfig(),
         SegmenterConfig(scale=(0.3, 2.0), freeze_batchnorm=True),
-        SaliencyConfig(scales=(1.0, 2.0), sess=SESSConfig(enabled=True, scales=(224, 300))),
+        SaliencyConfig(scales=(1.0, 2.0), output_stride=8),
     ],
 )
 def test_configuration_survives_a_safe_checkpoint(tmp_path: Path, config: Any) -> None:
