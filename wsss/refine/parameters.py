@@ -20,8 +20,11 @@ Rule = Literal["calibrated", "constant", "power", "otsu"]
 
 @dataclass(frozen=True)
 class CRFParameters:
-    """Fully connected CRF (Kraehenbuehl and Koltun). The defaults are IRN's, for seeds (Ahn et al., CVPR 2019);
-    `refine.soft_crf` has DeepLab's, for probabilities: `CRFParameters(10, 1, 3, 67, 3, 4)`."""
+    """Fully connected CRF; `crf` starts from seeds, `soft_crf` from probabilities, also those of predictions.
+
+    The defaults are IRN's, for seeds (Ahn et al., CVPR 2019). DeepLab's, for probabilities, are
+    `CRFParameters(10, 1, 3, 67, 3, 4)`.
+    """
 
     iterations: int = 10
     """Mean-field iterations; 0 returns the probabilities themselves."""
@@ -57,12 +60,15 @@ class CRFParameters:
 
 @dataclass(frozen=True)
 class BackgroundParameters:
-    """The background's score beside the saliency of the classes (maximum 1 per class); no rule reads a mask. After
-    `extend.method: pixels`, whose probabilities bring a background, it only scores the seeds."""
+    """The background's score beside the saliency of the classes (maximum 1 per class); no rule reads a mask.
+
+    After `extend.method: pixels`, whose probabilities bring a background, it only scores the seeds.
+    """
 
     rule: Rule = "calibrated"
     """calibrated: what the classifier's response to the seeds prefers of these: constant: `threshold`; power:
-    (1 - max)^alpha; otsu: the threshold that best splits each image's own saliency."""
+    (1 - max)^alpha; otsu: the threshold that best splits each image's own saliency. After `extend.method: pixels`
+    it only scores the seeds."""
     threshold: float = 0.2
     """Background score of the constant rule; papers use 0.15 to 0.30."""
     alpha: float = 8.0

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from wsss.errors import UserError
-from wsss.refine import refiners
 from wsss.refine.background import seed_mask
 from wsss.refine.crf import dense_crf
 from wsss.refine.grabcut import grabcut_labels
@@ -418,4 +417,3 @@ def test_names_of_the_grammar_are_settings_that_exist() -> None:
     for kind in REFINERS.values():
         for name in kind.settings:
             assert hasattr(RefineParameters(), name) or hasattr(CRFParameters(), name)
-    assert set(refiners.GRAMMAR.known) == set(REFINERS)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss.config import BackgroundConfig, CRFConfig, RefineConfig
 from wsss.data.dataset import Record
 from wsss.data.files import Saliency, read_mask, write_saliency
 from wsss.refine import stage
+from wsss.refine.parameters import BackgroundParameters, CRFParameters, RefineParameters
 from wsss.rundir import RunDirectory
 
 
@@ -41,7 +41,9 @@ def refined(folder: Path) -> list[Any]:
     folder.mkdir()
     run = RunDirectory(folder / "run")
     record = write_photo(folder, run)
-    config = RefineConfig(background=BackgroundConfig(rule="constant"), crf=CRFConfig(iterations=5))
+    config = RefineParameters(
+        background=BackgroundParameters(rule="constant"), crf=CRFParameters(iterations=5)
+    )
     stage.write_all([record], run, config, 1, no_progress)
     return [read_mask(run.mask(name, "photo")) for name in (stage.LABELS, stage.MASKS)]
 
