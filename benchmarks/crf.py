@@ -37,6 +37,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from wsss.refine.stage import EXTENDED, LABELS, MASKS, SALIENCY, write_all
 
 from wsss.config import BackgroundConfig, RefineConfig
 from wsss.data.dataset import Record
@@ -44,7 +45,6 @@ from wsss.data.files import Saliency, read_image, read_mask, read_saliency, writ
 from wsss.refine.background import prepare_maps, prepare_probabilities, seed_mask
 from wsss.refine.crf import dense_crf, dense_crf_batch
 from wsss.refine.masks import label_probabilities
-from wsss.refine.stage import EXTENDED, LABELS, MASKS, SALIENCY, write_all
 from wsss.rundir import RunDirectory
 
 # torch is imported where it is used: the pool's processes import this file, and need none, as in `wsss refine`.

@@ -84,9 +84,7 @@ def quality(config: Config, dataset: Dataset, source: Path, photos: int) -> dict
     return {**found, "seconds": time.perf_counter() - started}
 
 
-def extended_masks(
-    config: Config, source: Path, sample: list[Record], dataset: Dataset
-) -> dict:
+def extended_masks(config: Config, source: Path, sample: list[Record], dataset: Dataset) -> dict:
     """mIoU of the probabilities and of the masks after the CRF, by the stages' own functions.
 
     Args:

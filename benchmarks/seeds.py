@@ -97,9 +97,7 @@ def write_maps(
     return (time.perf_counter() - started) / len(records)
 
 
-def quality(
-    config: Config, dataset: Dataset, run: RunDirectory
-) -> dict[str, object]:
+def quality(config: Config, dataset: Dataset, run: RunDirectory) -> dict[str, object]:
     """The rule chosen without masks, and everything that masks say of it."""
     sample = evenly(dataset.train, CALIBRATION_PHOTOS)
     candidates = judge(config, sample, len(dataset.class_names), run, SALIENCY)

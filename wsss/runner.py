@@ -128,7 +128,10 @@ def _optional(command: str, config: Config) -> dict[str, tuple[str, str]]:
         )
     }
     if config.segmenter.masks is not None:
-        without["score_masks"] = ("refine", "no pseudo-masks in this run, which trains on segmenter.masks: skipped")
+        without["score_masks"] = (
+            "refine",
+            "no pseudo-masks in this run, which trains on segmenter.masks: skipped",
+        )
     return without
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import yaml
+from wsss.saliency.stage import build_method
 
 from wsss.config import CompareConfig, ComparisonConfig, Config, to_dict
 from wsss.errors import UserError
 from wsss.options import GONE, parse_comparison, parse_config
 from wsss.saliency import DCSM, SESS, ClassSubtraction, GlobalGuidanceCAM, GradCAM, Gradient, MultiScale
 from wsss.saliency.base import SaliencyMethod
-from wsss.saliency.stage import build_method
 
 
 def refused(outcome: Any, *parts: str) -> None:

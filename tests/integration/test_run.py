@@ -12,9 +12,9 @@ import yaml
 from PIL import Image
 
 from wsss.config import to_dict
+from wsss.data.palette import voc_palette
 from wsss.data.shapes import SHAPES_CLASSES
 from wsss.options import parse_config
-from wsss.data.palette import voc_palette
 
 CLASSES = len(SHAPES_CLASSES)
 Stages = Callable[[Path], dict[str, Any]]

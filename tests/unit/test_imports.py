@@ -177,7 +177,11 @@ def test_mathematics_knows_no_lightning_disk_or_configuration(room: str) -> None
         # The class-index constants (0 and 255) are defined once, in a module of the standard library only.
         rooms = {room_of(name) for name in names if not starts_with(name, "wsss.data.labels")} - {"data"}
         assert rooms <= MATHS[room], (path, rooms - MATHS[room])
-        assert all(name == "wsss.data" or starts_with(name, "wsss.data.labels") for name in names if room_of(name) == "data")
+        assert all(
+            name == "wsss.data" or starts_with(name, "wsss.data.labels")
+            for name in names
+            if room_of(name) == "data"
+        )
         assert not any(starts_with(name, "lightning") for name in imported(path, lazy=True))
 
 

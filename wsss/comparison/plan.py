@@ -16,9 +16,9 @@ from wsss.data.dataset import Record, evenly
 from wsss.errors import UserError
 from wsss.rundir import RunDirectory, file_stamp, fingerprint
 from wsss.runtime import say
-from wsss.stages.prepare import prepare_dataset
 from wsss.saliency import SaliencyMethod
 from wsss.saliency.parse import parse_method
+from wsss.stages.prepare import prepare_dataset
 
 
 @dataclass(frozen=True)

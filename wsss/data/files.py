@@ -22,8 +22,8 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from wsss.data.labels import IGNORE
-from wsss.errors import UserError
 from wsss.data.palette import voc_palette
+from wsss.errors import UserError
 
 _TURN = Image.Transpose
 _ORIENTATIONS = {

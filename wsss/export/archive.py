@@ -13,8 +13,8 @@ from PIL import Image
 from wsss.data.dataset import index_images
 from wsss.data.files import atomic_path, image_size, read_mask
 from wsss.data.labels import IGNORE, VOC_CLASSES, read_ids
-from wsss.errors import UserError
 from wsss.data.palette import voc_palette
+from wsss.errors import UserError
 
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
 """comp6: trained on data beyond VOC's own, as every network with an ImageNet backbone is; comp5 allows none."""

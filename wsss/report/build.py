@@ -10,6 +10,7 @@ import numpy.typing as npt
 from wsss.config import NOT_WEAK, Config
 from wsss.data.dataset import Dataset, Record, evenly
 from wsss.data.files import read_image, read_mask, read_saliency
+from wsss.data.palette import voc_palette
 from wsss.refine.background import prepare_maps
 from wsss.report.chart import Chart
 from wsss.report.html import (
@@ -23,7 +24,6 @@ from wsss.report.html import (
     write_report,
 )
 from wsss.report.overlay import overlay_mask, overlay_saliency
-from wsss.data.palette import voc_palette
 from wsss.rundir import CRF, MASKS, MS_FLIP, PLAIN, RunDirectory
 from wsss.stages.score import METRICS, Metric
 

@@ -42,8 +42,8 @@ from wsss.extension.affinity import (
 from wsss.extension.pixels import fit, probabilities, probable_labels, seed_labels
 from wsss.rundir import CALIBRATION, CLASSIFIER, EXTENDED, EXTENSION, RunDirectory
 from wsss.saliency import normalize, upsample
-from wsss.stages.shards import rank_and_world, shares, wait_for_file
 from wsss.stages.base import Context, Stage, after
+from wsss.stages.shards import rank_and_world, shares, wait_for_file
 from wsss.tasks.classification import load_classifier
 
 LEARN_STRIDE, WALK_STRIDE = 16, 8
@@ -206,7 +206,9 @@ def _write(
         for photos in same_size_batches(todo, 1, workers=runtime.loader_workers(hardware)):
             for photo in photos:
                 path = run.maps(EXTENDED, photo.record.id)
-                if not path.is_file():  # another process may have made it meanwhile (see `wsss.stages.shards`)
+                if (
+                    not path.is_file()
+                ):  # another process may have made it meanwhile (see `wsss.stages.shards`)
                     write_saliency(path, extend(photo))
             bar.update(len(photos))
 

@@ -1,6 +1,5 @@
 """The stored maps of a training photo, as the refinement and the scores read them."""
 
-from wsss.config import Config
 from wsss.data.dataset import Record
 from wsss.data.files import Saliency, read_saliency
 from wsss.data.labels import BACKGROUND

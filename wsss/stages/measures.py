@@ -96,9 +96,7 @@ class Seeds:
     """Sum of the thresholds of the photos."""
 
     def __add__(self, other: "Seeds") -> "Seeds":
-        return Seeds(
-            self.matrix + other.matrix, self.sweep + other.sweep, self.thresholds + other.thresholds
-        )
+        return Seeds(self.matrix + other.matrix, self.sweep + other.sweep, self.thresholds + other.thresholds)
 
 
 def seed_entry(context: Context, known: Mapping[str, Any]) -> Entry | None:
@@ -199,7 +197,10 @@ def _reliability(context: Context, records: Sequence[Record]) -> Entry:
     Refines once more and writes nothing.
     """
     config, classes = context.config, len(context.dataset.class_names)
-    sample, refiner = evenly(records, config.evaluate.oracle_images), build_refiner(chosen_parameters(context))
+    sample, refiner = (
+        evenly(records, config.evaluate.oracle_images),
+        build_refiner(chosen_parameters(context)),
+    )
     curve = accumulate(
         partial(_score_confidence, context.run, refiner, maps_folder(config), classes),
         sample,

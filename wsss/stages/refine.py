@@ -20,10 +20,10 @@ from wsss.refine.masks import RefinedMask
 from wsss.refine.parameters import RefineParameters
 from wsss.refine.refiners import Place, Refiner, build_refiner, refiner_class, unused_settings
 from wsss.rundir import EXTENDED, LABELS, MASKS, SALIENCY, RunDirectory
-from wsss.stages.shards import rank_and_world, shares
 from wsss.stages.base import Context, Stage, after
 from wsss.stages.calibrate import chosen_rule
 from wsss.stages.maps import has_background, load_maps
+from wsss.stages.shards import rank_and_world, shares
 
 GPU_THREADS = 4
 """Enough to read and write while one of them has the GPU."""

@@ -18,8 +18,8 @@ from wsss.models.classifier import classifier_backbone
 from wsss.rundir import CALIBRATION, CLASSIFIER, SALIENCY, RunDirectory
 from wsss.saliency import SESS, ClassSubtraction, MultiScale, SaliencyMethod, normalize
 from wsss.saliency.parse import parse_method
-from wsss.stages.shards import shares
 from wsss.stages.base import Context, Stage, after
+from wsss.stages.shards import shares
 from wsss.tasks.classification import load_classifier
 
 

@@ -73,7 +73,9 @@ def _mask_of(folder: str) -> Callable[[str], Path]:
 def check_own_masks(folder: Path, records: Sequence[Record]) -> None:
     """Raises UserError where a training photo has no mask in ``folder``, or one of another size."""
     if not folder.is_dir():
-        raise UserError(f"segmenter.masks is {folder}, but there is no such folder; give the folder of <id>.png")
+        raise UserError(
+            f"segmenter.masks is {folder}, but there is no such folder; give the folder of <id>.png"
+        )
     path = _mask_of(str(folder))
     missing = [record.id for record in records if not path(record.id).is_file()]
     if missing:

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from wsss.data.files import write_mask
+from wsss.data.palette import voc_palette
 from wsss.errors import UserError
 from wsss.export.archive import FOLDER, encode_mask, export_archive
-from wsss.data.palette import voc_palette
 
 SIZES = {"2008_000001": (5, 7), "2008_000002": (6, 4), "2009_000003": (3, 9)}
 

@@ -9,7 +9,6 @@ import torchvision
 from torch import Tensor, nn
 
 from wsss.errors import UserError
-from wsss.models.vgg import VGG16
 from wsss.extension.affinity import (
     WalkParameters,
     affinity,
@@ -18,6 +17,7 @@ from wsss.extension.affinity import (
     random_walk,
     walk,
 )
+from wsss.models.vgg import VGG16
 
 RESNET_LAYERS = ("layer2", "layer3")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss.config import NOT_WEAK, Config, SegmenterConfig
+from wsss.config import NOT_WEAK, Config
 from wsss.data.dataset import Dataset, Record
 from wsss.data.files import Saliency, write_json, write_mask, write_saliency, write_text
 from wsss.report.build import GALLERY_ROWS, build_report

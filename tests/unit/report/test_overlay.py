@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
+from wsss.data.palette import voc_palette
 from wsss.data.working import shrink
 from wsss.report.overlay import heat_palette, outline, overlay_mask, overlay_saliency
-from wsss.data.palette import voc_palette
 
 
 def photo(height: int = 20, width: int = 30) -> np.ndarray:

@@ -101,5 +101,3 @@ def test_only_photos_without_predictions_are_predicted(records: list[Record], ru
     predict_records(model, records, run.mask, settings, CONSTANTS, CPU, "predict")  # type: ignore[arg-type]
     assert model.calls == 1
     assert run.mask("predictions_crf", "3").is_file()
-
-

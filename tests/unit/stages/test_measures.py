@@ -131,7 +131,10 @@ def test_what_the_configuration_does_not_ask_for_is_not_measured(
     records: list[Record], run: RunDirectory
 ) -> None:
     for record in records:
-        write_mask(run.mask("predictions", record.id), truth_of(record) if record.mask else np.zeros((1, 1), np.uint8))
+        write_mask(
+            run.mask("predictions", record.id),
+            truth_of(record) if record.mask else np.zeros((1, 1), np.uint8),
+        )
     run.update_metrics(val_crf={"miou": 0.5})
     config = replace(CONFIG, evaluate=EvaluateConfig(ms_flip=False, crf=False))
     assert set(measured("evaluate", records, run, config)) == {"val"}
@@ -156,6 +159,7 @@ def test_numbers_of_weights_that_saw_masks_carry_the_mark(records: list[Record],
 
 
 # -- masks -----------------------------------------------------------------------------------------
+
 
 def fill(run: RunDirectory, records: list[Record]) -> None:
     """Saliency, pseudo-labels and pseudo-masks that have nothing to do with each other."""
