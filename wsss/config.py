@@ -212,18 +212,14 @@ class SegmenterConfig:
     """Input pixels per feature of the backbone (DeepLab on ResNets); null: 8 for DeepLabV2, else 16."""
     freeze_batchnorm: bool | None = None
     """Keep the backbone's BatchNorm at its pre-trained statistics; null: yes for `imagenet` and a path."""
-    loss: Literal["cross_entropy", "balanced", "bootstrap"] = "cross_entropy"
-    """balanced: half the mean over background pixels, half the mean over the others; bootstrap: the label is mixed with
-    the network's own prediction (Reed et al.)."""
+    loss: Literal["cross_entropy", "bootstrap"] = "cross_entropy"
+    """bootstrap: the label is mixed with the network's own prediction (Reed et al.)."""
     bootstrap: Literal["hard", "soft"] = "hard"
     """hard: 0.8 label and 0.2 predicted class; soft: 0.95 label and 0.05 predicted probabilities."""
     label_smoothing: float = 0.0
     """Share of a pixel's label that is spread evenly over all classes."""
     confidence_weighted: bool = False
     """Weigh every pixel by how sure the CRF was of its label."""
-    ema: float = 0.0
-    """Decay of the running mean of the weights over the steps, which is then what is validated, saved and used (0.999);
-    0: the weights themselves."""
     epochs: int = 20
     """Passes over the training images."""
     batch_size: int = 8
@@ -244,9 +240,8 @@ class SegmenterConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=5e-4))
 
     def __post_init__(self) -> None:
-        for name, value in (("label_smoothing", self.label_smoothing), ("ema", self.ema)):
-            if not 0 <= value < 1:
-                raise UserError(f"segmenter.{name} is {value}, but must be in [0, 1)")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"segmenter.label_smoothing is {self.label_smoothing}, but must be in [0, 1)")
 
     @property
     def mask_pretraining(self) -> bool:

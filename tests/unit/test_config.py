@@ -103,7 +103,6 @@ def test_impossible_values_are_refused_by_name(changes: dict[str, Any], message:
     ("changes", "message"),
     [
         ({"label_smoothing": 1.0}, r"segmenter.label_smoothing is 1.0, but must be in \[0, 1\)"),
-        ({"ema": -0.1}, r"segmenter.ema is -0.1, but must be in \[0, 1\)"),
     ],
 )
 def test_segmenter_settings_that_mean_nothing_are_refused(changes: dict[str, Any], message: str) -> None:

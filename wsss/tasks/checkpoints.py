@@ -17,7 +17,8 @@ T = TypeVar("T")
 def parse_config(cls: type[T], values: dict[str, Any]) -> T:
     """Rebuild a configuration dataclass from the plain dictionary of :func:`wsss.config.to_dict`.
 
-    Unknown keys are dropped and missing ones take their defaults, so that older checkpoints load.
+    Unknown keys and words that are no choice any more are dropped and missing ones take their defaults, so that
+    older checkpoints load.
     """
     hints = typing.get_type_hints(cls)
     arguments: dict[str, Any] = {}
@@ -25,6 +26,8 @@ def parse_config(cls: type[T], values: dict[str, Any]) -> T:
         if field.name not in values:
             continue
         value, hint = values[field.name], hints[field.name]
+        if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
+            continue
         if is_dataclass(hint) and isinstance(value, dict):
             value = parse_config(typing.cast("type[Any]", hint), value)
         elif isinstance(value, list):

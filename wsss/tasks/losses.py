@@ -8,7 +8,7 @@ pixel's label that is spread evenly over all classes. The result is a scalar, ze
 from torch import Tensor
 from torch.nn import functional
 
-from wsss.data.labels import BACKGROUND, IGNORE
+from wsss.data.labels import IGNORE
 
 # Trust in the label, with which Reed et al. report their experiments.
 HARD_BETA, SOFT_BETA = 0.8, 0.95
@@ -20,21 +20,6 @@ def pixel_cross_entropy(
     """Mean cross entropy, weighted: sum of weight times loss over the sum of the weights."""
     losses = _losses(logits, masks, label_smoothing)
     return _mean(losses, _counted(masks != IGNORE, weights))
-
-
-def balanced_cross_entropy(
-    logits: Tensor, masks: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0
-) -> Tensor:
-    """Half the mean over the background's pixels and half the mean over all others, both over the whole batch.
-
-    The balanced seed loss of DSRG (Huang et al. 2018, section 3.2), which AdvCAM and RIB name as theirs for
-    training from ImageNet weights. DSRG sums both means; the halves, as in AFA's code (Ru et al. 2022), keep the
-    scale of the plain loss. Where a batch has no pixel of one kind that half is zero, and the other stays a half.
-    """
-    losses = _losses(logits, masks, label_smoothing)
-    background = masks == BACKGROUND
-    others = (masks != IGNORE) & ~background
-    return 0.5 * (_mean(losses, _counted(background, weights)) + _mean(losses, _counted(others, weights)))
 
 
 def bootstrapped_cross_entropy(

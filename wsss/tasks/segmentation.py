@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning import LightningModule
@@ -15,15 +15,14 @@ from wsss.metrics.segmentation import ConfusionMatrix
 from wsss.models.freezing import freeze_batchnorm
 from wsss.models.heads import AtrousClassifiers
 from wsss.models.segmenter import Segmenter, build_segmenter
-from wsss.tasks.averaging import WeightAverage
 from wsss.tasks.checkpoints import parse_config, read_checkpoint
 from wsss.tasks.divergence import check_finite
-from wsss.tasks.losses import balanced_cross_entropy, bootstrapped_cross_entropy, pixel_cross_entropy
+from wsss.tasks.losses import bootstrapped_cross_entropy, pixel_cross_entropy
 from wsss.tasks.optimization import build_optimizer, build_schedule
 
 
 class SegmentationTask(LightningModule):
-    """One of ``losses`` over the pixels that are not 255, and the running mean of the weights where it is asked for.
+    """One of ``losses`` over the pixels that are not 255.
 
     Args:
         config: the segmenter's configuration as a plain dictionary.
@@ -49,20 +48,13 @@ class SegmentationTask(LightningModule):
         self.frozen_batchnorm = (
             frozen if frozen is not None else self.config.weights not in ("none", "classifier")
         )
-        self.average = WeightAverage(self.model, self.config.ema) if self.config.ema > 0 else None
         self.classes = len(classes)
         self.confusion = ConfusionMatrix(self.classes)
         self.train()  # freezes BatchNorm; Lightning itself never calls it (since 2.2 it keeps every mode)
 
-    @property
-    def result(self) -> Segmenter:
-        """The network to validate and to use: the mean of the weights, or the one that is trained."""
-        network = self.model if self.average is None else self.average.network
-        return cast("Segmenter", network)
-
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised -> logits (B, classes, H, W) of `result`."""
-        logits: Tensor = self.result(images)
+        """(B, 3, H, W) normalised -> logits (B, classes, H, W)."""
+        logits: Tensor = self.model(images)
         return logits
 
     def train(self, mode: bool = True) -> "SegmentationTask":
@@ -70,8 +62,6 @@ class SegmentationTask(LightningModule):
         super().train(mode)
         if self.frozen_batchnorm:
             freeze_batchnorm(self.model.backbone)
-        if self.average is not None:
-            self.average.eval()
         return self
 
     def training_step(self, batch: Sequence[Tensor], batch_index: int) -> Tensor:
@@ -85,18 +75,11 @@ class SegmentationTask(LightningModule):
         """The configured loss; see ``losses``."""
         smoothing = self.config.label_smoothing
         match self.config.loss:
-            case "balanced":
-                return balanced_cross_entropy(logits, masks, weights, smoothing)
             case "bootstrap":
                 hard = self.config.bootstrap == "hard"
                 return bootstrapped_cross_entropy(logits, masks, weights, smoothing, hard=hard)
             case "cross_entropy":
                 return pixel_cross_entropy(logits, masks, weights, smoothing)
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Take the weights of this step into their mean."""
-        if self.average is not None:
-            self.average.update(self.model)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         """Photos of one size (B, 3, H, W) and true masks (B, H, W).
@@ -134,7 +117,7 @@ class SegmentationTask(LightningModule):
 
 
 def load_segmenter(path: Path) -> tuple[Segmenter, tuple[str, ...]]:
-    """A trained segmenter from its checkpoint, in eval mode on the CPU; trained with ``ema``, the mean of its weights.
+    """A trained segmenter from its checkpoint, in eval mode on the CPU.
 
     Returns:
         (network, class names with background first).
@@ -163,8 +146,18 @@ def load_trained(path: Path) -> Trained:
     checkpoint = read_checkpoint(path, kind="segmenter")
     hyper = checkpoint["hyper_parameters"]
     task = SegmentationTask(hyper["config"], list(hyper["classes"]), pretrained=False)
-    task.load_state_dict(checkpoint["state_dict"])
-    return Trained(task.result.eval(), tuple(hyper["classes"]), task.config, hyper.get("long_side"))
+    task.load_state_dict(published_weights(checkpoint["state_dict"]))
+    return Trained(task.model.eval(), tuple(hyper["classes"]), task.config, hyper.get("long_side"))
+
+
+def published_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that a checkpoint stands for: the mean over the steps, where it was trained with ``segmenter.ema``.
+
+    That option is gone; such checkpoints hold the mean of ``model.`` as ``average.network.``, beside a counter.
+    """
+    prefix = "average.network."
+    mean = {f"model.{name.removeprefix(prefix)}": state[name] for name in state if name.startswith(prefix)}
+    return mean or state
 
 
 def new_task(

@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from wsss.tasks.losses import balanced_cross_entropy, bootstrapped_cross_entropy, pixel_cross_entropy
+from wsss.tasks.losses import bootstrapped_cross_entropy, pixel_cross_entropy
 
 Array = npt.NDArray[np.float64]
 CLASSES = 4
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross entropy": pixel_cross_entropy,
-    "balanced": balanced_cross_entropy,
     "hard bootstrap": bootstrapped_cross_entropy,
     "soft bootstrap": lambda *args: bootstrapped_cross_entropy(*args, hard=False),
 }
@@ -35,7 +34,7 @@ def reference(
     name: str, logits: Tensor, masks: Tensor, weights: Tensor | None, smoothing: float = 0.0
 ) -> float:
     """The definition, one pixel after the other."""
-    sums = {"background": [0.0, 0.0], "others": [0.0, 0.0]}
+    total, count = 0.0, 0.0
     for image, row, column in np.ndindex(*masks.shape):
         label = int(masks[image, row, column])
         if label == 255:
@@ -51,12 +50,9 @@ def reference(
             target = 0.95 * target + 0.05 * probabilities
         loss = -(target * np.log(probabilities)).sum()
         weight = 1.0 if weights is None else float(weights[image, row, column])
-        total = sums["background" if label == 0 else "others"]
-        total[0] += weight * loss
-        total[1] += weight
-    if name == "balanced":
-        return sum(0.5 * loss / weight for loss, weight in sums.values() if weight)
-    return (sums["background"][0] + sums["others"][0]) / (sums["background"][1] + sums["others"][1])
+        total += weight * loss
+        count += weight
+    return total / count
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -100,23 +96,6 @@ def test_ignored_pixels_get_no_gradient(name: str) -> None:
     LOSSES[name](logits, torch.tensor([[[0, 255], [1, 2]]])).backward()
     assert logits.grad is not None
     assert (logits.grad.abs().sum(1)[0] > 0).tolist() == [[True, False], [True, True]]
-
-
-@pytest.mark.parametrize(("label", "share"), [(0, 0.5), (2, 0.5)])
-def test_balanced_loss_of_a_batch_with_one_kind_of_pixel_is_its_half(label: int, share: float) -> None:
-    logits, masks = torch.randn(2, 3, 4, 4), torch.full((2, 4, 4), label)
-    expected = share * pixel_cross_entropy(logits, masks)
-    torch.testing.assert_close(balanced_cross_entropy(logits, masks), expected)
-
-
-def test_background_and_objects_have_equal_weight_however_small_the_objects_are() -> None:
-    logits = torch.zeros(1, 2, 10, 10)
-    logits[:, 0] = 2.0  # everything is called background
-    masks = torch.zeros(1, 10, 10, dtype=torch.long)
-    masks[0, 0, 0] = 1
-    right, wrong = np.log1p(np.exp(-2.0)), np.log1p(np.exp(2.0))
-    assert balanced_cross_entropy(logits, masks).item() == pytest.approx((right + wrong) / 2)
-    assert pixel_cross_entropy(logits, masks).item() == pytest.approx(0.99 * right + 0.01 * wrong)
 
 
 @pytest.mark.parametrize("hard", [True, False])
