@@ -218,8 +218,6 @@ class SegmenterConfig:
     """hard: 0.8 label and 0.2 predicted class; soft: 0.95 label and 0.05 predicted probabilities."""
     label_smoothing: float = 0.0
     """Share of a pixel's label that is spread evenly over all classes."""
-    confidence_weighted: bool = False
-    """Weigh every pixel by how sure the CRF was of its label."""
     epochs: int = 20
     """Passes over the training images."""
     batch_size: int = 8

@@ -307,54 +307,6 @@ def write_mask(path: Path, mask: npt.NDArray[np.uint8]) -> None:
         image.save(temporary, format="PNG")
 
 
-def write_confidence(path: Path, confidence: npt.NDArray[np.floating[Any]]) -> None:
-    """Writes how sure a mask is of each of its pixels as an 8-bit grey PNG, round(255 * confidence), atomically.
-
-    Args:
-        path: the PNG file.
-        confidence: (H, W), 0..1.
-
-    Raises:
-        ValueError: another shape, or values beyond 0..1.
-        UserError: the disk refuses.
-    """
-    if confidence.ndim != 2 or not ((confidence >= 0) & (confidence <= 1)).all():  # also finds NaN
-        raise ValueError(f"a confidence map is (H, W) in [0, 1], got shape {confidence.shape}")
-    image = Image.fromarray(np.rint(255 * confidence).astype(np.uint8))
-    with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG")
-
-
-def read_confidence(path: Path, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Reads what `write_confidence` wrote.
-
-    Args:
-        path: the PNG file.
-        size: (H, W) of the mask that it belongs to.
-
-    Returns:
-        (H, W) uint8, 255 = sure.
-
-    Raises:
-        UserError: naming the file: missing, damaged, not grey, or of another size than the mask.
-    """
-    if not path.exists():
-        raise UserError(f"{path} does not exist: run the refine stage again (wsss refine)")
-    with _opened(path) as image:
-        if image.mode != "L":
-            raise UserError(
-                f"{path} is an image of mode {image.mode}, not a confidence map (8-bit grey PNG): remove it and "
-                "run the refine stage again"
-            )
-        confidence = np.array(image, dtype=np.uint8, order="C")
-    if confidence.shape != size:
-        height, width = confidence.shape
-        raise UserError(
-            f"{path} has {width}x{height} pixels but its mask {size[1]}x{size[0]}: run the refine stage again"
-        )
-    return confidence
-
-
 @dataclass(frozen=True, eq=False)
 class Saliency:
     """The saliency maps of one photo, one per class on its label.

@@ -5,9 +5,8 @@ with any number of worker processes, and a training that is continued from a che
 uninterrupted one would have seen.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from wsss.data.dataset import Record
-from wsss.data.files import image_size, read_confidence, read_image, read_truth
+from wsss.data.files import image_size, read_image, read_truth
 from wsss.data.transforms import TrainTransform, normalize_image, resize_long_side, to_tensor
 from wsss.errors import UserError
 
@@ -104,8 +103,6 @@ class SegmentationData(_Augmented):
         transform: moves photo and mask together.
         seed: of the augmentation.
         classes: number of classes, background included; None leaves the masks' values unchecked.
-        confidence: id -> file of its confidence map (see `read_confidence`), a function that can be pickled; an item
-            then has a third part, the map (crop, crop) float32 in [0, 1], moved along with the mask.
     """
 
     def __init__(
@@ -114,26 +111,19 @@ class SegmentationData(_Augmented):
         transform: TrainTransform,
         seed: int,
         classes: int | None = None,
-        confidence: Callable[[str], Path] | None = None,
     ) -> None:
         super().__init__(records, transform, seed)
-        self.classes, self.confidence = classes, confidence
+        self.classes = classes
 
     def target(self, record: Record) -> tuple[Tensor | None, Tensor | None]:
-        """The mask (H, W), or the mask and its confidence (2, H, W)."""
+        """The mask (H, W)."""
         if record.mask is None:
             raise UserError(f"{record.id} has no mask to train on")
-        mask = torch.from_numpy(read_truth(record.mask, record.image, self.classes))
-        if self.confidence is None:
-            return mask, None
-        confidence = read_confidence(self.confidence(record.id), (mask.shape[0], mask.shape[1]))
-        return torch.stack([mask, torch.from_numpy(confidence)]), None
+        return torch.from_numpy(read_truth(record.mask, record.image, self.classes)), None
 
     def __getitem__(self, key: int) -> tuple[Tensor, ...]:
         photo, moved = super().__getitem__(key)
-        if self.confidence is None:
-            return photo, moved.long()
-        return photo, moved[0].long(), moved[1].float() / 255
+        return photo, moved.long()
 
 
 class LabelledPhotos(Dataset[tuple[Tensor, Tensor]]):

@@ -1,8 +1,8 @@
 """Losses of a segmenter on masks that may be wrong: pure functions of logits and masks.
 
 Everywhere: logits (B, classes, H, W) float32; masks (B, H, W) int64, 0..classes - 1 or 255, which is left out;
-weights (B, H, W) float32 in [0, 1] or None, how much every pixel counts; label_smoothing in [0, 1), the share of a
-pixel's label that is spread evenly over all classes. The result is a scalar, zero (not NaN) where nothing counts.
+label_smoothing in [0, 1), the share of a pixel's label that is spread evenly over all classes. The result is a scalar,
+the mean over the pixels that count; zero (not NaN) where none does.
 """
 
 from torch import Tensor
@@ -14,21 +14,13 @@ from wsss.data.labels import IGNORE
 HARD_BETA, SOFT_BETA = 0.8, 0.95
 
 
-def pixel_cross_entropy(
-    logits: Tensor, masks: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0
-) -> Tensor:
-    """Mean cross entropy, weighted: sum of weight times loss over the sum of the weights."""
-    losses = _losses(logits, masks, label_smoothing)
-    return _mean(losses, _counted(masks != IGNORE, weights))
+def pixel_cross_entropy(logits: Tensor, masks: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross entropy."""
+    return _mean(_losses(logits, masks, label_smoothing), masks)
 
 
 def bootstrapped_cross_entropy(
-    logits: Tensor,
-    masks: Tensor,
-    weights: Tensor | None = None,
-    label_smoothing: float = 0.0,
-    *,
-    hard: bool = True,
+    logits: Tensor, masks: Tensor, label_smoothing: float = 0.0, *, hard: bool = True
 ) -> Tensor:
     """Cross entropy with labels mixed with the network's own prediction (Reed et al. 2014, "Training deep neural
     networks on noisy labels with bootstrapping").
@@ -41,7 +33,7 @@ def bootstrapped_cross_entropy(
     logarithms = functional.log_softmax(logits, dim=1)
     own = -logarithms.max(1).values if hard else -(logarithms.exp() * logarithms).sum(1)
     losses = beta * _losses(logits, masks, label_smoothing) + (1 - beta) * own
-    return _mean(losses, _counted(masks != IGNORE, weights))
+    return _mean(losses, masks)
 
 
 def _losses(logits: Tensor, masks: Tensor, label_smoothing: float) -> Tensor:
@@ -51,11 +43,7 @@ def _losses(logits: Tensor, masks: Tensor, label_smoothing: float) -> Tensor:
     )
 
 
-def _counted(chosen: Tensor, weights: Tensor | None) -> Tensor:
-    """Weight of every pixel: zero outside ``chosen``."""
-    return chosen.float() if weights is None else weights * chosen
-
-
-def _mean(losses: Tensor, weights: Tensor) -> Tensor:
-    total = weights.sum()
-    return (losses * weights).sum() / total.where(total > 0, 1.0)
+def _mean(losses: Tensor, masks: Tensor) -> Tensor:
+    counted = (masks != IGNORE).float()
+    total = counted.sum()
+    return (losses * counted).sum() / total.where(total > 0, 1.0)

@@ -1,6 +1,5 @@
 """Training a segmentation network on masks, true or pseudo."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,22 +63,22 @@ class SegmentationTask(LightningModule):
             freeze_batchnorm(self.model.backbone)
         return self
 
-    def training_step(self, batch: Sequence[Tensor], batch_index: int) -> Tensor:
-        """One batch: photos (B, 3, crop, crop), masks (B, crop, crop) int64, and weights as the masks, or none."""
-        images, masks, *weights = batch
-        loss = self.loss(self.model(images).float(), masks, weights[0] if weights else None)
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        """One batch: photos (B, 3, crop, crop), masks (B, crop, crop) int64."""
+        images, masks = batch
+        loss = self.loss(self.model(images).float(), masks)
         self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(images))
         return loss
 
-    def loss(self, logits: Tensor, masks: Tensor, weights: Tensor | None) -> Tensor:
+    def loss(self, logits: Tensor, masks: Tensor) -> Tensor:
         """The configured loss; see ``losses``."""
         smoothing = self.config.label_smoothing
         match self.config.loss:
             case "bootstrap":
                 hard = self.config.bootstrap == "hard"
-                return bootstrapped_cross_entropy(logits, masks, weights, smoothing, hard=hard)
+                return bootstrapped_cross_entropy(logits, masks, smoothing, hard=hard)
             case "cross_entropy":
-                return pixel_cross_entropy(logits, masks, weights, smoothing)
+                return pixel_cross_entropy(logits, masks, smoothing)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         """Photos of one size (B, 3, H, W) and true masks (B, H, W).

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wsss.data import modules
 from wsss.data.dataset import Record
-from wsss.data.files import write_confidence, write_mask
+from wsss.data.files import write_mask
 from wsss.data.modules import (
     ClassificationData,
     EpochSampler,
@@ -163,37 +163,6 @@ def test_segmentation_data_moves_the_mask_with_the_photo(records: list[Record], 
     known = label != 255
     assert int(known.sum()) == mask.size
     assert torch.equal((red[known] / 60).round().long(), label[known])
-
-
-def test_confidence_moves_with_the_mask(records: list[Record], tmp_path: Path) -> None:
-    """The confidence is 60/255 times the mask, so that both can be compared wherever they went."""
-    for record in records:
-        mask = np.asarray(Image.open(record.mask or "")).astype(np.float64)
-        write_confidence(tmp_path / "sure" / f"{record.id}.png", mask * 60 / 255)
-    where = {record.id: tmp_path / "sure" / f"{record.id}.png" for record in records}
-    transform = TrainTransform(RandomScale(0.6, 1.8), 32)
-    plain = SegmentationData(records, transform, seed=1)
-    data = SegmentationData(records, transform, seed=1, confidence=where.__getitem__)
-    for key in range(3 * len(records)):
-        photo, label, weights = data[key]
-        assert weights.shape == label.shape == (32, 32)
-        assert weights.dtype == torch.float32
-        known = label != 255
-        torch.testing.assert_close(weights[known], label[known] * 60 / 255)
-        assert torch.equal(photo, plain[key][0])
-        assert torch.equal(label, plain[key][1])
-
-
-def test_confidence_of_another_size_or_missing_says_what_to_run(
-    records: list[Record], tmp_path: Path
-) -> None:
-    path = tmp_path / "sure.png"
-    data = SegmentationData(records[:1], TrainTransform(RandomScale(1, 1), 32), 0, confidence=lambda _: path)
-    with pytest.raises(UserError, match=r"sure\.png does not exist: run the refine stage again"):
-        data[0]
-    write_confidence(path, np.ones((30, 20)))
-    with pytest.raises(UserError, match=r"sure\.png has 20x30 pixels but its mask 30x20: run the refine"):
-        data[0]
 
 
 def test_training_mask_of_another_size_names_both_files(records: list[Record]) -> None:

@@ -5,7 +5,6 @@ import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from wsss.config import ClassifierConfig, OptimizerConfig, RuntimeConfig, SegmenterConfig
 from wsss.data.dataset import Record
-from wsss.data.files import write_confidence, write_mask
+from wsss.data.files import write_mask
 from wsss.data.modules import (
     ClassificationData,
     LabelledPhotos,
@@ -372,41 +371,3 @@ def test_continued_training_of_a_segmenter_equals_an_uninterrupted_one(
     network, _ = segmentation.load_segmenter(tmp_path / "parts/last.ckpt")
     trained = whole.model.state_dict()
     assert all(torch.equal(value, trained[name]) for name, value in network.state_dict().items())
-
-
-@pytest.mark.usefixtures("tiny")
-def test_confidence_maps_reach_the_loss(
-    tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Tensor] = []
-    real = segmentation.pixel_cross_entropy
-
-    def spy(logits: Tensor, masks: Tensor, given: Tensor | None, smoothing: float) -> Tensor:
-        assert given is not None
-        seen.append(given[masks != 255])
-        return real(logits, masks, given, smoothing)
-
-    monkeypatch.setattr(segmentation, "pixel_cross_entropy", spy)
-    for record in records:
-        write_confidence(tmp_path / "sure" / f"{record.id}.png", np.full((36, 40), 0.6, np.float32))
-    task = segmentation.new_task(
-        SegmenterConfig(architecture="light", weights="none"), ("background", *CLASSES)
-    )
-    transform = TrainTransform(RandomScale(0.9, 1.1), 32)
-    data = SegmentationData(records, transform, 0, confidence=partial(png, tmp_path / "sure"))
-    fit(
-        task,
-        train_loader(data, 5, seed=0, workers=0),
-        None,
-        tmp_path / "s",
-        epochs=1,
-        monitor=("val_mIoU", "max"),
-        config=CPU,
-        seed=0,
-    )
-    assert len(seen) == 2
-    assert torch.cat(seen).unique().tolist() == pytest.approx([0.6])
-
-
-def png(folder: Path, identifier: str) -> Path:
-    return folder / f"{identifier}.png"

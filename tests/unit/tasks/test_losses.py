@@ -20,21 +20,19 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 
 
 @pytest.fixture
-def batch() -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, masks and weights of two images; the first one has few pixels that count."""
+def batch() -> tuple[Tensor, Tensor]:
+    """Logits and masks of two images; the first one has few pixels that count."""
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(2, CLASSES, 5, 6, generator=generator)
     masks = torch.randint(0, CLASSES, (2, 5, 6), generator=generator)
     masks[0, :4] = 255
     masks[1, 3:] = 0
-    return logits, masks, torch.rand(2, 5, 6, generator=generator)
+    return logits, masks
 
 
-def reference(
-    name: str, logits: Tensor, masks: Tensor, weights: Tensor | None, smoothing: float = 0.0
-) -> float:
+def reference(name: str, logits: Tensor, masks: Tensor, smoothing: float = 0.0) -> float:
     """The definition, one pixel after the other."""
-    total, count = 0.0, 0.0
+    total, count = 0.0, 0
     for image, row, column in np.ndindex(*masks.shape):
         label = int(masks[image, row, column])
         if label == 255:
@@ -49,45 +47,27 @@ def reference(
         elif name == "soft bootstrap":
             target = 0.95 * target + 0.05 * probabilities
         loss = -(target * np.log(probabilities)).sum()
-        weight = 1.0 if weights is None else float(weights[image, row, column])
-        total += weight * loss
-        count += weight
+        total += loss
+        count += 1
     return total / count
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_is_its_definition_over_the_pixels_that_are_not_ignored(
-    batch: tuple[Tensor, Tensor, Tensor], name: str, weighted: bool, smoothing: float
+    batch: tuple[Tensor, Tensor], name: str, smoothing: float
 ) -> None:
-    logits, masks, weights = batch
-    given = weights if weighted else None
-    expected = reference(name, logits, masks, given, smoothing)
-    assert LOSSES[name](logits, masks, given, smoothing).item() == pytest.approx(expected, rel=1e-5)
+    expected = reference(name, *batch, smoothing)
+    assert LOSSES[name](*batch, smoothing).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_batch_of_ignored_pixels_gives_zero_and_no_gradient(name: str) -> None:
     logits = torch.randn(1, 3, 4, 5, requires_grad=True)
-    for weights in (None, torch.ones(1, 4, 5)):
-        loss = LOSSES[name](logits, torch.full((1, 4, 5), 255), weights)
-        (gradient,) = torch.autograd.grad(loss, logits)
-        assert loss.item() == 0
-        assert torch.count_nonzero(gradient) == 0
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_pixels_of_weight_zero_count_like_ignored_ones(
-    batch: tuple[Tensor, Tensor, Tensor], name: str
-) -> None:
-    logits, masks, _ = batch
-    weights = torch.ones(2, 5, 6)
-    weights[1, 0] = 0
-    without = masks.clone()
-    without[1, 0] = 255
-    torch.testing.assert_close(LOSSES[name](logits, masks, weights), LOSSES[name](logits, without, None))
-    assert LOSSES[name](logits, masks, torch.zeros(2, 5, 6)).item() == 0
+    loss = LOSSES[name](logits, torch.full((1, 4, 5), 255))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss.item() == 0
+    assert torch.count_nonzero(gradient) == 0
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -75,7 +75,6 @@ def test_deeplabv2s_biases_learn_at_twenty_times_the_backbones_rate_without_deca
     assert (fast["weight_decay"], biases["weight_decay"]) == (config.optimizer.weight_decay, 0)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -85,24 +84,18 @@ def test_deeplabv2s_biases_learn_at_twenty_times_the_backbones_rate_without_deca
         ({"loss": "bootstrap", "bootstrap": "soft"}, partial(bootstrapped_cross_entropy, hard=False)),
     ],
 )
-def test_training_step_takes_the_configured_loss_and_the_batchs_weights(
+def test_training_step_takes_the_configured_loss(
     monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, object],
     expected: Callable[..., Tensor],
-    weighted: bool,
 ) -> None:
     task = new_task(light(**changes), NAMES).eval()
     monkeypatch.setattr(task, "log", lambda *args, **_: None)
-    images, masks, weights = (
-        torch.randn(2, 3, 32, 32),
-        torch.randint(0, 3, (2, 32, 32)),
-        torch.rand(2, 32, 32),
-    )
-    batch = (images, masks, weights) if weighted else (images, masks)
+    images, masks = torch.randn(2, 3, 32, 32), torch.randint(0, 3, (2, 32, 32))
     with torch.no_grad():
-        found = task.training_step(batch, 0)
+        found = task.training_step((images, masks), 0)
         smoothing = float(changes.get("label_smoothing", 0.0))  # type: ignore[arg-type]
-        wanted = expected(task.model(images), masks, weights if weighted else None, smoothing)
+        wanted = expected(task.model(images), masks, smoothing)
     torch.testing.assert_close(found, wanted)
 
 
