@@ -97,6 +97,8 @@ def _configuration(command: str, words: Sequence[str], kind: type[C]) -> C:
         text = _sentence(str(error))
         if unknown := re.search(r"unrecognized arguments: --([\w.+-]+)", text):
             text = _no_option(unknown[1], options)
+        elif stray := re.search(r"unrecognized arguments: (.+)", text):
+            text = f"{stray[1]} is no option; write a configuration file or run directory before the options"
         elif text.startswith("--") and given.files and not _is_given(text.split(":")[0], given.words):
             text = f"{given.files[-1]}: {text.removeprefix('--')}"
         raise UsageError(f"{text} (see `{parser.prog} --help`)") from error

@@ -99,7 +99,7 @@ def test_changed_settings_are_measured_again_and_no_others(run: Path, words: lis
 def test_compare_leaves_the_stages_done(run: Path, words: list[str], command: Any, stages: Any) -> None:
     before = stages(run)
     assert command("compare", *words, "--compare.methods", "[gradcam]").status == 0
-    done = command("saliency", *words)
+    done = command("saliency", run)
     assert "saliency: done before" in done.err
     assert stages(run) == before
 
@@ -138,6 +138,7 @@ def test_without_masks_boxes_are_the_truth_and_without_both_only_scores_are_meas
         (["--compare.threshold", "1.5"], "compare.threshold is 1.5, but must be in [0, 1), or null"),
         (["--compare.batch_size", "0"], "compare.batch_size is 0, but must be at least 1"),
         (["--compare.classifier", "no.ckpt"], "there is no checkpoint no.ckpt"),
+        (["--compare.classifier", "."], "there is no checkpoint classifier/last.ckpt; finish the training"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_a_sentence(

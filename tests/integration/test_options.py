@@ -41,6 +41,10 @@ def test_unknown_option_is_refused_with_the_nearest_one(command: Any) -> None:
         ),
         (["--segmenter.supervised", "perhaps"], "--segmenter.supervised: expected bool, got perhaps"),
         (["--output"], "--output"),
+        (
+            ["--seed", "1", "a.yaml"],
+            "a.yaml is no option; write a configuration file or run directory before the options",
+        ),
     ],
 )
 def test_impossible_value_names_the_option(command: Any, words: list[str], part: str) -> None:
