@@ -181,7 +181,7 @@ def stage_help(command: str, about: str, everything: bool = False) -> str:
         *(line for head, text in general for line in _entry(head, text, width)),
     ]
     section = None
-    for one in sorted(shown, key=lambda one: "." in one.name):  # output and seed first
+    for one in shown:
         if (name := one.name.rpartition(".")[0]) != section and name:
             lines += ["", *textwrap.wrap(f"{name}: {one.section}", width, subsequent_indent="  ")]
         section = name
@@ -202,17 +202,18 @@ def _entry(head: str, text: str, width: int) -> list[str]:
 
 
 def _options(tree: Any, prefix: str = "") -> Iterator[Option]:
-    """The leaves of a configuration, in order."""
+    """The leaves of a configuration, those of a section before those of the sections in it."""
     kind = type(tree)
     hints, texts = get_type_hints(kind), _attribute_texts(kind)
     section = " ".join((kind.__doc__ or "").split())
-    for one in fields(kind):
-        value = getattr(tree, one.name)
+    values = {one.name: getattr(tree, one.name) for one in fields(kind)}
+    for name, value in values.items():
+        if not is_dataclass(value):
+            takes, default = _takes(hints[name]), _plain(value)
+            yield Option(f"{prefix}{name}", takes, default, texts.get(name, ""), section)
+    for name, value in values.items():
         if is_dataclass(value):
-            yield from _options(value, f"{prefix}{one.name}.")
-        else:
-            takes, default = _takes(hints[one.name]), _plain(value)
-            yield Option(f"{prefix}{one.name}", takes, default, texts.get(one.name, ""), section)
+            yield from _options(value, f"{prefix}{name}.")
 
 
 def _attribute_texts(kind: type) -> dict[str, str]:

@@ -64,7 +64,7 @@ def test_help_of_a_stage_is_short(command: Any, monkeypatch: pytest.MonkeyPatch,
         ("refine", "--refine.background.rule calibrated|constant|power|otsu (calibrated)", "--data.root"),
         ("segment", "--segmenter.output_stride 8|16|null (null)", "--saliency.method"),
         ("evaluate", "--evaluate.scales [X,...] ([0.5,0.75,1,1.25,1.5,1.75])", "--refine.method"),
-        ("run", "--data.kind shapes|voc|folder|coco|imagenet (shapes)", "--classifier.optimizer.lr"),
+        ("run", "--data.kind TEXT (shapes)", "--classifier.optimizer.lr"),
         ("compare", "--compare.threshold X|null (null)", "--segmenter.epochs"),
     ],
 )
@@ -82,7 +82,7 @@ def test_help_of_all_options_shows_every_leaf_with_its_text(command: Any) -> Non
     out = command("run", "--help", "all").out
     assert "Passes over the training images." in " ".join(out.split())
     shown = [name for name in re.findall(r"^  --([\w.]+)", out, re.MULTILINE) if "." in name]
-    assert shown == [name for name in leaves(to_dict(Config())) if "." in name]
+    assert sorted(shown) == sorted(name for name in leaves(to_dict(Config())) if "." in name)
     assert all(option.text for option in usage._options(ComparisonConfig()))
 
 

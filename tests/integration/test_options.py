@@ -13,6 +13,7 @@ from wsss.errors import UserError
 from wsss.options import GONE, parse_comparison, parse_config
 from wsss.saliency import DCSM, SESS, ClassSubtraction, GlobalGuidanceCAM, GradCAM, Gradient, MultiScale
 from wsss.saliency.base import SaliencyMethod
+from wsss.stages.saliency import build_method
 
 
 def refused(outcome: Any, *parts: str) -> None:
@@ -36,8 +37,8 @@ def test_unknown_option_is_refused_with_the_nearest_one(command: Any) -> None:
     [
         (["--classifier.epochs", "two"], "--classifier.epochs: expected int, got two"),
         (
-            ["--data.kind", "sheep"],
-            "--data.kind: expected one of 'shapes', 'voc', 'folder', 'coco', 'imagenet', got sheep",
+            ["--saliency.balance", "sheep"],
+            "--saliency.balance: expected one of 'auto', 'none', 'area', 'max', got sheep",
         ),
         (["--segmenter.supervised", "perhaps"], "--segmenter.supervised: expected bool, got perhaps"),
         (["--output"], "--output"),
