@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import yaml
-from wsss.saliency.stage import build_method
 
 from wsss.config import CompareConfig, ComparisonConfig, Config, to_dict
 from wsss.errors import UserError

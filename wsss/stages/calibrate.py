@@ -72,7 +72,8 @@ def _stored(run: RunDirectory) -> dict[str, Any]:
 def calibrate(context: Context, source: str) -> None:
     """Choose the background rule of the largest gain for the maps in ``source``.
 
-    Adds it to ``calibration.json`` and prints the table. Without any image label `refine.background.threshold` is taken.
+    Adds it to ``calibration.json`` and prints the table. Without any image label it is the constant
+    `refine.background.threshold`.
     """
     config, dataset = context.config, context.dataset
     sample = evenly([record for record in dataset.train if record.labels], PHOTOS)
