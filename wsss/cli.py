@@ -1,5 +1,6 @@
 """The command line: ``wsss COMMAND ...``. Nothing heavy is imported before a command runs."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -47,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"wsss: error: there is no command {name}{hint}", file=sys.stderr)
         return 2
     try:
-        return COMMANDS[name][0](name, rest) or 0
+        status = COMMANDS[name][0](name, rest) or 0
+        sys.stdout.flush()
+        return status
     except UserError as error:
         if debug:
             raise
@@ -65,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug or not _out_of_memory(error):
             raise
         print(f"wsss {name}: error: {OUT_OF_MEMORY.get(name, OUT_OF_MEMORY['run'])}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of `wsss run --help | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         if debug:

@@ -102,6 +102,17 @@ def test_every_command_answers_help(command: Any, name: str) -> None:
     assert f"wsss {name}" in done.out
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    words = [sys.executable, "-m", "wsss", "run", "--help", "all"]
+    with subprocess.Popen(
+        words, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as done:
+        assert done.stdout
+        assert done.stderr
+        done.stdout.close()
+        assert done.stderr.read() == ""
+
+
 def test_overview_lists_every_command(command: Any) -> None:
     done = command("--help")
     assert done.status == 0

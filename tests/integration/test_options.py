@@ -198,6 +198,17 @@ def test_options_that_are_gone_are_refused_all_at_once_with_what_takes_their_pla
     assert "saliency.subtraction, saliency.layer are gone: write saliency.method: " in sentence
 
 
+def test_a_value_that_is_gone_is_refused_with_what_takes_its_place(
+    tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsss.options._choices", lambda key: ("cross_entropy", "bootstrap"))
+    path = tmp_path / "config.yaml"
+    path.write_text("segmenter: {loss: balanced}\n")
+    for words in ([path], ["--segmenter.loss", "balanced"]):
+        sentence = command("run", *words).sentence
+        assert "segmenter.loss: balanced is gone: write cross_entropy (or leave it out)" in sentence
+
+
 def test_wrong_types_beside_options_that_are_gone_still_name_the_file(tmp_path: Path, command: Any) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("runtime: {num_nodes: 1}\nclassifier: {epochs: two}\n")
