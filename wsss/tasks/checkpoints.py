@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wsss.errors import UserError
 
@@ -63,6 +63,16 @@ def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
             f"{path} holds {found or 'no wsss model'}, but a {kind} checkpoint of wsss is needed here"
         )
     return typing.cast("dict[str, Any]", checkpoint)
+
+
+def published_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that a checkpoint stands for: the mean over the steps, where it was trained with ``segmenter.ema``.
+
+    That option is gone; such checkpoints hold the mean of ``model.`` as ``average.network.``, beside a counter.
+    """
+    prefix = "average.network."
+    mean = {f"model.{name.removeprefix(prefix)}": state[name] for name in state if name.startswith(prefix)}
+    return mean or state
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -4,21 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.classification import MultilabelAveragePrecision
 
 from wsss.config import ClassifierConfig, to_dict
 from wsss.models.classifier import build_classifier, classifier_backbone
-from wsss.models.freezing import freeze_batchnorm, freeze_stages
-from wsss.tasks.checkpoints import parse_config, read_checkpoint
-from wsss.tasks.divergence import check_finite
-from wsss.tasks.optimization import build_optimizer, build_schedule
+from wsss.models.freezing import freeze_stages
+from wsss.tasks.base import BaseTask, Groups
+from wsss.tasks.checkpoints import parse_config
 
 
-class ClassificationTask(LightningModule):
+class ClassificationTask(BaseTask):
     """Multi-label soft-margin loss (binary cross entropy on logits, mean over classes), per-class AP.
 
     Args:
@@ -27,47 +24,41 @@ class ClassificationTask(LightningModule):
         pretrained: False skips the initial weights, to load a checkpoint.
     """
 
+    kind = "classifier"
+    config: ClassifierConfig
+
     def __init__(self, config: dict[str, Any], classes: list[str], pretrained: bool = True) -> None:
-        super().__init__()
+        settings = parse_config(ClassifierConfig, config)
+        model = build_classifier(settings, len(classes), pretrained=pretrained)
+        fresh = settings.weights == "none"
+        super().__init__(settings, model, len(classes), not fresh)
         self.save_hyperparameters("config", "classes")
-        self.config = parse_config(ClassifierConfig, config)
-        self.model = build_classifier(self.config, len(classes), pretrained=pretrained)
-        self.layout = classifier_backbone(self.config.architecture).classifier_layout
+        self.layout = classifier_backbone(settings.architecture).classifier_layout
+        frozen = settings.frozen_stages
+        freeze_stages(self.model, self.layout, (0 if fresh else 2) if frozen is None else frozen)
         self.loss = nn.MultiLabelSoftMarginLoss()
-        self.classes = len(classes)
         # torchmetrics takes two labels or more: a single class gets an empty second column.
         self.average_precision = MultilabelAveragePrecision(
             max(2, self.classes), average=None, thresholds=None
         )
         self.ap_per_class: list[float | None] | None = None
-        fresh = self.config.weights == "none"
-        self.frozen_batchnorm = (
-            self.config.freeze_batchnorm if self.config.freeze_batchnorm is not None else not fresh
-        )
-        frozen_stages = self.config.frozen_stages
-        freeze_stages(
-            self.model, self.layout, (0 if fresh else 2) if frozen_stages is None else frozen_stages
-        )
-        self.train()  # freezes BatchNorm; Lightning itself never calls it (since 2.2 it keeps every mode)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised -> logits (B, classes)."""
-        logits: Tensor = self.model(images)
-        return logits
+    def trunk(self) -> nn.Module:
+        """The whole network."""
+        return self.model
 
-    def train(self, mode: bool = True) -> "ClassificationTask":
-        """As nn.Module.train, but frozen BatchNorm stays in eval mode."""
-        super().train(mode)
-        if self.frozen_batchnorm:
-            freeze_batchnorm(self.model)
-        return self
+    def groups(self) -> Groups:
+        """Backbone and head."""
+        named = list(self.model.named_parameters())
+        return Groups(
+            [value for name, value in named if not self.layout.is_head(name)],
+            [value for name, value in named if self.layout.is_head(name)],
+        )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """One batch: photos (B, 3, crop, crop), multi-hot labels (B, classes)."""
         images, labels = batch
-        loss: Tensor = self.loss(self(images), labels)
-        self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(images))
-        return loss
+        return self.log_loss(self.loss(self(images), labels), images)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         """Collect scores for the average precision.
@@ -76,8 +67,7 @@ class ClassificationTask(LightningModule):
             UserError: the network answers with what is no number.
         """
         images, labels = batch
-        scores, spare = self(images).float(), (0, self.average_precision.num_labels - self.classes)
-        check_finite(scores, "some of its scores are", "classifier")
+        scores, spare = self.scores(images).float(), (0, self.average_precision.num_labels - self.classes)
         self.average_precision.update(functional.pad(scores, spare), functional.pad(labels.long(), spare))
 
     def on_validation_epoch_end(self) -> None:
@@ -90,18 +80,6 @@ class ClassificationTask(LightningModule):
             float(value) if seen else None for value, seen in zip(values, present, strict=True)
         ]
         self.log("val_mAP", values[present].mean() if present.any() else torch.tensor(0.0), prog_bar=True)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Two learning rates, poly schedule per step."""
-        named = list(self.model.named_parameters())
-        optimizer = build_optimizer(
-            (p for name, p in named if not self.layout.is_head(name)),
-            (p for name, p in named if self.layout.is_head(name)),
-            self.config.optimizer,
-        )
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = build_schedule(optimizer, steps, self.config.optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def load_classifier(
@@ -126,12 +104,8 @@ def load_classifier(
 
 def load_task(path: Path, output_stride: int | None = None) -> ClassificationTask:
     """The whole task with its trained weights, to validate it; arguments and errors as `load_classifier`."""
-    checkpoint = read_checkpoint(path, kind="classifier")
-    hyper = checkpoint["hyper_parameters"]
-    config = hyper["config"] if output_stride is None else {**hyper["config"], "output_stride": output_stride}
-    task = ClassificationTask(config, list(hyper["classes"]), pretrained=False)
-    task.load_state_dict(checkpoint["state_dict"])
-    return task
+    changes = {} if output_stride is None else {"output_stride": output_stride}
+    return ClassificationTask.from_checkpoint(path, **changes)
 
 
 def new_task(config: ClassifierConfig, classes: tuple[str, ...]) -> ClassificationTask:

@@ -21,8 +21,8 @@ from wsss import runtime
 from wsss.config import RuntimeConfig
 from wsss.data.files import atomic_path, write_text
 from wsss.errors import UserError
+from wsss.tasks.base import check_finite
 from wsss.tasks.checkpoints import read_checkpoint
-from wsss.tasks.divergence import check_finite
 
 _ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
 

@@ -5,22 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsss.config import SegmenterConfig, to_dict
 from wsss.metrics.segmentation import ConfusionMatrix
-from wsss.models.freezing import freeze_batchnorm
 from wsss.models.heads import AtrousClassifiers
 from wsss.models.segmenter import Segmenter, build_segmenter
-from wsss.tasks.checkpoints import parse_config, read_checkpoint
-from wsss.tasks.divergence import check_finite
+from wsss.tasks.base import BaseTask, Groups
+from wsss.tasks.checkpoints import parse_config
 from wsss.tasks.losses import bootstrapped_cross_entropy, pixel_cross_entropy
-from wsss.tasks.optimization import build_optimizer, build_schedule
 
 
-class SegmentationTask(LightningModule):
+class SegmentationTask(BaseTask):
     """One of ``losses`` over the pixels that are not 255.
 
     Args:
@@ -31,6 +27,10 @@ class SegmentationTask(LightningModule):
         long_side: what the training's photos were shrunk to (``data.long_side``); None: they were as they are.
     """
 
+    kind = "segmenter"
+    config: SegmenterConfig
+    model: Segmenter
+
     def __init__(
         self,
         config: dict[str, Any],
@@ -39,36 +39,31 @@ class SegmentationTask(LightningModule):
         pretrained: bool = True,
         long_side: int | None = None,
     ) -> None:
-        super().__init__()
+        settings = parse_config(SegmenterConfig, config)
+        model = build_segmenter(settings, len(classes), initial=initial, pretrained=pretrained)
+        super().__init__(settings, model, len(classes), settings.weights not in ("none", "classifier"))
         self.save_hyperparameters("config", "classes", "long_side")
-        self.config = parse_config(SegmenterConfig, config)
-        self.model = build_segmenter(self.config, len(classes), initial=initial, pretrained=pretrained)
-        frozen = self.config.freeze_batchnorm
-        self.frozen_batchnorm = (
-            frozen if frozen is not None else self.config.weights not in ("none", "classifier")
-        )
-        self.classes = len(classes)
         self.confusion = ConfusionMatrix(self.classes)
-        self.train()  # freezes BatchNorm; Lightning itself never calls it (since 2.2 it keeps every mode)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised -> logits (B, classes, H, W)."""
-        logits: Tensor = self.model(images)
-        return logits
+    def trunk(self) -> nn.Module:
+        """The backbone."""
+        return self.model.backbone
 
-    def train(self, mode: bool = True) -> "SegmentationTask":
-        """As nn.Module.train, but the backbone's frozen BatchNorm stays in eval mode."""
-        super().train(mode)
-        if self.frozen_batchnorm:
-            freeze_batchnorm(self.model.backbone)
-        return self
+    def groups(self) -> Groups:
+        """Backbone and head; of DeepLabV2 the head's biases too."""
+        head = dict(self.model.head.named_parameters())
+        own = isinstance(self.model.head, AtrousClassifiers)
+        biases = [name for name in head if own and name.endswith("bias")]
+        return Groups(
+            list(self.model.backbone.parameters()),
+            [value for name, value in head.items() if name not in biases],
+            [head[name] for name in biases],
+        )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """One batch: photos (B, 3, crop, crop), masks (B, crop, crop) int64."""
         images, masks = batch
-        loss = self.loss(self.model(images).float(), masks)
-        self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(images))
-        return loss
+        return self.log_loss(self.loss(self(images).float(), masks), images)
 
     def loss(self, logits: Tensor, masks: Tensor) -> Tensor:
         """The configured loss; see ``losses``."""
@@ -87,9 +82,7 @@ class SegmentationTask(LightningModule):
             UserError: the network answers with what is no number.
         """
         images, masks = batch
-        scores = self(images)
-        check_finite(scores, "some of its scores are", "segmenter")
-        predicted = scores.argmax(1).to(torch.uint8).cpu().numpy()
+        predicted = self.scores(images).argmax(1).to(torch.uint8).cpu().numpy()
         for prediction, truth in zip(predicted, masks.cpu().numpy(), strict=True):
             self.confusion.update(prediction, truth)
 
@@ -97,22 +90,6 @@ class SegmentationTask(LightningModule):
         """Log the mIoU; it is shown, never used to choose anything that is published."""
         self.log("val_mIoU", torch.tensor(self.confusion.miou()), prog_bar=True)
         self.confusion = ConfusionMatrix(self.classes)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Two learning rates (DeepLabV2: a third one for the head's biases), poly schedule per step."""
-        head = dict(self.model.head.named_parameters())
-        own = isinstance(self.model.head, AtrousClassifiers)
-        biases = [name for name in head if own and name.endswith("bias")]
-        optimizer = build_optimizer(
-            self.model.backbone.parameters(),
-            (value for name, value in head.items() if name not in biases),
-            self.config.optimizer,
-            head_biases=[head[name] for name in biases],
-        )
-        schedule = build_schedule(
-            optimizer, int(self.trainer.estimated_stepping_batches), self.config.optimizer
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def load_segmenter(path: Path) -> tuple[Segmenter, tuple[str, ...]]:
@@ -142,21 +119,8 @@ class Trained:
 
 def load_trained(path: Path) -> Trained:
     """As ``load_segmenter``, with what else the checkpoint says."""
-    checkpoint = read_checkpoint(path, kind="segmenter")
-    hyper = checkpoint["hyper_parameters"]
-    task = SegmentationTask(hyper["config"], list(hyper["classes"]), pretrained=False)
-    task.load_state_dict(published_weights(checkpoint["state_dict"]))
-    return Trained(task.model.eval(), tuple(hyper["classes"]), task.config, hyper.get("long_side"))
-
-
-def published_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that a checkpoint stands for: the mean over the steps, where it was trained with ``segmenter.ema``.
-
-    That option is gone; such checkpoints hold the mean of ``model.`` as ``average.network.``, beside a counter.
-    """
-    prefix = "average.network."
-    mean = {f"model.{name.removeprefix(prefix)}": state[name] for name in state if name.startswith(prefix)}
-    return mean or state
+    task = SegmentationTask.from_checkpoint(path)
+    return Trained(task.model.eval(), tuple(task.hparams["classes"]), task.config, task.hparams["long_side"])
 
 
 def new_task(
