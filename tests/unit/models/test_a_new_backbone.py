@@ -12,6 +12,7 @@ from wsss.refine.affinity import default_layers, last_stages
 from wsss.comparison.sanity import randomization_stages
 from wsss.config import ClassifierConfig, Config, SegmenterConfig
 from wsss.explain import explain, imagenet_subject, trained_subject
+from wsss.extension.affinity import default_layers, last_stages
 from wsss.models.backbone import BACKBONES, Backbone, Layout, Weights
 from wsss.models.segmenter import build_segmenter, check_architecture
 from wsss.saliency import DCSM, GradCAM, RelevanceCAM
