@@ -13,13 +13,15 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "wsss"
 
 FLOORS = (
-    {"wsss", "errors", "grammar", "parallel", "usage"},
+    {"wsss"},
+    {"errors"},
+    {"grammar", "parallel"},
     {"data"},
     {"metrics", "refine"},
     {"config"},
-    {"rundir", "runtime", "options", "models"},
-    {"shards", "saliency"},
-    {"extension", "tasks"},
+    {"usage", "rundir", "runtime", "models"},
+    {"saliency"},
+    {"options", "extension", "tasks"},
     {"stages"},
     {"pipeline", "report"},
     {"runner", "export", "explain", "predict", "comparison"},

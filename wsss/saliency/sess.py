@@ -28,8 +28,7 @@ from wsss.saliency.base import (
 
 SMOOTHING_KERNEL, SMOOTHING_SIGMA = 11, 5.0  # the authors' code, `SESS.smoother`
 ROUNDING = 1e-6
-"""Min-max normalised values up to here are the minimum, blurred by float32 rounding. They must be exact
-zeros: with theta 0 a pixel of 1e-8 would count in the mean, and the mean would hang on rounding."""
+"""Differences up to this share are float32 rounding, see `normalized_crops`."""
 
 
 class Window(NamedTuple):
@@ -80,8 +79,9 @@ class SESS(SaliencyMethod):
 
     1. The image is resized so that its shorter side is each of `scales`; a window slides over it.
     2. All crops are scored; the `prefilter` share with the lowest scores is dropped, per class.
-    3. The base map of each remaining crop i is min-max normalised in its window (a constant one
-       contributes nothing) and multiplied by p_i / max_j p_j.
+    3. The base map of each remaining crop i is min-max normalised in its window and multiplied by
+       p_i / max_j p_j. A map that is constant, exactly or but for rounding, contributes nothing. A faint
+       one is stretched to 1 like any other: how much it counts is said by the crop's score alone.
     4. It is pasted into the resized frame, and that is resized bilinearly to the image.
     5. Per pixel: the mean over the maps that are above `theta` there (or the maximum).
     6. Gaussian blur, 11 x 11, sigma 5.
@@ -298,9 +298,18 @@ def fuse(
 
 
 def normalized_crops(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Raw maps (n, u, v) of a window -> its `size`, in [0, 1]; a constant one becomes 0."""
-    local = normalize(upsample(maps, size))
-    return local.where(local > ROUNDING, 0)
+    """Raw maps (n, u, v) of a window -> its `size`, in [0, 1].
+
+    What is only rounding becomes exactly 0, so that it is not stretched and does not count in a mean:
+
+    - a map whose values differ by at most `ROUNDING` of the largest magnitude. It is constant, and resizing or
+      the classifier blurred it; without evidence anywhere, or with the same everywhere, it says nothing;
+    - normalised values up to `ROUNDING`: with theta 0 a pixel of 1e-8 would count, a pixel of 0 would not.
+    """
+    large = upsample(maps, size)
+    varies = large.amax((1, 2)) - large.amin((1, 2)) > ROUNDING * large.abs().amax((1, 2))
+    local = normalize(large)
+    return local.where((local > ROUNDING) & varies[:, None, None], 0)
 
 
 def resizer(length: int, target: int, device: torch.device) -> Tensor:

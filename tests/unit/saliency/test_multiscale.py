@@ -38,7 +38,7 @@ def test_equals_a_loop(resnet, images, targets, scales, flip, balance):
     for row, (image, cls) in enumerate(targets.tolist()):
         expected = by_loops(base, resnet, images[image], cls, scales, flip, balance)
         assert maps[row].shape == expected.shape
-        np.testing.assert_allclose(maps[row].numpy(), expected, atol=2e-4 * max(expected.max(), 1e-3))
+        np.testing.assert_allclose(maps[row].numpy(), expected, atol=2e-5 * max(expected.max(), 1e-3))
 
 
 def test_one_forward_per_scale_holds_image_and_mirror(resnet, images, targets):
@@ -58,7 +58,7 @@ def test_cost_counts_pixels(resnet):
 
 
 def test_a_symmetric_image_has_symmetric_maps(resnet):
-    half = torch.randn(1, 3, 64, 32, generator=torch.Generator().manual_seed(3))
+    half = torch.randn(1, 3, 64, 32, dtype=torch.float64)
     maps = MultiScale(GradCAM("layer4"))(resnet, torch.cat((half, half.flip(-1)), -1), torch.tensor([[0, 2]]))
     torch.testing.assert_close(maps, maps.flip(-1), atol=1e-5, rtol=1e-4)
 
@@ -73,7 +73,7 @@ def test_area_balance_sums_cams(resnet, images, targets):
     maps = MultiScale(GradCAM("layer4"), scales=(1.0, 2.0), flip=False, balance="area")(
         resnet, images, targets
     )
-    torch.testing.assert_close(maps, expected.detach(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(maps, expected.detach().float(), rtol=1e-5, atol=1e-5)
 
 
 def test_works_around_another_wrapper(resnet, images, targets):
@@ -84,7 +84,7 @@ def test_works_around_another_wrapper(resnet, images, targets):
 
 def test_logits_are_those_of_the_image(resnet, images):
     torch.testing.assert_close(
-        MultiScale(GradCAM("layer4")).forward(resnet, images).logits, resnet(images).detach()
+        MultiScale(GradCAM("layer4")).forward(resnet, images).logits, resnet(images).detach().float()
     )
 
 

@@ -28,7 +28,7 @@ def bottlenecks() -> nn.Module:
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = None
         model(torch.randn(4, 3, 64, 64))
-    return model.eval()
+    return model.double().eval()
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def vgg_bn() -> nn.Module:
     model.classifier = nn.Sequential(
         nn.Linear(24 * 49, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, CLASSES)
     )
-    return model.eval()
+    return model.double().eval()
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def convolutional() -> nn.Module:
     model.features = torchvision.models.vgg.make_layers([8, "M", 16, "M", 24])
     model.fc6, model.fc7 = nn.Conv2d(24, 32, 7, padding=3), nn.Conv2d(32, 16, 1)
     model.fc8 = nn.Conv2d(16, CLASSES, 1)
-    return model.eval()
+    return model.double().eval()
 
 
 # --- the restatement: forward and backward of one image, (k, h, w) arrays, no autograd ---
@@ -330,7 +330,9 @@ def test_leaks_nothing(resnet, images, targets):
 
 def test_a_blank_image_gives_finite_maps(vgg, resnet):
     for model, layer in ((vgg, "features.29"), (resnet, "layer2")):
-        maps = RelevanceCAM(layer, relu=False)(model, torch.zeros(1, 3, 64, 64), torch.tensor([[0, 2]]))
+        maps = RelevanceCAM(layer, relu=False)(
+            model, torch.zeros(1, 3, 64, 64).double(), torch.tensor([[0, 2]])
+        )
         assert maps.isfinite().all()
 
 
@@ -361,7 +363,7 @@ def test_other_networks_and_layers_are_refused(resnet, vgg, vgg_bn, convolutiona
         (Another(), "conv", r"does not know Another: it supports torchvision's ResNet and VGG"),
         (Changed(block, [1, 1, 1, 1], num_classes=CLASSES), "layer4", "does not know Changed"),
         (nn.Sequential(resnet), "0.layer4", "does not know Sequential"),
-        (swapped(resnet, "fc", nn.Sequential(nn.Linear(512, 5), nn.GELU())), "layer4", "no rule for GELU at 'fc.1'"),
+        (swapped(resnet, "fc", nn.Sequential(nn.Linear(128, 5), nn.GELU())), "layer4", "no rule for GELU at 'fc.1'"),
         (swapped(resnet, "layer4.0.relu", nn.GELU()), "layer3", "no rule for BasicBlock at 'layer4.0'"),
         (resnet, "layer5", r"no layer 'layer5'; close names: .*layer4"),
         (resnet, "layer4.1.conv2", "layer 'layer4.1.conv2' is not between two steps .* choose layer4.1"),

@@ -67,7 +67,7 @@ def test_costs_no_more_forwards_than_its_base(resnet, images, targets):
 
 def test_passes_on_the_logits_of_its_base(resnet, images):
     torch.testing.assert_close(
-        ClassSubtraction(GradCAM("layer4")).forward(resnet, images).logits, resnet(images).detach()
+        ClassSubtraction(GradCAM("layer4")).forward(resnet, images).logits, resnet(images).detach().float()
     )
 
 

@@ -1,5 +1,6 @@
 """The saliency stage: composition of methods, archives, resume."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -255,6 +256,8 @@ def test_stage_is_the_method_on_the_normalised_photo(
 ) -> None:
     config = SaliencyConfig(scales=(1.0, 1.5), flip=True, batch_size=3)
     method = build_method(config, "resnet18")
+    resnet = copy.deepcopy(resnet)  # which is in float64: a photo in a batch has the maps of the photo alone
+    resnet.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
     write_all(resnet, method, records, run, config, CPU)
     for record in records[:2]:
         pixels = torch.from_numpy(np.asarray(Image.open(record.image)).copy()).permute(2, 0, 1)
@@ -272,7 +275,7 @@ def test_stage_needs_no_gradient_of_its_caller(
     records: list[Record], run: RunDirectory, resnet: nn.Module, precision: Literal["bf16", "float32"]
 ) -> None:
     config = SaliencyConfig(scales=(1.0,), flip=False)
-    hardware = replace(CPU, precision=precision)
+    hardware, resnet = replace(CPU, precision=precision), copy.deepcopy(resnet).float()
     with torch.no_grad():
         write_all(resnet, build_method(config, "resnet18"), records[:1], run, config, hardware)
     assert read_saliency(run.saliency(records[0].id)).maps.max() == 1
