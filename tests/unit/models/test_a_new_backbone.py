@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from wsss.refine.affinity import default_layers, last_stages
 
 from wsss.comparison.sanity import randomization_stages
 from wsss.config import ClassifierConfig, Config, SegmenterConfig
