@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
@@ -47,6 +48,12 @@ def records(tmp_path: Path) -> list[Record]:
         Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
         found.append(Record(f"set/{index}", path, labels, None))
     return found
+
+
+@pytest.fixture(scope="module")
+def resnet(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return torchvision.models.resnet18(num_classes=12).double().eval()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 
 from wsss.errors import UserError
 from wsss.rundir import RunDirectory
-from wsss.stages.shards import rank_and_world, shares, wait_for
+from wsss.stages.shards import rank_and_world, shares, wait_for_stage
 
 VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
 
@@ -36,9 +36,9 @@ def test_shards_are_disjoint_and_process_0_looks_after_the_rest(monkeypatch, ran
 def test_a_helper_does_not_wait_for_ever(tmp_path):
     run = RunDirectory(tmp_path)
     with pytest.raises(UserError, match="process 0 did not begin the stage refine"):
-        wait_for("refine", "f", run, patience=0)
+        wait_for_stage("refine", "f", run, patience=0)
     run.record("refine", fingerprint="other", state="running")
     with pytest.raises(UserError, match="unset RANK"):
-        wait_for("refine", "f", run, patience=0)
+        wait_for_stage("refine", "f", run, patience=0)
     run.record("refine", fingerprint="f", state="running")
-    wait_for("refine", "f", run, patience=0)
+    wait_for_stage("refine", "f", run, patience=0)
