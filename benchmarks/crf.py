@@ -8,7 +8,7 @@ part, the default parameters (10 iterations). The sides run in turns; medians ov
 "first" is torch on a size that it has not met, later calls remember the lattice of the Gaussian kernel.
 Memory is the peak of resident memory above what was resident before the call, in a process of its own.
 
-A stage: `wsss refine` itself (`wsss.refine.stage.write_all`) on photos of their own size, from stored
+A stage: `wsss refine` itself (`wsss.stages.refine.write_all`) on photos of their own size, from stored
 probabilities (one CRF a photo) and from stored saliency (agreement, two CRFs a photo), in a pool of processes and
 on a GPU where there is one; against a plain loop that reads the same archive and photo, calls pydensecrf, anew for
 each CRF, and writes the same two PNGs. The start of the processes counts. "same pixels" compares the PNGs.
@@ -26,33 +26,32 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from wsss.refine.stage import EXTENDED, LABELS, MASKS, SALIENCY, write_all
 
-from wsss.config import BackgroundConfig, RefineConfig
+from wsss.config import RuntimeConfig
 from wsss.data.dataset import Record
 from wsss.data.files import Saliency, read_image, read_mask, read_saliency, write_mask, write_saliency
 from wsss.refine.background import prepare_maps, prepare_probabilities, seed_mask
 from wsss.refine.crf import dense_crf, dense_crf_batch
 from wsss.refine.masks import label_probabilities
-from wsss.rundir import RunDirectory
+from wsss.refine.parameters import BackgroundParameters, RefineParameters
+from wsss.refine.refiners import build_refiner
+from wsss.rundir import EXTENDED, LABELS, MASKS, SALIENCY, RunDirectory
 
 # torch is imported where it is used: the pool's processes import this file, and need none, as in `wsss refine`.
 
 SIZE = (500, 375)
 """Width and height of the single image, the usual ones of PASCAL VOC."""
 
-RULE = RefineConfig(background=BackgroundConfig(rule="constant", threshold=0.2))
+RULE = RefineParameters(background=BackgroundParameters(rule="constant", threshold=0.2))
 """How the stage refines: the defaults, but a background rule that needs no calibration."""
 
 Input = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
@@ -222,7 +221,10 @@ def stage_sides(
     """Name -> what is timed; the first one is what the others are compared with."""
 
     def ours(workers: int, device: str | None = None) -> None:
-        write_all(records, run, RULE, workers, no_progress, source, device)
+        from wsss.stages.refine import write_all
+
+        hardware = RuntimeConfig(workers=workers, progress=False)
+        write_all(records, run, build_refiner(RULE, device), source, hardware)
 
     sides: dict[str, Callable[[], None]] = {
         "pydensecrf serial": lambda: plain_loop(records, run, source),
@@ -266,11 +268,6 @@ def by_agreement(stored: Saliency, image: npt.NDArray[np.uint8]) -> list[npt.NDA
 def same_pixels(written: dict[str, list[npt.NDArray[np.uint8]]], name: str) -> float:
     pairs = zip(written["pydensecrf serial"], written[name], strict=True)
     return float(np.mean([(one == other).mean() for one, other in pairs]))
-
-
-@contextmanager
-def no_progress(total: int, done: int) -> Iterator[SimpleNamespace]:
-    yield SimpleNamespace(update=lambda count: None)
 
 
 # -- inputs --------------------------------------------------------------------------------------

@@ -10,12 +10,27 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from wsss.errors import UserError
-from wsss.refine.parameters import BackgroundParameters, CRFParameters, RefineParameters
+from wsss.refine.parameters import RefineParameters
 
-# Their names until every caller imports them from where they are.
-CRFConfig = CRFParameters
-BackgroundConfig = BackgroundParameters
-RefineConfig = RefineParameters
+
+def _check_least(section: str, values: Any, **least: float) -> None:
+    """Raises UserError where a value of a section (not None) is below its least one, or not a number."""
+    for name, low in least.items():
+        value = getattr(values, name)
+        if value is not None and not value >= low:
+            raise UserError(f"{section}.{name} is {value}, but must be at least {low}")
+
+
+def _check_scales(name: str, scales: tuple[float, ...]) -> None:
+    if not scales:
+        raise UserError(f"{name} is empty; give at least one scale, for example [1.0]")
+    if not min(scales) > 0:
+        raise UserError(f"{name} is {list(scales)}, but every scale must be above 0")
+
+
+def _check_range(name: str, least: float, most: float) -> None:
+    if not 0 < least <= most:
+        raise UserError(f"{name} is [{least:g}, {most:g}], but must be [low, high] with 0 < low <= high")
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,14 @@ class DataConfig:
     `wsss compare` reads the originals."""
     shapes: ShapesConfig = field(default_factory=ShapesConfig)
 
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"data.limit is {self.limit}, but must be at least 1, or null for all photos")
+        if self.long_side is not None and self.long_side < 32:
+            raise UserError(
+                f"data.long_side is {self.long_side}, but must be at least 32 pixels, or null for no copies"
+            )
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -82,13 +105,7 @@ class OptimizerConfig:
     """Share of the steps with linearly growing learning rate."""
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("momentum", self.momentum, 0),
-            ("weight_decay", self.weight_decay, 0),
-            ("power", self.power, 0),
-        ):
-            if not value >= least:
-                raise UserError(f"optimizer.{name} is {value}, but must be at least {least}")
+        _check_least("optimizer", self, momentum=0, weight_decay=0, power=0)
         for name, value in (("lr", self.lr), ("head_factor", self.head_factor)):
             if not value > 0:
                 raise UserError(f"optimizer.{name} is {value}, but must be above 0")
@@ -125,6 +142,10 @@ class ClassifierConfig:
     """Strength of random brightness, contrast and saturation changes."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
+    def __post_init__(self) -> None:
+        _check_least("classifier", self, frozen_stages=0, epochs=1, batch_size=1, crop=32, color_jitter=0)
+        _check_range("classifier.long_side", *self.long_side)
+
 
 @dataclass(frozen=True)
 class SaliencyConfig:
@@ -145,6 +166,10 @@ class SaliencyConfig:
     """Classifier checkpoint; best: by validation mAP (image labels only), or by the training loss without it."""
     batch_size: int = 4
     """Images of one size per forward pass; bounds the memory."""
+
+    def __post_init__(self) -> None:
+        _check_least("saliency", self, batch_size=1)
+        _check_scales("saliency.scales", self.scales)
 
 
 @dataclass(frozen=True)
@@ -172,6 +197,15 @@ class ExtendConfig:
     """Exponent of the cosine similarity of two cells; larger walks stay closer to what looks the same."""
     steps: int = 16
     """Steps of the walk on saliency; probabilities of cells take half as many."""
+
+    def __post_init__(self) -> None:
+        _check_least("extend", self, photos=1, rounds=1, balance=0, radius=1, steps=0)
+        if not self.power > 0:
+            raise UserError(f"extend.power is {self.power}, but must be above 0")
+        if not 0 <= self.low <= self.high:
+            raise UserError(
+                f"extend.low is {self.low} and extend.high {self.high}, but must be 0 <= low <= high"
+            )
 
 
 SEGMENTERS = (
@@ -238,6 +272,8 @@ class SegmenterConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=5e-4))
 
     def __post_init__(self) -> None:
+        _check_least("segmenter", self, epochs=1, batch_size=1, crop=32, color_jitter=0, val_every=1)
+        _check_range("segmenter.scale", *self.scale)
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"segmenter.label_smoothing is {self.label_smoothing}, but must be in [0, 1)")
 
@@ -260,6 +296,10 @@ class EvaluateConfig:
     oracle_images: int = 50
     """Training images on which the oracle threshold of the CRF masks is searched (evenly spaced; 0: all)."""
 
+    def __post_init__(self) -> None:
+        _check_least("evaluate", self, oracle_images=0)
+        _check_scales("evaluate.scales", self.scales)
+
 
 @dataclass(frozen=True)
 class RuntimeConfig:
@@ -275,6 +315,9 @@ class RuntimeConfig:
     """Processes for loading and for the CRF; null: one per core."""
     progress: bool = True
     """Show progress bars."""
+
+    def __post_init__(self) -> None:
+        _check_least("runtime", self, devices=1, workers=0)
 
 
 @dataclass(frozen=True)
@@ -315,17 +358,8 @@ class CompareConfig:
     """Seed of the randomised weights."""
 
     def __post_init__(self) -> None:
-        for name, value, low in (
-            ("images", self.images, 0),
-            ("size", self.size, 0),
-            ("insertion_steps", self.insertion_steps, 0),
-            ("insertion_images", self.insertion_images, 0),
-            ("batch_size", self.batch_size, 1),
-            ("page_images", self.page_images, 0),
-            ("sanity_images", self.sanity_images, 0),
-        ):
-            if value < low:
-                raise UserError(f"compare.{name} is {value}, but must be at least {low}")
+        counts = ("images", "size", "insertion_steps", "insertion_images", "page_images", "sanity_images")
+        _check_least("compare", self, **dict.fromkeys(counts, 0), batch_size=1)
         if not self.methods:
             raise UserError("compare.methods is empty; name at least one method, for example [gradcam]")
         if self.threshold is not None and not 0 <= self.threshold < 1:
@@ -357,57 +391,18 @@ class Config:
         return self.extend.method
 
     def __post_init__(self) -> None:
-        for name, value, low in (
-            ("classifier.epochs", self.classifier.epochs, 1),
-            ("classifier.batch_size", self.classifier.batch_size, 1),
-            ("classifier.crop", self.classifier.crop, 32),
-            ("saliency.batch_size", self.saliency.batch_size, 1),
-            ("extend.photos", self.extend.photos, 1),
-            ("extend.rounds", self.extend.rounds, 1),
-            ("extend.balance", self.extend.balance, 0),
-            ("extend.radius", self.extend.radius, 1),
-            ("extend.steps", self.extend.steps, 0),
-            ("segmenter.epochs", self.segmenter.epochs, 1),
-            ("segmenter.val_every", self.segmenter.val_every, 1),
-            ("segmenter.batch_size", self.segmenter.batch_size, 1),
-            ("segmenter.crop", self.segmenter.crop, 32),
-            ("runtime.devices", self.runtime.devices, 1),
-        ):
-            if value < low:
-                raise UserError(f"{name} is {value}, but must be at least {low}")
         if not 0 <= self.seed <= MOST_SEED:
             raise UserError(f"seed is {self.seed}, but must be in 0..{MOST_SEED}")
-        if not self.extend.power > 0:
-            raise UserError(f"extend.power is {self.extend.power}, but must be above 0")
-        if not 0 <= self.extend.low <= self.extend.high:
-            raise UserError(
-                f"extend.low is {self.extend.low} and extend.high {self.extend.high}, but must be 0 <= low <= high"
-            )
-        if self.data.limit is not None and self.data.limit < 1:
-            raise UserError(
-                f"data.limit is {self.data.limit}, but must be at least 1, or null for all photos"
-            )
-        if self.data.long_side is not None and self.data.long_side < 32:
-            raise UserError(
-                f"data.long_side is {self.data.long_side}, but must be at least 32 pixels, or null for no copies"
-            )
         if not self.output:
             raise UserError("output is empty; give the run directory, for example --output runs/first")
-        for name, scales in (
-            ("saliency.scales", self.saliency.scales),
-            ("evaluate.scales", self.evaluate.scales),
+        for name, batch in (
+            ("classifier", self.classifier.batch_size),
+            ("segmenter", self.segmenter.batch_size),
         ):
-            if not scales:
-                raise UserError(f"{name} is empty; give at least one scale, for example [1.0]")
-            if min(scales) <= 0:
-                raise UserError(f"{name} is {list(scales)}, but every scale must be above 0")
-        for name, (least, most) in (
-            ("classifier.long_side", (float(self.classifier.long_side[0]), self.classifier.long_side[1])),
-            ("segmenter.scale", self.segmenter.scale),
-        ):
-            if not 0 < least <= most:
+            if batch % self.runtime.devices:
                 raise UserError(
-                    f"{name} is [{least:g}, {most:g}], but must be [low, high] with 0 < low <= high"
+                    f"{name}.batch_size is {batch}, which cannot be split over {self.runtime.devices} devices "
+                    "(runtime.devices); use a multiple"
                 )
 
 

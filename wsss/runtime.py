@@ -69,8 +69,6 @@ def prepare(model: nn.Module, config: RuntimeConfig) -> nn.Module:
 def workers(config: RuntimeConfig) -> int:
     """Number of worker processes."""
     if config.workers is not None:
-        if config.workers < 0:
-            raise UserError(f"runtime.workers is {config.workers}, but must be 0 or more")
         return config.workers
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

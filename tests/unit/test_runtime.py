@@ -88,11 +88,6 @@ def test_workers_are_the_cores_that_this_process_may_use(monkeypatch: pytest.Mon
         assert runtime.workers(given) == runtime.loader_workers(given) == count
 
 
-def test_negative_workers_are_refused() -> None:
-    with pytest.raises(UserError, match=r"runtime\.workers is -1, but must be 0 or more"):
-        runtime.workers(RuntimeConfig(workers=-1))
-
-
 def test_progress_counts_and_can_be_silent(capsys: pytest.CaptureFixture[str]) -> None:
     silent = RuntimeConfig(progress=False)
     assert list(runtime.progress(iter("abc"), silent, "title", 3)) == ["a", "b", "c"]

@@ -180,15 +180,7 @@ def multi_hot(labels: Sequence[int], classes: int) -> Tensor:
 def train_loader(
     data: _Augmented, batch_size: int, seed: int, workers: int, devices: int = 1
 ) -> DataLoader[Any]:
-    """Loader of augmented batches; ``batch_size`` counts all ``devices`` together.
-
-    Raises:
-        UserError: the batch cannot be split over the devices.
-    """
-    if batch_size % devices:
-        raise UserError(
-            f"a batch of {batch_size} images cannot be split over {devices} devices; use a multiple"
-        )
+    """Loader of augmented batches; ``batch_size`` counts all ``devices`` together and is a multiple of them."""
     return DataLoader(
         data,
         batch_size=batch_size // devices,
