@@ -281,6 +281,35 @@ def test_masks_from_extended_maps_are_scored_step_by_step(
     assert "extended seeds" in (run / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("method", "of_masks"), [("pixels", set()), ("walk", {"extended"}), ("none", {"saliency"})]
+)
+def test_the_background_rule_is_calibrated_only_where_something_depends_on_it(
+    method: str, of_masks: set[str], run: Path, tiny: list[str], command: Any
+) -> None:
+    (run / "calibration.json").unlink()
+    shutil.rmtree(run / "pseudo_masks")
+
+    def calibrated() -> set[str]:
+        path = run / "calibration.json"
+        return set(json.loads(path.read_text())) if path.is_file() else set()
+
+    options = [*tiny, "--output", run, "--extend.method", method, "--extend.rounds", 2, "--extend.steps", 4]
+    assert command("refine", *options).status == 0
+    assert calibrated() == of_masks
+    assert command("evaluate", *options).status == 0  # there are true masks: the seeds are scored
+    assert calibrated() == of_masks | {"saliency"}
+
+
+def test_settings_that_play_no_part_are_told_once(run: Path, tiny: list[str], command: Any) -> None:
+    options = [*tiny, "--output", run, "--refine.uncertainty", "posterior", "--refine.low_factor", 0.5]
+    told = "refine.low_factor is 0.5, but plays no part"
+    assert command("refine", *options).err.count(told) == 1
+    assert told not in command("refine", *options).err  # done before
+    pamr = [*tiny, "--output", run, "--refine.method", "pamr", "--refine.crf.iterations", 3]
+    assert command("refine", *pamr).err.count("refine.crf.iterations is 3, but plays no part") == 1
+
+
 # -- what a fingerprint covers ----------------------------------------------------------------------
 
 
