@@ -122,7 +122,7 @@ def caffe_by_loops(network, image, cls, others, side, alpha=3.0):
                 differences += difference * alpha / difference.max()
         if differences.max() > 0:
             total += np.tanh(differences * alpha / differences.max())
-    return np.maximum(total / total.max(), 0)
+    return np.maximum(total / total.max(), 0) if total.max() > 0 else np.zeros_like(total)
 
 
 def others_of(pairs, image, cls):
@@ -141,7 +141,7 @@ def test_paper_variant_is_that_of_plain_loops(network, photos, pairs):
 def test_caffe_variant_is_that_of_plain_loops(network, photos, monkeypatch):
     assert dcsm.CAFFE_SIDE == 512
     monkeypatch.setattr(dcsm, "CAFFE_SIDE", 96)  # a twentieth of the time
-    best = network(photos[:1])[0].argsort(descending=True).tolist()
+    best = network(resized(photos[0], 96, 96)[None])[0].argsort(descending=True).tolist()
     inside, outside = best[1], best[4]  # of the three highest scores, and not
     maps = DCSM(variant="caffe")(network, photos[:1], torch.tensor([[0, inside], [0, outside]]))
     assert maps.shape == (2, 96, 96)

@@ -36,12 +36,11 @@ def by_loops(model, method, image, cls, oracle):
 )
 def test_equals_a_loop_over_the_path(resnet, images, targets, oracle, options):
     method = IntegratedGradCAM("layer3", **options)
-    maps = method(resnet, images, targets[:3])
-    assert maps.shape == (3, 6, 5)
-    for row, (image, cls) in enumerate(targets[:3].tolist()):
-        expected = by_loops(resnet, method, images[image], cls, oracle)
-        assert expected.max() > 0
-        np.testing.assert_allclose(maps[row].numpy(), expected, atol=1e-5 * expected.max())
+    maps = method(resnet, images, targets)
+    expected = np.stack([by_loops(resnet, method, images[i], cls, oracle) for i, cls in targets.tolist()])
+    assert (expected.max((1, 2)) > 0).sum() >= 3
+    assert maps.shape == (6, 6, 5)
+    np.testing.assert_allclose(maps.numpy(), expected, atol=1e-6 * expected.max())
 
 
 def test_the_vgg_head_works_too(vgg, images, targets, oracle):

@@ -6,6 +6,7 @@ import os
 import re
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torchvision.models.vgg import make_layers
 from wsss.config import ClassifierConfig
 from wsss.models.classifier import build_classifier
 from wsss.models.vgg import VGG16
-from wsss.saliency import METHODS, Gradient, SaliencyMethod, normalize
+from wsss.saliency import METHODS, Gradient, SaliencyMethod, normalize, perturbation
 from wsss.saliency.parse import WRAPPERS, parse_method, to_expression
 
 CLASSES = 12
@@ -224,20 +225,27 @@ def test_the_classifier_is_left_as_it_was(networks, photos, network, expression)
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_the_callers_inference_mode_and_bf16_autocast_are_no_hindrance(networks, photos, expression):
+def test_the_callers_inference_mode_and_bf16_autocast_are_no_hindrance(
+    networks, photos, expression, monkeypatch
+):
     model, method = networks["vgg_bn"], method_for(expression, "vgg_bn")
     expected = normalize(method(model, photos, TARGETS))
     with torch.inference_mode():
         maps = method(model, photos + 0, TARGETS + 0)
     assert not maps.is_inference()
     torch.testing.assert_close(normalize(maps), expected)
+    # In bfloat16 a folded network rounds elsewhere, and it is not folded where the autocast is its own.
+    monkeypatch.setattr(perturbation, "folded", lambda *arguments: nullcontext())
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         maps = method(model, photos, TARGETS)
     assert maps.dtype == torch.float32
     if not isinstance(method, Gradient):  # which does no arithmetic of its own, so none in bfloat16
         assert not torch.equal(maps, maps.bfloat16().float())
-    both = torch.stack((normalize(maps).flatten(), expected.flatten()))
-    assert torch.corrcoef(both)[0, 1] > 0.8  # of random networks the gradients are noise-like
+    wrapped = copy.deepcopy(model)
+    wrapped.forward = torch.autocast("cpu", dtype=torch.bfloat16)(wrapped.forward)
+    torch.testing.assert_close(
+        normalize(maps), normalize(method(wrapped, photos, TARGETS)), rtol=0, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
