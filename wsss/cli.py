@@ -22,11 +22,11 @@ CALIBRATE = "--calibrate"
 CALIBRATE_HELP = "--calibrate is short for --refine.background.rule calibrated."
 
 OUT_OF_MEMORY = {
-    "run": "memory ran out; take a smaller --classifier.batch_size, --segmenter.batch_size, --saliency.batch_size or "
-    "crop, or --data.long_side for large photos (what is done is kept)",
-    "predict": "memory ran out; take a smaller --tile or --long_side",
-    "explain": "memory ran out; take a smaller --size",
-    "compare": "memory ran out; take a smaller --compare.batch_size or --compare.size (what is done is kept)",
+    "run": "ran out of memory; use a smaller --classifier.batch_size, --segmenter.batch_size, --saliency.batch_size or "
+    "crop, or --data.long_side for large photos (finished work is kept)",
+    "predict": "ran out of memory; use a smaller --tile or --long_side",
+    "explain": "ran out of memory; use a smaller --size",
+    "compare": "ran out of memory; use a smaller --compare.batch_size or --compare.size (finished work is kept)",
 }
 """Command -> what it says then."""
 

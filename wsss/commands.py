@@ -241,7 +241,7 @@ def explain(name: str, words: list[str]) -> int:
     parser = _explain_parser()
     options = parser.parse_args(words)
     if options.weights and options.checkpoint:
-        parser.error("--weights belongs to --architecture; a checkpoint has its own")
+        parser.error("--weights goes with --architecture; a checkpoint has its own weights")
     if options.size is not None and options.size < 1:
         parser.error(f"--size is {options.size}, but must be at least 1 pixel")
     from wsss.explain import explain, imagenet_subject, trained_subject

@@ -204,7 +204,7 @@ class ExtendConfig:
             raise UserError(f"extend.power is {self.power}, but must be above 0")
         if not 0 <= self.low <= self.high:
             raise UserError(
-                f"extend.low is {self.low} and extend.high {self.high}, but must be 0 <= low <= high"
+                f"extend.low is {self.low} and extend.high is {self.high}, but 0 <= low <= high is needed"
             )
 
 

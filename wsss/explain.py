@@ -203,7 +203,7 @@ def _resized(pixels: Tensor, size: int | None) -> Tensor:
     found = (max(1, round(height * factor)), max(1, round(width * factor)))
     if size is None:
         print(
-            f"the photo's {width}x{height} pixels are resized to {found[1]}x{found[0]}; --size sets another size"
+            f"resized the photo from {width}x{height} to {found[1]}x{found[0]} pixels; --size sets another size"
         )
     return resize_pixels(pixels, found)
 

@@ -45,7 +45,7 @@ class Grammar(Generic[K]):
         try:
             return ast.parse((source or text).strip().replace("++", _PLUS), mode="eval").body
         except SyntaxError as error:
-            raise UserError(f"'{text}' is no {self.noun}; write for example {self.example}") from error
+            raise UserError(f"'{text}' is not a {self.noun}; write for example {self.example}") from error
 
     def read(
         self, tree: ast.expr, text: str, nested: Mapping[str, Callable[[ast.expr], Any]] | None = None
@@ -79,7 +79,7 @@ class Grammar(Generic[K]):
                         )
                 return _shown(name), kind, values
         raise UserError(
-            f"'{_shown(ast.unparse(tree))}' in '{text}' is no {self.noun}; "
+            f"'{_shown(ast.unparse(tree))}' in '{text}' is not a {self.noun}; "
             f"the {self.plural} are {', '.join(self.known)}"
         )
 
@@ -120,7 +120,7 @@ def _pairs(
         if key not in hints:
             raise UserError(f"'{name}' in '{text}' has no parameter '{key}'; {_near(key, hints, takes)}")
         if key in pairs:
-            raise UserError(f"'{name}' in '{text}' gives '{key}' twice; leave one out")
+            raise UserError(f"'{name}' in '{text}' gives '{key}' twice; remove one")
         pairs[key] = word.value
     return pairs
 

@@ -27,7 +27,7 @@ _SESS = {
 }
 """What `saliency.sess` had beside `enabled`, with its defaults, which are those of "sess(...)"."""
 _EXPRESSION = 'write saliency.method: "{method}"'
-_SOFT_CRF = "predictions are refined with the CRF of refine.soft_crf; set that"
+_SOFT_CRF = "predictions are refined with the CRF of refine.soft_crf; set that instead"
 
 GONE: dict[str, tuple[Any, str]] = {
     "segmenter.confidence_weighted": (False, "all pixels of a mask count alike; leave it out"),
@@ -98,7 +98,9 @@ def _configuration(command: str, words: Sequence[str], kind: type[C]) -> C:
         if unknown := re.search(r"unrecognized arguments: --([\w.+-]+)", text):
             text = _no_option(unknown[1], options)
         elif stray := re.search(r"unrecognized arguments: (.+)", text):
-            text = f"{stray[1]} is no option; write a configuration file or run directory before the options"
+            text = (
+                f"{stray[1]} is not an option; write a configuration file or run directory before the options"
+            )
         elif text.startswith("--") and given.files and not _is_given(text.split(":")[0], given.words):
             text = f"{given.files[-1]}: {text.removeprefix('--')}"
         raise UsageError(f"{text} (see `{parser.prog} --help`)") from error
@@ -162,7 +164,9 @@ def _with_first_words(words: Sequence[str]) -> list[str]:
             config = path / "config.yaml"
             if not config.is_file():
                 runs = sorted(str(found.parent) for found in path.glob("*/config.yaml"))
-                raise UserError(f"{path} is no run directory (it has no config.yaml){near(f'{path}/', runs)}")
+                raise UserError(
+                    f"{path} is not a run directory (it has no config.yaml){near(f'{path}/', runs)}"
+                )
             result += ["--config", str(config), f"--output={path}"]
         else:
             result += ["--config", str(path)]
@@ -292,7 +296,7 @@ def _refuse_gone(given: _Given, options: Sequence[str]) -> None:
     if not found:
         return
     sentences = [
-        f"{', '.join(keys)} {'is' if len(keys) == 1 else 'are'} gone: "
+        f"{', '.join(keys)} {'was' if len(keys) == 1 else 'were'} removed: "
         + (instead.format(method=_expression(values)) if instead == _EXPRESSION else instead)
         for instead, keys in found.items()
     ]

@@ -74,8 +74,8 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
         yield executor
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker process was killed, probably because memory ran out; run the command again with fewer "
-            "--runtime.workers (what is done is kept)"
+            "a worker process was killed, probably because it ran out of memory; run the command again with fewer "
+            "--runtime.workers (finished work is kept)"
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)

@@ -62,7 +62,9 @@ class PredictOptions:
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be."""
         if self.tile < SMALLEST_TILE:
-            raise UserError(f"--tile is {self.tile}, but a tile needs at least {SMALLEST_TILE} pixels a side")
+            raise UserError(
+                f"--tile is {self.tile}, but a tile needs at least {SMALLEST_TILE} pixels per side"
+            )
         if not self.scales or min(self.scales) <= 0:
             raise UserError(
                 f"--scales is {list(self.scales)}, but must be scales above 0, for example [0.5,1]"
@@ -151,8 +153,8 @@ def predict_files(
     if options.skip_existing:
         if other:
             raise UserError(
-                f"the masks in {output} were made with another {' and '.join(other)} ({RECORD} has it): leave out "
-                "--skip_existing to make them anew, or choose another --output"
+                f"the masks in {output} were made with a different {' and '.join(other)} (see {RECORD}): drop "
+                "--skip_existing to make them again, or choose another --output"
             )
         todo = [(name, path) for name, path in todo if not _is_done(name, output, options)]
     elif other:
@@ -242,7 +244,7 @@ def _check_strangers(photos: Mapping[str, Path], output: Path, options: PredictO
             target = output / f"{name}{ending}"
             if target.is_file():
                 raise UserError(
-                    f"{target} is there, and wsss predict did not make it ({output} has no {RECORD}); choose another "
+                    f"{target} exists, and wsss predict did not write it ({output} has no {RECORD}); choose another "
                     "--output, remove it, or keep it with --skip_existing"
                 )
 

@@ -158,7 +158,7 @@ class RunDirectory:
             return  # not there yet, or what `locked` explains
         if names - BEFORE_A_RUN and not self.manifest.is_file():
             raise UserError(
-                f"{self.root} is not empty and no run directory (no {self.manifest.name} in it), and a run replaces "
+                f"{self.root} is not empty and not a run directory (no {self.manifest.name} in it), and a run replaces "
                 "files in its folder; choose another --output"
             )
 
@@ -248,7 +248,7 @@ class RunDirectory:
             handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise UserError(
-                f"cannot use {self.root} as run directory ({error.strerror}); choose another with --output"
+                f"cannot use {self.root} as a run directory ({error.strerror}); choose another with --output"
             ) from error
         try:
             try:

@@ -124,7 +124,7 @@ def _optional(command: str, config: Config) -> dict[str, tuple[str, str]]:
     without = {
         "evaluate": (
             "segment",
-            "no finished segmenter of this configuration, so only seeds and pseudo-masks are scored",
+            "no finished segmenter with this configuration, so only seeds and pseudo-masks are scored",
         )
     }
     if config.segmenter.masks is not None:
@@ -179,11 +179,11 @@ def _run_stage(name: str, context: Context, expected: dict[str, str], command: s
         return
     state = _state(name, context, expected)
     if state == "done":
-        say(f"{name}: done before")
+        say(f"{name}: already done")
         return
     verb = {
         "missing": "",
-        "stale": " (its input or configuration changed: again)",
+        "stale": " (again: its input or configuration changed)",
         "partial": " (continued)",
     }[state]
     say(f"{name}: {stage.title}{verb}")

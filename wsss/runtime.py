@@ -30,7 +30,7 @@ def device(config: RuntimeConfig) -> torch.device:
         # Of several processes on one machine (see `shards`) each has its own.
         return torch.device("cuda", int(local) % torch.cuda.device_count()) if local else torch.device("cuda")
     if config.accelerator == "gpu":
-        raise UserError("gpu is asked for, but torch sees no CUDA device; use cpu or auto")
+        raise UserError("a GPU is asked for, but torch sees no CUDA device; use cpu or auto")
     return torch.device("cpu")
 
 

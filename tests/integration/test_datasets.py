@@ -53,7 +53,7 @@ def test_folder_without_masks_runs_to_the_end(
         assert read_mask(output / "pseudo_masks" / name).shape == image_size(photo)
     assert (output / "report.html").is_file()
     again = command("run", *folder_words(folder), *QUICK, "--output", output)
-    assert again.err.count("done before") == 8
+    assert again.err.count("already done") == 8
 
 
 def test_folder_with_masks_is_scored(folder: Path, folder_words: Words, tmp_path: Path, command: Any) -> None:
@@ -128,7 +128,7 @@ def test_xml_and_csv_labels_give_the_same_run(
     words = [*voc_words(shapes_copy), "--data.labels", "xml", "--output", run]
     done = command("saliency", *words)
     assert done.status == 0
-    assert "saliency: done before" in done.err
+    assert "saliency: already done" in done.err
 
 
 # -- odd data sets ----------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_deeplab_on_a_single_photo_is_refused_before_any_training(
     words = single(shapes_copy, voc_words, tmp_path / "r")
     words += ["--segmenter.architecture", "deeplabv3_mobilenet_v3_large", "--segmenter.weights", "none"]
     sentence = command("run", *words).sentence
-    assert "cannot be trained on batches of one image a device" in sentence
+    assert "cannot be trained on batches of one image per device" in sentence
     assert "--segmenter.architecture light" in sentence
     assert not (tmp_path / "r" / "classifier").exists()
 

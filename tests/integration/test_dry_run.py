@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 SMALL_VOC = ("cat", "chair", "cow", "dog", "horse", "person", "sheep", "sofa")
 TRAIN, VAL, LIMIT = 9, 5, 4
-NOTE = f"DRY RUN on {LIMIT} photos of each split (data.limit): no result"
+NOTE = f"DRY RUN on {LIMIT} photos of each split (data.limit): not a result"
 
 # Everything else is what the file says: methods, scales, batch sizes, optimisers, CRF.
 SHORT = {
@@ -132,7 +132,7 @@ def check(command: Any, given: Sequence[object], output: Path) -> None:
         expected = dataset.train if folder == "pseudo_masks" else dataset.val
         assert {path.stem for path in (output / folder).glob("*.png")} == {record.id for record in expected}
     again = command("run", *given, "--output", output)
-    assert "saliency: done before" in again.err
+    assert "saliency: already done" in again.err
     assert not re.search("again|continued", again.err), again.err
 
 

@@ -103,7 +103,7 @@ def test_unknown_label_is_named_with_the_nearest_class(
 
 def test_shapes_of_other_parameters_are_not_taken(tiny: list[str], tmp_path: Path, command: Any) -> None:
     sentence = command("run", *tiny, "--data.shapes.seed", 5, "--output", tmp_path / "r").sentence
-    assert "holds shapes made with other parameters (seed 0 instead of 5)" in sentence
+    assert "holds shapes made with different parameters (seed 0 instead of 5)" in sentence
 
 
 @pytest.mark.parametrize("escaping", ["../outside", "/etc/passwd", "..", "a/../../b"])
@@ -197,7 +197,7 @@ def test_a_file_in_the_way_of_the_run_directory_is_named(
 ) -> None:
     (tmp_path / "r").write_text("mine")
     assert (
-        f"cannot use {tmp_path / 'r'} as run directory"
+        f"cannot use {tmp_path / 'r'} as a run directory"
         in command("run", *tiny, "--output", tmp_path / "r").sentence
     )
     assert (
@@ -269,7 +269,7 @@ def test_memory_that_runs_out_is_one_sentence(
 
     monkeypatch.setattr("wsss.stages.segment.segmentation.new_task", full)
     sentence = command("segment", *tiny, "--output", run, "--segmenter.epochs", 3).sentence
-    assert "memory ran out; take a smaller --classifier.batch_size" in sentence
+    assert "ran out of memory; use a smaller --classifier.batch_size" in sentence
 
 
 def test_other_runtime_errors_keep_their_traceback(

@@ -151,7 +151,7 @@ def test_a_checkpoint_of_something_else_is_refused(
     photo: Path, weights: Path, tmp_path: Path, command: Any
 ) -> None:
     words = ("--checkpoint", weights, "--output", tmp_path / "w.png")
-    assert "a classifier checkpoint of wsss is needed" in command("explain", photo, *words).sentence
+    assert "a wsss classifier checkpoint is needed" in command("explain", photo, *words).sentence
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_weights_without_architecture_are_bad_usage(photo: Path, tmp_path: Path,
     words = ("--checkpoint", "a.ckpt", "--weights", "w.pth", "--output", tmp_path / "w.png")
     done = command("explain", photo, *words)
     assert done.status == 2
-    assert "--weights belongs to --architecture" in done.err
+    assert "--weights goes with --architecture" in done.err
 
 
 def test_the_photo_is_never_overwritten_and_a_missing_one_is_named(
@@ -262,7 +262,7 @@ def test_photos_are_brought_into_bounds_or_to_the_size_asked_for(
     done = command("explain", tmp_path / "p.jpg", *model, "--output", tmp_path / "w.png", *words)
     assert done.status == 0, done.err
     assert np.load(tmp_path / "w.npy").shape[-2:] == shown
-    assert ("are resized to" in done.out) == (not words)
+    assert ("resized the photo from" in done.out) == (not words)
 
 
 def test_a_photo_on_its_side_is_explained_upright(weights: Path, tmp_path: Path, command: Any) -> None:

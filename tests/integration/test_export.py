@@ -139,7 +139,7 @@ def test_voc_server_refuses_pseudo_masks(finished: Path, tmp_path: Path, command
     folder.mkdir()
     Image.new("L", (4, 4), 255).save(folder / "a.png")
     sentence = command("export", "voc-server", folder, "--output", tmp_path / "r.tgz").sentence
-    assert "a.png holds 255 (no answer), but the server takes 0..20 only" in sentence
+    assert "a.png holds 255 (no answer), but the server accepts only 0..20" in sentence
     assert not (tmp_path / "r.tgz").exists()
 
 
@@ -149,7 +149,7 @@ def test_what_is_no_segmenter_is_refused(finished: Path, tmp_path: Path, command
         pytest.importorskip("onnxscript")
     words = ["--output", tmp_path / "m", "--checkpoint"]
     sentence = command("export", what, *words, finished / "classifier" / "last.ckpt").sentence
-    assert "a segmenter checkpoint of wsss is needed" in sentence
+    assert "a wsss segmenter checkpoint is needed" in sentence
     assert "there is no checkpoint" in command("export", what, *words, tmp_path / "none.ckpt").sentence
 
 

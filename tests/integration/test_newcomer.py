@@ -85,11 +85,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "empty class list": (
         lambda root: (root / "classes.txt").write_text("\n"),
-        r"classes\.txt names no class: write one class name a line",
+        r"classes\.txt names no classes: write one class name per line",
     ),
     "no label": (
         lambda root: write_csv(root, "image,labels\n" + rows("{},")),
-        r"labels\.csv names no class: write the labels of each photo into its line",
+        r"labels\.csv names no classes: write the labels of each photo in its line",
     ),
     "listed photo is missing": (add_photo, r"labels\.csv.*99.*: add .*remove the"),
     "listed with the folder's name": (
@@ -98,7 +98,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "photo listed twice": (
         repeat_photo,
-        r'labels\.csv: the image "3" is on line 5 and again on line 14: remove one',
+        r'labels\.csv: duplicate image "3" on lines 5 and 14: remove one',
     ),
     "other encoding": (
         lambda root: write_csv(root, "image,labels\n" + rows("{},café"), "latin-1"),
@@ -107,7 +107,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "photos of a phone": (no_photos, r"images holds no photos \(jpg.*found there: .*1\.heic"),
     "mask of another size": (
         lambda root: write_true_mask(root, "1.png", (10, 12)),
-        r"masks/1\.png (has 12x10 pixels but .*1\.jpg 56x48|is 10x12, its photo 48x56)",
+        r"masks/1\.png (has 12x10 pixels but .*1\.jpg has 56x48|is 10x12, but its photo is 48x56)",
     ),
     "coloured mask": (rgb_mask, r'masks/1\.png is a mask of mode RGB.*data/README\.md, "RGB masks"'),
 }
@@ -134,7 +134,7 @@ def test_masks_named_otherwise_than_the_photos_are_not_left_out_in_silence(
     assert "1_mask.png has no photo of that name" in command("data", "check", folder).out
     sentence = command("run", *folder_words(folder), "--output", tmp_path / "r").sentence
     assert "no mask in" in sentence
-    assert "has the name of a photo (1_mask.png is one of 1): name them as the photos" in sentence
+    assert "has the name of a photo (1_mask.png is one of 1): name the masks after their photos" in sentence
 
 
 def test_photos_without_a_line_are_counted_and_not_used(
@@ -143,7 +143,7 @@ def test_photos_without_a_line_are_counted_and_not_used(
     write_csv(folder, "image,labels\n" + "".join(rows("{},red").splitlines(keepends=True)[:10]))
     checked = command("data", "check", folder)
     assert checked.status == 0
-    assert "labels.csv has no line for 2 of 12 photos (10, 11): not used" in checked.out
+    assert "labels.csv has no line for 2 of 12 photos (10, 11): they are not used" in checked.out
     dataset = prepare_dataset(parse_config("run", [str(word) for word in folder_words(folder)]))
     assert len(dataset.train) + len(dataset.val) == 10
 

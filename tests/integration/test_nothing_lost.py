@@ -17,7 +17,7 @@ def test_a_folder_of_other_things_is_no_run_directory(tiny: list[str], tmp_path:
     own.write_text("mine")
     for name in ("run", "classify", "report"):
         sentence = command(name, *tiny, "--output", tmp_path / "project").sentence
-        assert f"{tmp_path / 'project'} is not empty and no run directory" in sentence
+        assert f"{tmp_path / 'project'} is not empty and not a run directory" in sentence
     assert [path.name for path in (tmp_path / "project").rglob("*") if path.is_file()] == ["mine.txt"]
 
 
@@ -26,7 +26,7 @@ def test_copies_of_large_photos_wait_for_a_run_directory(
 ) -> None:
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     words = [*folder_words(folder), "--output", folder, "--data.long_side", 32]
-    assert "is not empty and no run directory" in command("classify", *words).sentence
+    assert "is not empty and not a run directory" in command("classify", *words).sentence
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -40,7 +40,7 @@ def test_export_never_replaces_its_checkpoint(
     if kind == "onnx":
         pytest.importorskip("onnxscript")
     sentence = command("export", kind, "--checkpoint", path, "--output", path).sentence
-    assert f"{path} is the checkpoint itself and would be replaced" in sentence
+    assert f"{path} is the checkpoint itself and would be overwritten" in sentence
     assert path.read_bytes() == content
 
 

@@ -43,7 +43,7 @@ def test_unknown_option_is_refused_with_the_nearest_one(command: Any) -> None:
         (["--output"], "--output"),
         (
             ["--seed", "1", "a.yaml"],
-            "a.yaml is no option; write a configuration file or run directory before the options",
+            "a.yaml is not an option; write a configuration file or run directory before the options",
         ),
     ],
 )
@@ -113,7 +113,8 @@ def test_a_configuration_or_run_that_is_nearly_named_is_proposed(tmp_path: Path,
     assert f"does not exist; did you mean {first}?" in command("report", tmp_path / "runs" / "frst").sentence
     sentence = command("report", tmp_path / "runs").sentence
     assert (
-        f"{tmp_path / 'runs'} is no run directory (it has no config.yaml); did you mean {first}?" in sentence
+        f"{tmp_path / 'runs'} is not a run directory (it has no config.yaml); did you mean {first}?"
+        in sentence
     )
 
 
@@ -194,8 +195,8 @@ def test_options_that_are_gone_are_refused_all_at_once_with_what_takes_their_pla
     path = tmp_path / "config.yaml"
     path.write_text("runtime: {num_nodes: 2}\nsaliency: {subtraction: min}\n")
     sentence = command("run", path, "--saliency.layer", "layer3", "--seed", 1).sentence
-    assert "runtime.num_nodes is gone: training on several machines is not supported yet" in sentence
-    assert "saliency.subtraction, saliency.layer are gone: write saliency.method: " in sentence
+    assert "runtime.num_nodes was removed: training on several machines is not supported yet" in sentence
+    assert "saliency.subtraction, saliency.layer were removed: write saliency.method: " in sentence
 
 
 def test_a_value_that_is_gone_is_refused_with_what_takes_its_place(
@@ -206,7 +207,7 @@ def test_a_value_that_is_gone_is_refused_with_what_takes_its_place(
     path.write_text("segmenter: {loss: balanced}\n")
     for words in ([path], ["--segmenter.loss", "balanced"]):
         sentence = command("run", *words).sentence
-        assert "segmenter.loss: balanced is gone: write cross_entropy (or leave it out)" in sentence
+        assert "segmenter.loss: balanced was removed: write cross_entropy (or leave it out)" in sentence
 
 
 def test_wrong_types_beside_options_that_are_gone_still_name_the_file(tmp_path: Path, command: Any) -> None:

@@ -176,13 +176,13 @@ def test_skip_existing_refuses_masks_of_another_network_or_other_options(
     assert predict(*words, "--skip_existing", "--overlay").status == 0
     refused = predict(*words, "--skip_existing", "--crf", "--tile", 128)
     assert refused.status == 1
-    assert f"the masks in {tmp_path / 'm'} were made with another --crf and --tile" in refused.err
+    assert f"the masks in {tmp_path / 'm'} were made with a different --crf and --tile" in refused.err
     torch.manual_seed(1)
     task = new_task(SegmenterConfig(architecture="light", weights="none"), CLASSES)
     torch.save({"hyper_parameters": dict(task.hparams), "state_dict": task.state_dict()}, tmp_path / "b.ckpt")
     refused = command("predict", *words, "--skip_existing", "--checkpoint", tmp_path / "b.ckpt")
     assert refused.status == 1
-    assert "were made with another --checkpoint" in refused.err
+    assert "were made with a different --checkpoint" in refused.err
 
 
 def test_cut_off_with_other_options_it_leaves_no_mask_of_before(

@@ -228,7 +228,7 @@ def test_a_truncated_archive_is_named_and_its_mend_works(
     path = run / "saliency" / "train_000007.npz"
     path.write_bytes(path.read_bytes()[:-20])
     sentence = command("refine", *tiny, "--output", run).sentence
-    assert f"{path} is not a whole saliency archive" in sentence
+    assert f"{path} is not a complete saliency archive" in sentence
     assert "remove it and run the saliency stage again" in sentence
     path.unlink()
     assert "needs the stage saliency" in command("refine", *tiny, "--output", run).sentence

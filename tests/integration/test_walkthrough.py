@@ -137,15 +137,15 @@ def test_large_photos_are_worked_on_as_copies_and_predicted_at_full_size(
     words = [*folder_words(camera), *quick, "--output", output, "--data.long_side", 64]
     done = command("run", *words)
     assert done.status == 0, done.err
-    assert "photos over 64 pixels shrunk to that, also for the scores" in done.out
-    assert "photos over 64 pixels shrunk to that" in (output / "report.html").read_text()
+    assert "photos above 64 pixels shrunk to that size, for the scores too" in done.out
+    assert "photos above 64 pixels shrunk to that size" in (output / "report.html").read_text()
     assert json.loads((output / "metrics.json").read_text())["data_long_side"] == 64
     assert {max(image_size(path)) for path in (output / "resized").rglob("*.jpg")} == {64}
     for folder in ("pseudo_masks", "predictions"):
         found = list((output / folder).rglob("*.png"))
         assert found
         assert {max(read_mask(path).shape) for path in found} == {64}
-    assert command("run", *words).err.count("done before") == 8
+    assert command("run", *words).err.count("already done") == 8
     photo = next(path for path in camera.rglob("*.jpg"))
     options = ["--checkpoint", output / "segmenter" / "last.ckpt", "--device", "cpu"]
     assert command("predict", photo, *options, "--output", tmp_path / "m").status == 0

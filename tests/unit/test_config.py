@@ -96,7 +96,7 @@ SECTIONS = {
         ("extend", {"radius": -1}, "extend.radius is -1, but must be at least 1"),
         ("extend", {"steps": -1}, "extend.steps is -1"),
         ("extend", {"power": 0.0}, "extend.power is 0.0, but must be above 0"),
-        ("extend", {"low": 0.5}, "extend.low is 0.5 and extend.high 0.35"),
+        ("extend", {"low": 0.5}, "extend.low is 0.5 and extend.high is 0.35, but 0 <= low <= high is needed"),
         ("optimizer", {"lr": 0.0}, "optimizer.lr is 0.0, but must be above 0"),
         ("optimizer", {"lr": float("nan")}, "optimizer.lr is nan"),
         ("optimizer", {"head_factor": -1.0}, "optimizer.head_factor is -1.0"),

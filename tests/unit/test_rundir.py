@@ -223,7 +223,7 @@ def test_lock_is_given_back_after_an_error(run: RunDirectory) -> None:
 def test_run_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with (
-        pytest.raises(UserError, match=r"cannot use .*run as run directory .*choose another with --output"),
+        pytest.raises(UserError, match=r"cannot use .*run as a run directory .*choose another with --output"),
         RunDirectory(tmp_path / "run").locked(),
     ):
         pass

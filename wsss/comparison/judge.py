@@ -81,6 +81,6 @@ def match_classes(classes: Sequence[str], judge: Judge) -> Mapping[int, int]:
     if not known:
         raise UserError(
             f"{judge.source} knows none of the data set's classes ({', '.join(classes[:3])}, ...), but "
-            f"{', '.join(judge.names[:3])}, ...; choose another --compare.classifier, or give data.classes its names"
+            f"{', '.join(judge.names[:3])}, ...; choose another --compare.classifier, or use its names in data.classes"
         )
     return known

@@ -133,7 +133,7 @@ def plan(config: ComparisonConfig) -> Comparison:
     dataset = prepare_dataset(replace(config, data=replace(config.data, long_side=None)))
     known = match_classes(dataset.classes, judge)
     if missing := [name for label, name in enumerate(dataset.classes, 1) if label not in known]:
-        say(f"compare: the classifier does not know {', '.join(missing)}: left out")
+        say(f"compare: left out {', '.join(missing)}, which the classifier does not know")
     split = dataset.val if config.compare.split == "val" else dataset.train
     labelled = [record for record in split if any(label in known for label in record.labels or ())]
     if not labelled:
@@ -162,6 +162,6 @@ def parse_contestants(methods: Sequence[str], judge: Judge) -> tuple[Contestant,
             hint = """; quote entries that hold a comma: '["sess(gradcam, prefilter=0.5)"]'""" if cut else ""
             raise UserError(f"compare.methods: {error}{hint}") from error
         if (name := slug(method)) in found:
-            raise UserError(f"compare.methods: {text} and {found[name].name} are the same; leave one out")
+            raise UserError(f"compare.methods: {text} and {found[name].name} are the same; remove one")
         found[name] = Contestant(text, name, method)
     return tuple(found.values())

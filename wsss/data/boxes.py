@@ -60,7 +60,7 @@ def _box(item: Element, cls: int, where: str) -> Box:
     xmin, ymin, xmax, ymax = corners
     if xmin < 1 or ymin < 1 or xmax < xmin or ymax < ymin:
         raise UserError(
-            f"{where} has the box {corners}: expected 1 <= xmin <= xmax and 1 <= ymin <= ymax, as VOC counts pixels"
+            f"{where} has the box {corners}: expected 1 <= xmin <= xmax and 1 <= ymin <= ymax (VOC counts from 1)"
         )
     difficult = (item.findtext("difficult") or "0").strip() == "1"
     return Box(cls, xmin - 1, ymin - 1, xmax, ymax, difficult)

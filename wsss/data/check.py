@@ -106,7 +106,7 @@ def _index(check: _Check, files: Iterable[tuple[str, Path]]) -> dict[str, Path]:
     for identifier, path in files:
         if identifier in index:
             message = f"{index[identifier]} and {path}: rename one of them"
-            check.add("error", "two files of one id", path, message)
+            check.add("error", "two files with one id", path, message)
         index.setdefault(identifier, path)
     return index
 
@@ -127,8 +127,8 @@ def _label_source(check: _Check, labels: str | None) -> Path | None:
         wanted = labels if labels not in (None, "xml") else str(csv)
         if check.layout == "voc" and labels in (None, "xml"):
             wanted = f"neither {annotations}/ nor {csv}"
-        mend = f'write a CSV with the header "image,labels" there, or name yours with --labels ({found_in(check.root)})'
-        check.add("error", "no labels", check.root, f"image labels not found: {wanted}; {mend}")
+        fix = f'write a CSV with the header "image,labels" there, or name yours with --labels ({found_in(check.root)})'
+        check.add("error", "no labels", check.root, f"image labels not found: {wanted}; {fix}")
     return found
 
 
@@ -180,8 +180,8 @@ def _read_csv(check: _Check, path: Path) -> None:
         where = f"{path}:{row.line}"
         if row.identifier not in check.images:
             near = namesake(row.identifier, check.images)
-            mend = f'write "{near}"' if near else "add it or remove the line"
-            check.add("error", "labels without photo", path, f"{where}: no photo {row.identifier}: {mend}")
+            fix = f'write "{near}"' if near else "add it or remove the line"
+            check.add("error", "labels without photo", path, f"{where}: no photo {row.identifier}: {fix}")
             continue
         for name in row.names:
             if name not in index and check.classes:
@@ -196,13 +196,11 @@ def _look_for_gaps(check: _Check, path: Path) -> None:
     """Photos without a line in the CSV, and a single photo."""
     bare = [identifier for identifier in check.images if identifier not in check.labels]
     if bare:
-        message = (
-            f"{path} has no line for {len(bare)} of {len(check.images)} photos ({first(bare)}): not used"
-        )
+        message = f"{path} has no line for {len(bare)} of {len(check.images)} photos ({first(bare)}): they are not used"
         check.add("warning", "photos without labels", path, message)
     if len(check.labels) == 1:
         message = (
-            f"{path} labels one photo only: nothing is left for val, and most networks need two to train"
+            f"{path} labels only one photo: nothing is left for val, and most networks need two to train"
         )
         check.add("warning", "one photo", path, message)
 
@@ -293,8 +291,8 @@ def _scan(image: Path, mask: Path | None, classes: int) -> _Scan:
         return _Scan(tuple(problems), None)
     if size and indices.shape != size:
         height, width = indices.shape
-        message = f"{mask} is {height}x{width}, its photo {size[0]}x{size[1]} (height x width)"
-        problems.append(Problem("error", "masks of another size", mask, message))
+        message = f"{mask} is {height}x{width}, but its photo is {size[0]}x{size[1]} (height x width)"
+        problems.append(Problem("error", "masks of the wrong size", mask, message))
     values = np.flatnonzero(np.bincount(indices.ravel(), minlength=256)).tolist()
     alien = [str(value) for value in values if classes < value < IGNORE]
     if alien and classes:
@@ -335,9 +333,9 @@ def _find_duplicates(check: _Check) -> None:
         path, text = check.images[names[0]], " = ".join(names[:4])
         if crossed:
             message = f"{text}: the same photo in {' and '.join(crossed[0])}: remove one"
-            check.add("error", "photos that are in two splits", path, message)
+            check.add("error", "identical photos in two splits", path, message)
         else:
-            check.add("warning", "photos of the same bytes", path, text)
+            check.add("warning", "identical photos", path, text)
 
 
 def _digest(path: Path) -> bytes:

@@ -118,7 +118,7 @@ def _splits(root: Path) -> list[str]:
     splits = [split for split in SPLITS if _json(root, split).is_file()]
     if not splits:
         raise UserError(
-            f"{root} has no annotations/instances_train2014.json nor …_val2014.json ({found_in(root)}): "
+            f"{root} has neither annotations/instances_train2014.json nor …_val2014.json ({found_in(root)}): "
             "set --data.root to COCO's folder (see data/README.md)"
         )
     return splits
@@ -188,7 +188,7 @@ def read_instances(path: Path) -> tuple[CocoImage, ...]:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path} is not a file of COCO instances ({type(error).__name__}: {error}): download it anew"
+            f"{path} is not a COCO instances file ({type(error).__name__}: {error}): download it again"
         ) from error
 
 
@@ -197,7 +197,7 @@ def _class_index(categories: Sequence[Mapping[str, Any]], path: Path) -> dict[in
     for category in categories:
         if category["name"] not in COCO_CLASSES:
             raise UserError(
-                f'{path} has the category "{category["name"]}", which COCO has not: use data.kind voc or folder '
+                f'{path} has the category "{category["name"]}", which COCO does not have: use data.kind voc or folder '
                 "for other classes"
             )
     return {category["id"]: COCO_CLASSES.index(category["name"]) + 1 for category in categories}

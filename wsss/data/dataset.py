@@ -52,8 +52,8 @@ class Dataset:
         both = [record.id for record in self.train if record.id in val]
         if both:
             raise UserError(
-                f"{count(both, 'image')} both in train and in val ({first(both)}): a score on them would be "
-                "worthless, take them out of one list (data.train, data.val)"
+                f"{count(both, 'image')} both in train and in val ({first(both)}): scores on them would be "
+                "worthless; remove them from one list (data.train, data.val)"
             )
 
     @property
@@ -179,9 +179,9 @@ def check_images(ids: Iterable[str], images: Mapping[str, Path], source: str) ->
     if not missing:
         return
     near = namesake(missing[0], images)
-    mend = f'write "{near}"' if near else "add the photos or remove the ids"
+    fix = f'write "{near}"' if near else "add the photos or remove the ids"
     verb = "has" if len(missing) == 1 else "have"
-    raise UserError(f"{source}: {len(missing)} of its ids {verb} no image ({first(missing)}): {mend}")
+    raise UserError(f"{source}: {len(missing)} of its ids {verb} no image ({first(missing)}): {fix}")
 
 
 def namesake(identifier: str, images: Iterable[str]) -> str | None:
@@ -205,5 +205,5 @@ def check_labelled(ids: Sequence[str], labels: Labels, source: str, option: str 
         noun = "training images" if option == "data.train" else "images"
         raise UserError(
             f"{source} has no labels for {len(missing)} of {len(ids)} {noun} ({first(missing)}): "
-            f"add them, or take these ids out of {option}"
+            f"add them, or remove these ids from {option}"
         )

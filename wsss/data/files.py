@@ -72,7 +72,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror or error}): {_write_mend(error)}") from error
+        raise UserError(f"cannot write {path} ({error.strerror or error}): {_write_fix(error)}") from error
     finally:
         _remove(temporary)
 
@@ -84,7 +84,7 @@ def _remove(path: Path) -> None:
         return  # its folder does not exist or is not ours: then there is no temporary file either
 
 
-def _write_mend(error: OSError) -> str:
+def _write_fix(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "free some disk space and run again"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -238,7 +238,7 @@ def _check_indices(path: Path, image: Image.Image) -> None:
         raise UserError(f"{path} is a {image.format} file, which changes class indices: save masks as PNG")
     if image.mode not in ("P", "L"):
         raise UserError(
-            f"{path} is a mask of mode {image.mode}, not of class indices: save it as 8-bit palette or "
+            f"{path} is a mask of mode {image.mode}, which holds no class indices: save it as an 8-bit palette or "
             'grey PNG with values 0..C and 255 (data/README.md, "RGB masks", has a script)'
         )
 
@@ -259,8 +259,8 @@ def _check_same_size(path: Path, size: tuple[int, ...], photo: Path) -> None:
     expected = image_size(photo)
     if size != expected:
         raise UserError(
-            f"{path} has {size[1]}x{size[0]} pixels but {photo} {expected[1]}x{expected[0]}; "
-            "masks must have the photo's size"
+            f"{path} has {size[1]}x{size[0]} pixels but {photo} has {expected[1]}x{expected[0]}; "
+            "a mask must be as large as its photo"
         )
 
 
@@ -361,7 +361,7 @@ def read_saliency(path: Path) -> Saliency:
         raise UserError(f"{path} does not exist: run the saliency stage (wsss saliency)") from error
     except (*_DECODE_ERRORS, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise UserError(
-            f"{path} is not a whole saliency archive ({error}): remove it and run the saliency stage again"
+            f"{path} is not a complete saliency archive ({error}): remove it and run the saliency stage again"
         ) from error
 
 
@@ -381,8 +381,6 @@ def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in names}
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: run the stage that makes it again") from error
+        raise UserError(f"{path} does not exist: run the stage that writes it") from error
     except (*_DECODE_ERRORS, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} is damaged ({error}): remove it and run the stage that makes it again"
-        ) from error
+        raise UserError(f"{path} is damaged ({error}): remove it and run the stage that writes it") from error

@@ -104,8 +104,8 @@ def index_masks(root: Path, images: Mapping[str, Path]) -> dict[str, Path]:
     if found and not masks:
         other = next(iter(found.values()))
         raise UserError(
-            f"no mask in {root / 'masks'} has the name of a photo ({other.name} is one of {len(found)}): name them as "
-            "the photos, with .png, or remove the folder"
+            f"no mask in {root / 'masks'} has the name of a photo ({other.name} is one of {len(found)}): name the "
+            "masks after their photos, with .png, or remove the folder"
         )
     for identifier, path in masks.items():
         check_mask_header(path, images[identifier])
@@ -118,10 +118,10 @@ def find_csv(root: Path, labels: str) -> Path:
     path = resolve_file(wanted, root)
     if path is None:
         others = sorted(file.name for file in root.glob("*.csv"))
-        mend = f"--data.labels {others[0]}" if len(others) == 1 else "--data.labels to another"
+        fix = f"--data.labels {others[0]}" if len(others) == 1 else "--data.labels to another"
         raise UserError(
             f'{root / wanted} does not exist: write a CSV with the header "image,labels" ({found_in(root)}), '
-            f"or set {mend}"
+            f"or set {fix}"
         )
     return path
 
@@ -139,7 +139,7 @@ def find_list(root: Path, name: str) -> Path:
     path = named if named.is_file() else resolve_file(name, root)
     if path is None:
         raise UserError(
-            f'"{name}" is no list file, and {named} does not exist: write the ids there, one a line, or set '
+            f'"{name}" is not a list file, and {named} does not exist: write the ids there, one per line, or set '
             "data.train and data.val to null for a split of 9 to 1"
         )
     return path

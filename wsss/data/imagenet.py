@@ -126,7 +126,7 @@ def _read_order(path: Path) -> dict[str, int]:
     twice = [name for name in names if names.count(name) > 1]
     if not names or twice or len(names) > CLASSES:
         problem = f"lists {twice[0]} twice" if twice else f"lists {len(names)} folders"
-        raise UserError(f"{path} {problem}: write 1 to {CLASSES} folder names, one a line, in class order")
+        raise UserError(f"{path} {problem}: write 1 to {CLASSES} folder names, one per line, in class order")
     return {name: index for index, name in enumerate(names)}
 
 
@@ -148,7 +148,7 @@ def read_indices(path: Path) -> dict[str, int]:
             raise UserError(f"{path}:{number}: {identifier} is listed twice: remove one of the lines")
         indices[identifier] = int(index)
     if not indices:
-        raise UserError(f"{path} lists no image: write lines `name index`")
+        raise UserError(f"{path} lists no images: write lines `name index`")
     return indices
 
 

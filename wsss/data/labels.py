@@ -65,7 +65,7 @@ def check_classes(names: Iterable[str], source: str, *, masks: bool = True) -> t
     """
     classes = tuple(names)
     if not classes:
-        raise UserError(f"{source} names no class: write one class name a line")
+        raise UserError(f"{source} names no classes: write one class name per line")
     if masks and len(classes) > MAX_CLASSES:
         raise UserError(f"{source} names {len(classes)} classes: an 8-bit mask holds at most {MAX_CLASSES}")
     for name in classes:
@@ -150,7 +150,7 @@ def read_ids(path: Path, *, nested: bool = True) -> tuple[str, ...]:
     lines = [(number, line.strip()) for number, line in enumerate(read_text(path).split("\n"), 1)]
     lines = [(number, line) for number, line in lines if line]
     if not lines:
-        raise UserError(f"{path} lists no image: write one image id a line")
+        raise UserError(f"{path} lists no images: write one image id per line")
     flagged = all(re.fullmatch(r".*\S\s+(1|0|-1)", line) for _, line in lines)
     rows = [(number, _list_id(line, flagged)) for number, line in lines]
     seen: dict[str, int] = {}
@@ -170,7 +170,7 @@ def check_new(identifier: str, line: int, seen: dict[str, int], path: Path) -> N
     """Notes the line of an id in ``seen``. Raises UserError where it is there already."""
     if identifier in seen:
         raise UserError(
-            f'{path}: the image "{identifier}" is on line {seen[identifier]} and again on line {line}: '
+            f'{path}: duplicate image "{identifier}" on lines {seen[identifier]} and {line}: '
             "remove one of them"
         )
     seen[identifier] = line
@@ -216,7 +216,7 @@ def read_annotation(path: Path) -> ElementTree.Element:
     try:
         root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:
-        raise UserError(f"{path} is not valid XML ({error}): copy it anew from the devkit") from error
+        raise UserError(f"{path} is not valid XML ({error}): copy it from the devkit again") from error
     if root.tag != "annotation":
         raise UserError(f"{path} has the root <{root.tag}>, expected a VOC <annotation>")
     return root

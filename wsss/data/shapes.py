@@ -107,7 +107,7 @@ def _is_finished(root: Path, parameters: dict[str, Any]) -> bool:
     if differing:
         both = ", ".join(f"{name} {found.get(name)} instead of {parameters[name]}" for name in differing)
         raise UserError(
-            f"{root} holds shapes made with other parameters ({both}): delete it or choose another folder."
+            f"{root} holds shapes made with different parameters ({both}): delete it or choose another folder."
         )
     return found.get("finished") is True
 

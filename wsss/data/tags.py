@@ -91,8 +91,8 @@ def _check_header(values: list[str], path: Path) -> list[str]:
 def _label_row(values: list[str], header: list[str], path: Path, line: int, nested: bool) -> LabelRow:
     where = f"{path}:{line}"
     if len(values) != len(header):
-        mend = 'separate labels with ";", not ","' if _is_tags(header) else "give each class 0 or 1"
-        raise UserError(f"{where}: {len(values)} columns, but the header has {len(header)}: {mend}")
+        fix = 'separate labels with ";", not ","' if _is_tags(header) else "give each class 0 or 1"
+        raise UserError(f"{where}: {len(values)} columns, but the header has {len(header)}: {fix}")
     identifier = check_id(image_id(values[0]), where, nested=nested)
     if _is_tags(header):
         names = [part.strip() for part in values[1].split(";")]
@@ -114,7 +114,7 @@ def read_csv_classes(path: Path) -> tuple[str, ...]:
     names = sorted({name for row in read_label_rows(path) for name in row.names})
     if not names:
         raise UserError(
-            f'{path} names no class: write the labels of each photo into its line, separated by ";"'
+            f'{path} names no classes: write the labels of each photo in its line, separated by ";"'
         )
     spelling: dict[str, str] = {}
     for name in names:

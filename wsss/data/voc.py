@@ -77,15 +77,17 @@ def _images(root: Path) -> dict[str, Path]:
     deeper = sorted(path.parent for path in root.glob("*/JPEGImages")) or sorted(
         path.parent for path in root.glob("*/*/JPEGImages")
     )
-    mend = f"set --data.root {deeper[0]}" if deeper else "see data/README.md for the layout"
-    raise UserError(f"{root} has no photos in JPEGImages/, as the VOC layout has ({found_in(root)}): {mend}")
+    fix = f"set --data.root {deeper[0]}" if deeper else "see data/README.md for the layout"
+    raise UserError(
+        f"{root} has no photos in JPEGImages/, which the VOC layout needs ({found_in(root)}): {fix}"
+    )
 
 
 def _class_file(root: Path, classes: Path | None) -> Path | None:
     """The configured class list; refuses to take VOC's list where the data set brings another one."""
     own = root / "classes.txt"
     if classes is None and own.is_file() and read_classes(own) != VOC_CLASSES:
-        raise UserError(f"{own} lists other classes than VOC's 20: set --data.classes {own}")
+        raise UserError(f"{own} lists classes other than VOC's 20: set --data.classes {own}")
     return classes
 
 
@@ -141,5 +143,5 @@ def _check_annotations(root: Path) -> None:
     if (root / "Annotations").is_dir():
         return
     csv = root / "labels.csv"
-    mend = f"set --data.labels {csv}" if csv.is_file() else "add that folder, or set --data.labels to a CSV"
-    raise UserError(f"{root} has no Annotations folder for data.labels=xml ({found_in(root)}): {mend}")
+    fix = f"set --data.labels {csv}" if csv.is_file() else "add that folder, or set --data.labels to a CSV"
+    raise UserError(f"{root} has no Annotations folder for data.labels=xml ({found_in(root)}): {fix}")

@@ -87,7 +87,7 @@ def _check_targets(plans: Sequence[_Copy]) -> None:
     for _, copy in files:
         if copy.resolve() in originals:
             raise UserError(
-                f"{copy} is a file of the data set, and its smaller copy would replace it; choose another --output"
+                f"{copy} is a file of the data set, and the smaller copy would overwrite it; choose another --output"
             )
 
 

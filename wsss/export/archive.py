@@ -44,10 +44,10 @@ def export_archive(
     folder = _mask_folder(source, kind)
     masks = index_images(folder, nested=False)
     chosen = read_ids(ids, nested=False) if ids else tuple(masks)
-    _check_all_there(chosen, masks, folder, ids)
+    _check_all_there(chosen, masks, folder, ids, "mask")
     sizes = index_images(photos, nested=False) if photos else None
     if sizes is not None:
-        _check_all_there(chosen, sizes, photos, ids)
+        _check_all_there(chosen, sizes, photos, ids, "photo")
     members = (
         (f"{FOLDER}/{name}.png", _packed_mask(masks[name], sizes[name] if sizes is not None else None))
         for name in sorted(chosen)
@@ -70,15 +70,15 @@ def _mask_folder(source: Path, kind: str) -> Path:
 
 
 def _check_all_there(
-    ids: Sequence[str], files: Mapping[str, Path], folder: Path | None, source: Path | None
+    ids: Sequence[str], files: Mapping[str, Path], folder: Path | None, source: Path | None, what: str
 ) -> None:
     missing = [name for name in ids if name not in files]
     if missing:
         raise UserError(
-            f"{folder} has no image {missing[0]}"
-            + (f" and lacks {len(missing) - 1} others" if len(missing) > 1 else "")
+            f"{folder} has no {what} of {missing[0]}"
+            + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
             + (f" of the {len(ids)} ids in {source}" if source else "")
-            + "; the archive must be whole, add what is missing"
+            + "; the archive must be complete, so add what is missing"
         )
 
 
@@ -88,12 +88,12 @@ def _packed_mask(path: Path, photo: Path | None) -> bytes:
     if (wrong := mask[mask > len(VOC_CLASSES)]).size:
         what = "255 (no answer)" if IGNORE in wrong else f"the class index {wrong.max()}"
         raise UserError(
-            f"{path} holds {what}, but the server takes 0..{len(VOC_CLASSES)} only: "
-            "predict with a network of VOC's 20 classes (pseudo-masks with 255 are no predictions)"
+            f"{path} holds {what}, but the server accepts only 0..{len(VOC_CLASSES)}: "
+            "predict with a network of VOC's 20 classes (pseudo-masks with 255 are not predictions)"
         )
     if photo is not None and mask.shape != (size := image_size(photo)):
         raise UserError(
-            f"{path} has {mask.shape[1]}x{mask.shape[0]} pixels but {photo} {size[1]}x{size[0]}: "
+            f"{path} has {mask.shape[1]}x{mask.shape[0]} pixels but {photo} has {size[1]}x{size[0]}: "
             "predict at the photo's own size"
         )
     return encode_mask(mask)
@@ -133,8 +133,8 @@ def _summary(output: Path, masks: int, ids: Path | None, photos: Path | None) ->
     lines = [f"{output}: {masks} masks in {FOLDER}"]
     if ids is None and masks != TEST_IMAGES:
         lines.append(
-            f"the test set of VOC 2012 has {TEST_IMAGES} photos; --ids test.txt finds out what is missing"
+            f"the test set of VOC 2012 has {TEST_IMAGES} photos; --ids test.txt names the missing ones"
         )
     if photos is None:
-        lines.append("sizes were not compared with the photos; --photos JPEGImages does")
+        lines.append("sizes were not compared with the photos; use --photos JPEGImages to compare them")
     return "\n".join(lines)

@@ -122,7 +122,9 @@ def check_onnx_packages() -> None:
 
 def _load(checkpoint: Path, output: Path) -> tuple[PhotoSegmenter, dict[str, Any]]:
     if output.resolve() == checkpoint.resolve():
-        raise UserError(f"{output} is the checkpoint itself and would be replaced; choose another --output")
+        raise UserError(
+            f"{output} is the checkpoint itself and would be overwritten; choose another --output"
+        )
     trained = load_trained(checkpoint)
     metadata = {
         "classes": list(trained.classes),
@@ -185,7 +187,7 @@ def onnx_bytes(program: ExportedProgram, metadata: dict[str, Any], opset: int) -
         ) from error
     made = next(entry.version for entry in model.opset_import if entry.domain == "")
     if made != opset:
-        raise UserError(f"the exporter gives opset {made} instead of {opset}: use --opset {made}")
+        raise UserError(f"the exporter wrote opset {made} instead of {opset}: use --opset {made}")
     _describe(model, metadata)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())

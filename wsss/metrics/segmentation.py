@@ -141,7 +141,7 @@ def pairs_of_folders(predictions: Path, truth: Path, ids: Sequence[str] | None) 
     chosen = _ids_of_folder(predictions) if ids is None else ids
     if not chosen:
         raise UserError(
-            f"{predictions}: no masks to score: expected PNG files there, and ids in the list if one is given"
+            f"{predictions}: no masks to score; expected PNG files there, and a list with ids if one is given"
         )
     return [(predictions / f"{identifier}.png", truth / f"{identifier}.png") for identifier in chosen]
 
@@ -275,7 +275,7 @@ def _read(path: Path, what: str) -> npt.NDArray[np.uint8]:
 def _ids_of_folder(folder: Path) -> list[str]:
     """The ids of all PNG files below a folder, sorted; hidden files are left out, such as macOS's "._a.png"."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of masks")
+        raise UserError(f"{folder}: no such folder; give a folder of masks")
     files = (path for path in folder.rglob("*.png") if not path.name.startswith("."))
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files)
 

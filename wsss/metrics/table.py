@@ -42,10 +42,10 @@ def confusion_table(result: dict[str, Any]) -> list[str]:
     """Which classes are taken for which most often, in lines of text."""
     names = list(result["per_class"])
     width = max(20, *map(len, names))
-    lines = [f"what is taken for what, the {TOP_CONFUSIONS} largest shares of a class:"]
+    lines = [f"most frequent confusions (at most {TOP_CONFUSIONS}), by share of the true class:"]
     for share, true, predicted in top_confusions(result["confusion"], names, TOP_CONFUSIONS):
         lines.append(f"  {true:<{width}} as {predicted:<{width}}{100 * share:>8.2f} % of its pixels")
-    return lines if len(lines) > 1 else ["no pixel is taken for another class"]
+    return lines if len(lines) > 1 else ["no pixel is confused with another class"]
 
 
 def top_confusions(

@@ -50,8 +50,8 @@ def _check_head(state: dict[str, Tensor], head: str, classes: int, weights: str)
     """Raises UserError where the weights are a backbone's alone, or score other classes."""
     if head not in state:
         raise UserError(
-            f"--weights {weights} has no {head}: it is a network without head or another architecture; "
-            "give a whole state dict that fits --architecture"
+            f"--weights {weights} has no {head}: it is a network without a head, or of another architecture; "
+            "give a complete state dict that fits --architecture"
         )
     if len(state[head]) != classes:
         raise UserError(

@@ -59,9 +59,9 @@ def backbone_state(state: State, source: str, allow: bool) -> State:
         return state
     if not allow:
         raise UserError(
-            f"{source} holds a network that was trained on masks or boxes (it has {sign}), which is no weak "
-            "supervision; give the weights of an ImageNet classifier, or set --segmenter.allow_mask_pretraining true, "
-            "which every result will then say"
+            f"{source} holds a network that was trained on masks or boxes (it has {sign}), so the result would not be "
+            "weakly supervised; give the weights of an ImageNet classifier, or set --segmenter.allow_mask_pretraining "
+            "true, and every result will then say so"
         )
     return _strip(state)
 

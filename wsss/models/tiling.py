@@ -35,7 +35,7 @@ def windows(length: int, tile: int) -> Windows:
         ValueError: ``tile`` is below ``SMALLEST_TILE``.
     """
     if tile < SMALLEST_TILE:
-        raise ValueError(f"a tile has at least {SMALLEST_TILE} pixels a side, got {tile}")
+        raise ValueError(f"a tile has at least {SMALLEST_TILE} pixels per side, got {tile}")
     if length <= tile:
         return [(0, torch.ones(length))]
     overlap = tile // 4

@@ -44,7 +44,7 @@ def mask_indices(
         raise ValueError(f"maps must be (K, H, W) float32, not {maps.shape} {maps.dtype}")
     if len(maps) not in (len(classes), len(classes) + 1):
         raise ValueError(
-            f"{len(maps)} maps for {len(classes)} classes: give one a class, or also one of the background in front"
+            f"{len(maps)} maps for {len(classes)} classes: give one per class, or put one for the background first"
         )
     if maps.shape[1:] != image.shape[:2]:
         raise ValueError(

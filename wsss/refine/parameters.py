@@ -123,8 +123,8 @@ class RefineParameters:
         _check_choice("refine.backend", self.backend, Backend)
         if not 0 < self.low_factor <= 1 <= self.high_factor < math.inf:
             raise UserError(
-                f"refine.low_factor is {self.low_factor} and refine.high_factor {self.high_factor}, "
-                "but must be 0 < low_factor <= 1 <= high_factor"
+                f"refine.low_factor is {self.low_factor} and refine.high_factor is {self.high_factor}, "
+                "but 0 < low_factor <= 1 <= high_factor is needed"
             )
         if not 0 <= self.posterior_limit <= 1:
             raise UserError(f"refine.posterior_limit is {self.posterior_limit}, but must be in [0, 1]")

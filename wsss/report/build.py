@@ -36,7 +36,7 @@ Picture = npt.NDArray[np.uint8]
 def dry_run_note(metrics: dict[str, Any]) -> str:
     """What is said beside every number of a run on a few photos (``data.limit``); empty for other runs."""
     limit = metrics.get("data_limit")
-    return "" if limit is None else f"DRY RUN on {limit} photos of each split (data.limit): no result"
+    return "" if limit is None else f"DRY RUN on {limit} photos of each split (data.limit): not a result"
 
 
 def size_note(metrics: dict[str, Any]) -> str:
@@ -45,7 +45,7 @@ def size_note(metrics: dict[str, Any]) -> str:
     return (
         ""
         if side is None
-        else f"photos over {side} pixels shrunk to that, also for the scores (data.long_side)"
+        else f"photos above {side} pixels shrunk to that size, for the scores too (data.long_side)"
     )
 
 
@@ -110,8 +110,8 @@ def _charts(mask: dict[str, Any]) -> tuple[Chart, ...]:
     return (
         Chart(
             "Which pixels can be trusted",
-            "share of the pixels that is kept",
-            "share of those that is right",
+            "share of the pixels that are kept",
+            "share of those that are right",
             tuple(zip(curve["coverage"], curve["accuracy"], strict=True)),
             rule,
             f"Pseudo-masks of {curve['images']} training photos with ground truth, pixels ordered by the CRF's "

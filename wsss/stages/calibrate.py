@@ -127,7 +127,7 @@ def table(candidates: Sequence[Candidate], best: Candidate, photos: int, source:
     oracle = max((c.miou for c in candidates if c.miou is not None), default=None)
     lines = [
         f"background rules for the maps in {source}/ on {photos} training photos: "
-        "what the seeds hold of the classifier's evidence, no masks",
+        "how much of the classifier's evidence the seeds hold (no masks used)",
         f"  {'rule':<16}{'kept':>8}{'removed':>9}{'area':>8}{'gain':>8}"
         + ("" if oracle is None else f"{'seed mIoU (oracle, not used)':>32}"),
     ]

@@ -81,7 +81,7 @@ def check_own_masks(folder: Path, records: Sequence[Record]) -> None:
     if missing:
         raise UserError(
             f"segmenter.masks: {folder} has no mask for {len(missing)} of {len(records)} training photos "
-            f"({first([f'{name}.png' for name in missing])}); add them, or take the photos out of data.train"
+            f"({first([f'{name}.png' for name in missing])}); add them, or remove the photos from data.train"
         )
     for record in records:
         check_mask_header(path(record.id), record.image)
@@ -131,8 +131,8 @@ def _check_batch(context: Context, images: int) -> None:
     share = min(settings.batch_size, images) // context.config.runtime.devices
     if settings.architecture != "light" and share < 2:
         raise UserError(
-            f"{settings.architecture} cannot be trained on batches of one image a device; use more photos or a larger "
-            "--segmenter.batch_size, or --segmenter.architecture light"
+            f"{settings.architecture} cannot be trained on batches of one image per device; use more photos or a "
+            "larger --segmenter.batch_size, or --segmenter.architecture light"
         )
 
 

@@ -52,15 +52,15 @@ def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
-            f"{path} cannot be loaded as a checkpoint ({type(error).__name__}): it is damaged or not one of wsss; "
-            "give another, or remove it and train again"
+            f"{path} cannot be loaded as a checkpoint ({type(error).__name__}): it is damaged, or wsss did not write "
+            "it; give another, or remove it and train again"
         ) from error
     found: Any = checkpoint
     for key in ("hyper_parameters", "config", "kind"):
         found = found.get(key) if isinstance(found, dict) else None
     if found != kind:
         raise UserError(
-            f"{path} holds {found or 'no wsss model'}, but a {kind} checkpoint of wsss is needed here"
+            f"{path} holds {found or 'no wsss model'}, but a wsss {kind} checkpoint is needed here"
         )
     return typing.cast("dict[str, Any]", checkpoint)
 

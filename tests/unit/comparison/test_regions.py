@@ -84,5 +84,5 @@ def test_without_both_there_is_no_truth(photo: Path) -> None:
 
 
 def test_a_mask_of_another_size_is_refused(photo: Path) -> None:
-    with pytest.raises(UserError, match="masks must have the photo's size"):
+    with pytest.raises(UserError, match="a mask must be as large as its photo"):
         truth_of(with_mask(photo, np.zeros((5, 5), np.uint8), (1,)), CLASSES)

@@ -72,7 +72,7 @@ def test_masks_of_another_size_or_with_alien_values(voc: Path) -> None:
     write_mask(voc / "SegmentationClass/a.png", np.ones((8, 6), np.uint8))
     write_mask(voc / "SegmentationClass/b.png", np.full((6, 8), 2, np.uint8))
     text = str(check_dataset(voc, None, None))
-    assert "a.png is 8x6, its photo 6x8" in text
+    assert "a.png is 8x6, but its photo is 6x8" in text
     assert "b.png has the values 2: expected 0..1 and 255" in text
     assert ("warning", "labels that disagree with masks", "b.png") in findings(voc)
 
@@ -81,7 +81,7 @@ def test_mask_is_compared_with_the_upright_photo(voc: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open(voc / "JPEGImages/a.jpg").save(voc / "JPEGImages/a.jpg", exif=exif)
-    assert findings(voc) == {("error", "masks of another size", "a.png")}
+    assert findings(voc) == {("error", "masks of the wrong size", "a.png")}
     write_mask(voc / "SegmentationClass/a.png", np.ones((8, 6), np.uint8))
     assert findings(voc) == set()
 
@@ -91,7 +91,7 @@ def test_masks_without_photo_and_two_files_of_one_id(voc: Path) -> None:
     photo(voc / "JPEGImages/a.png", 9)
     assert findings(voc) == {
         ("warning", "masks without photo", "z.png"),
-        ("error", "two files of one id", "a.png"),
+        ("error", "two files with one id", "a.png"),
     }
 
 
@@ -138,7 +138,7 @@ def test_overlapping_empty_and_escaping_split_lists(voc: Path) -> None:
 
 def test_equal_photos_are_an_error_across_splits_only(voc: Path) -> None:
     (voc / "JPEGImages/b.jpg").write_bytes((voc / "JPEGImages/a.jpg").read_bytes())
-    assert findings(voc) == {("warning", "photos of the same bytes", "a.jpg")}
+    assert findings(voc) == {("warning", "identical photos", "a.jpg")}
     (voc / "JPEGImages/c.jpg").write_bytes((voc / "JPEGImages/a.jpg").read_bytes())
     report = check_dataset(voc, None, None)
     assert "a = b = c: the same photo in train and val: remove one" in str(report)

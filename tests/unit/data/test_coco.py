@@ -208,7 +208,7 @@ def test_a_malformed_segmentation_is_refused_with_its_image(
 
 def test_malformed_files_are_refused(tmp_path: Path) -> None:
     path = write_split(tmp_path, "train2014", [annotation(2, 5, rectangle(0, 0, 1, 1))])
-    with pytest.raises(UserError, match=r"not a file of COCO instances \(KeyError: 5\)"):
+    with pytest.raises(UserError, match=r"not a COCO instances file \(KeyError: 5\)"):
         load_coco(tmp_path, "xml", None, None, None)
     content = json.loads(path.read_text()) | {"annotations": []}
     content["categories"].append({"id": 5, "name": "unicorn"})
@@ -216,7 +216,7 @@ def test_malformed_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='category "unicorn"'):
         load_coco(tmp_path, "xml", None, None, None)
     path.write_text("[]")
-    with pytest.raises(UserError, match="not a file of COCO instances"):
+    with pytest.raises(UserError, match="not a COCO instances file"):
         load_coco(tmp_path, "xml", None, None, None)
 
 

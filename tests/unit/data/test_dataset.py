@@ -38,7 +38,7 @@ def test_class_names_start_with_background() -> None:
     ("classes", "train", "val", "message"),
     [
         (("cat",), (), ("a",), "no training image"),
-        ((), ("a",), (), "names no class"),
+        ((), ("a",), (), "names no classes"),
         (("cat", "cat"), ("a",), (), "twice"),
         (("background",), ("a",), (), "always index 0"),
         (tuple(f"c{n}" for n in range(255)), ("a",), (), "at most 254"),
@@ -63,14 +63,14 @@ def test_every_kind_reaches_its_loader_and_others_are_refused(tmp_path: Path) ->
     voc = load_dataset("voc", root, "labels.csv", root / "classes.txt", "train", "val")
     assert voc == load_dataset("shapes", root, "xml", None, "train", "val")
     (root / "tags.csv").write_text("image,labels\nJPEGImages/a,star\n")
-    with pytest.raises(UserError, match='"train" is no list file'):
+    with pytest.raises(UserError, match='"train" is not a list file'):
         load_dataset("folder", root, "tags.csv", None, "train", None)
-    with pytest.raises(UserError, match=r"no annotations/instances_train2014.json"):
+    with pytest.raises(UserError, match=r"neither annotations/instances_train2014.json"):
         load_dataset("coco", root, "xml", None, None, None)
     with pytest.raises(UserError, match="imagenet is for evaluation only"):
         load_dataset("imagenet", root, "xml", None, "train", None)
     with pytest.raises(
-        UserError, match=r'data.kind is "ade20k": expected shapes, voc, folder, coco or imagenet'
+        UserError, match=r'data.kind is "ade20k", but must be one of shapes, voc, folder, coco, imagenet$'
     ):
         load_dataset("ade20k", root, "xml", None, None, None)
 

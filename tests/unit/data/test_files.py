@@ -298,7 +298,7 @@ def test_truncated_saliency_names_the_file_and_the_mend(tmp_path: Path, keep: in
     write_saliency(path, saliency())
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(
-        UserError, match=r"a\.npz is not a whole saliency archive.*run the saliency stage again"
+        UserError, match=r"a\.npz is not a complete saliency archive.*run the saliency stage again"
     ):
         read_saliency(path)
 
@@ -316,7 +316,7 @@ class Intruder:
 def test_code_in_a_saliency_archive_is_not_run(tmp_path: Path) -> None:
     intruder = np.array([Intruder(tmp_path / "hacked")], object)
     np.savez(tmp_path / "a.npz", classes=intruder, maps=intruder, size=np.array([1, 1]))
-    with pytest.raises(UserError, match="not a whole saliency archive"):
+    with pytest.raises(UserError, match="not a complete saliency archive"):
         read_saliency(tmp_path / "a.npz")
     assert names(tmp_path) == ["a.npz"]
 
@@ -327,14 +327,14 @@ def test_pickles_foreign_arrays_and_missing_archives_are_refused(tmp_path: Path)
         np.savez(stream, classes=np.array([{}], object), maps=np.zeros(1), size=np.array([1, 1]))
     np.savez(tmp_path / "c.npz", other=np.zeros(1))
     for name in ("a.npy", "b.npz", "c.npz"):
-        with pytest.raises(UserError, match="not a whole saliency archive"):
+        with pytest.raises(UserError, match="not a complete saliency archive"):
             read_saliency(tmp_path / name)
     with pytest.raises(UserError, match=r"d\.npz does not exist: run the saliency stage"):
         read_saliency(tmp_path / "d.npz")
 
 
 def test_arrays_that_are_gone_or_damaged_name_the_mend(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a\.npz does not exist: run the stage that makes it again"):
+    with pytest.raises(UserError, match=r"a\.npz does not exist: run the stage that writes it"):
         read_arrays(tmp_path / "a.npz", ("weight",))
     (tmp_path / "a.npz").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"a\.npz is damaged .* remove it and run the stage"):

@@ -93,7 +93,7 @@ def test_tiny_sets_keep_an_image_in_both_splits() -> None:
     [
         ("a,cat\nx,cat\n", r"labels\.csv: 1 of its ids has no image \(x\): add the photos or remove"),
         ("c.webp,cat\n", r'no image \(c\): write "trip/c"'),
-        ("a,\n", "names no class"),
+        ("a,\n", "names no classes"),
     ],
 )
 def test_faulty_tags_are_explained(tmp_path: Path, csv: str, message: str) -> None:
@@ -112,7 +112,7 @@ def test_missing_parts_are_explained(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no photos .*put them into .*images"):
         load_folder(tmp_path, "xml", None, None, None)
     root = folder(tmp_path, "a,cat\nb,cat\n")
-    with pytest.raises(UserError, match=r'"train" is no list file.*null for a split'):
+    with pytest.raises(UserError, match=r'"train" is not a list file.*null for a split'):
         load_folder(root, "xml", None, "train", None)
     with pytest.raises(UserError, match=r"tags\.csv does not exist: write a CSV"):
         load_folder(root, "tags.csv", None, None, None)

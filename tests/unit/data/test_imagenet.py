@@ -95,7 +95,7 @@ def test_val_may_be_a_part_of_the_images(tmp_path: Path) -> None:
         ("v_1.JPEG 1\nv_1 2\n", "val.txt:2: v_1 is listed twice"),
         ("../v_1.JPEG 1\n", "cannot be an image id"),
         ("v_9.JPEG 1\n", r"1 of its ids has no image \(v_9\)"),
-        ("\n", "lists no image"),
+        ("\n", "lists no images"),
     ],
 )
 def test_a_broken_list_is_refused(tmp_path: Path, text: str, message: str) -> None:

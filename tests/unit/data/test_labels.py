@@ -37,7 +37,7 @@ def test_class_list_ignores_byte_order_mark_blank_lines_and_windows_line_ends(tm
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "names no class"),
+        ([], "names no classes"),
         (["cat", "cat"], 'the class "cat" twice'),
         (["Background", "cat"], "background is always index 0"),
         (["cat;dog"], "cannot be a class name"),
@@ -113,12 +113,12 @@ def test_id_lists_in_every_spelling(tmp_path: Path, text: str, ids: tuple[str, .
 
 
 def test_id_list_with_a_duplicate_names_both_lines(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r'list\.txt: the image "a" is on line 1 and again on line 4'):
+    with pytest.raises(UserError, match=r'list\.txt: duplicate image "a" on lines 1 and 4'):
         read_ids(write(tmp_path / "list.txt", "a\nb\n\na.jpg\n"))
 
 
 def test_empty_id_list_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="lists no image"):
+    with pytest.raises(UserError, match="lists no images"):
         read_ids(write(tmp_path / "list.txt", "\n \n"))
 
 
@@ -148,7 +148,7 @@ def test_one_hot_csv_follows_the_class_list_and_not_the_columns(tmp_path: Path) 
         ("image,labels\na,cat,dog\n", r'labels\.csv:2: 3 columns.*separate labels with ";"'),
         ("image,labels\na\n", r"labels\.csv:2: 1 columns"),
         ("image,cat\na,yes\n", r'labels\.csv:2: column "cat" is "yes": write 0 or 1'),
-        ("image,labels\na,cat\n\na.png,dog\n", '"a" is on line 2 and again on line 4'),
+        ("image,labels\na,cat\n\na.png,dog\n", 'duplicate image "a" on lines 2 and 4'),
         ("image,labels\na,cat\nb,prson\n", r'labels\.csv:3: unknown label "prson": did you mean "person"'),
         ("image,labels\na,Cat\n", 'unknown label "Cat": did you mean "cat"'),
         ("image,labels\na,zzz\n", r'unknown label "zzz": correct it or add it .*\(cat, dog, person\)'),
@@ -168,7 +168,7 @@ def test_faulty_csv_is_explained(tmp_path: Path, text: str, message: str) -> Non
 def test_class_list_from_a_csv_is_sorted(tmp_path: Path) -> None:
     path = write(tmp_path / "labels.csv", "image,labels\na,dog;ant\nb,cat\n")
     assert read_csv_classes(path) == ("ant", "cat", "dog")
-    with pytest.raises(UserError, match="names no class"):
+    with pytest.raises(UserError, match="names no classes"):
         read_csv_classes(write(tmp_path / "none.csv", "image,labels\na,\n"))
 
 

@@ -169,7 +169,9 @@ def test_training_mask_of_another_size_names_both_files(records: list[Record]) -
     data = SegmentationData(
         [replace(records[0], mask=records[1].mask)], TrainTransform(RandomScale(1, 1), 32), 0
     )
-    with pytest.raises(UserError, match=r"masks/1\.png has 20x30 pixels but .*0\.png 30x20; masks must have"):
+    with pytest.raises(
+        UserError, match=r"masks/1\.png has 20x30 pixels but .*0\.png has 30x20; a mask must be as large as"
+    ):
         data[0]
 
 
@@ -207,7 +209,9 @@ def test_true_masks_are_whole_photos_with_their_masks(records: list[Record]) -> 
 
 
 def test_true_mask_of_another_size_names_both_files(records: list[Record]) -> None:
-    with pytest.raises(UserError, match=r"masks/1\.png has 20x30 pixels but .*0\.png 30x20; masks must have"):
+    with pytest.raises(
+        UserError, match=r"masks/1\.png has 20x30 pixels but .*0\.png has 30x20; a mask must be as large as"
+    ):
         TrueMasks([replace(records[0], mask=records[1].mask)])[0]
 
 

@@ -153,7 +153,7 @@ def test_missing_annotations_point_to_the_csv(tmp_path: Path) -> None:
 def test_own_class_list_is_never_mistaken_for_vocs(tmp_path: Path) -> None:
     root = devkit(tmp_path)
     (root / "classes.txt").write_text("cat\ndog\n")
-    with pytest.raises(UserError, match=r"classes\.txt lists other classes than VOC's 20"):
+    with pytest.raises(UserError, match=r"classes\.txt lists classes other than VOC's 20"):
         load_voc(root, "xml", None, "train", "val")
     assert load_voc(root, "xml", root / "classes.txt", "train", "val").classes == ("cat", "dog")
 

@@ -99,11 +99,11 @@ def test_a_run_directory_has_masks_of_each_kind(masks: Path, tmp_path: Path) -> 
 def test_a_missing_mask_is_named(masks: Path, ids: Path, tmp_path: Path) -> None:
     (masks / "2009_000003.png").unlink()
     with pytest.raises(
-        UserError, match=r"masks has no image 2009_000003 of the 3 ids in .*test\.txt; the archive"
+        UserError, match=r"masks has no mask of 2009_000003 of the 3 ids in .*test\.txt; the archive"
     ):
         export_archive(masks, tmp_path / "r.tgz", ids=ids)
     (masks / "2008_000001.png").unlink()
-    with pytest.raises(UserError, match="no image 2009_000003 and lacks 1 others"):
+    with pytest.raises(UserError, match="no mask of 2009_000003 and 1 more"):
         export_archive(masks, tmp_path / "r.tgz", ids=ids)
 
 
@@ -113,7 +113,9 @@ def test_values_beyond_twenty_are_refused_and_nothing_is_written(
 ) -> None:
     write_mask(masks / "2009_000003.png", np.full((3, 9), value, np.uint8))
     (tmp_path / "r.tgz").write_text("mine")
-    with pytest.raises(UserError, match=rf"2009_000003\.png holds {what}, but the server takes 0\.\.20 only"):
+    with pytest.raises(
+        UserError, match=rf"2009_000003\.png holds {what}, but the server accepts only 0\.\.20"
+    ):
         export_archive(masks, tmp_path / "r.tgz")
     assert (tmp_path / "r.tgz").read_text() == "mine"
     assert not list(tmp_path.glob(".r.tgz*"))
@@ -121,13 +123,13 @@ def test_values_beyond_twenty_are_refused_and_nothing_is_written(
 
 def test_a_mask_of_another_size_than_its_photo_is_refused(masks: Path, photos: Path, tmp_path: Path) -> None:
     write_mask(masks / "2009_000003.png", np.zeros((9, 3), np.uint8))
-    with pytest.raises(UserError, match=r"2009_000003\.png has 3x9 pixels but .*2009_000003\.jpg 9x3"):
+    with pytest.raises(UserError, match=r"2009_000003\.png has 3x9 pixels but .*2009_000003\.jpg has 9x3"):
         export_archive(masks, tmp_path / "r.tgz", photos=photos)
 
 
 def test_a_mask_without_photo_is_refused(masks: Path, photos: Path, tmp_path: Path) -> None:
     (photos / "2008_000001.jpg").unlink()
-    with pytest.raises(UserError, match="JPEGImages has no image 2008_000001"):
+    with pytest.raises(UserError, match="JPEGImages has no photo of 2008_000001"):
         export_archive(masks, tmp_path / "r.tgz", photos=photos)
 
 

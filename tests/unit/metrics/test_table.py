@@ -58,7 +58,7 @@ def test_confusions_are_shares_of_the_true_class_and_fall(result: dict[str, Any]
 
 def test_right_masks_have_no_confusions(result: dict[str, Any]) -> None:
     result["confusion"] = [[4, 0, 0, 0], [0, 4, 0, 0], [0, 0, 0, 0]]
-    assert confusion_table(result) == ["no pixel is taken for another class"]
+    assert confusion_table(result) == ["no pixel is confused with another class"]
 
 
 def test_without_pixels_the_table_says_so() -> None:

@@ -163,7 +163,7 @@ def test_scores_of_zero_are_uniform() -> None:
         (
             np.zeros((2, 4, 5), np.float32),
             (),
-            "2 maps for 0 classes: give one a class, or also one of the background in front",
+            "2 maps for 0 classes: give one per class, or put one for the background first",
         ),
         (np.zeros((1, 4, 5), np.float32), (1, 2), "1 maps for 2 classes"),
         (np.zeros((2, 4, 6), np.float32), (1, 2), r"maps are \(4, 6\).* image is \(4, 5\).*prepare_maps"),

@@ -127,9 +127,9 @@ def test_grabcut_reads_the_classes_of_probabilities() -> None:
         ("pamr(iterations=-1)", "refine.method: pamr(iterations=-1): iterations must be 0 or more, not -1"),
         ("grabcut(iterations=0)", "refine.method: grabcut(iterations=0): iterations must be at least 1, got 0"),
         ("grabcut(foreground=0.9)", "sum to at most 1, got 0.9 and 0.3"),
-        ("crf(", "refine.method: 'crf(' is no refinement; write for example crf, crf(iterations=5"),
-        ("", "refine.method: '' is no refinement; write for example crf"),
-        ("crf + pamr", "'crf + pamr' in 'crf + pamr' is no refinement; the refinements are crf, pamr, grabcut"),
+        ("crf(", "refine.method: 'crf(' is not a refinement; write for example crf, crf(iterations=5"),
+        ("", "refine.method: '' is not a refinement; write for example crf"),
+        ("crf + pamr", "'crf + pamr' in 'crf + pamr' is not a refinement; the refinements are crf, pamr, grabcut"),
         ("crf(1, 2, 3, 4, 5, 6, auto, 1, 1, 1, 0.7, auto, 1)", "has too many values; it takes iterations, "),
     ],
 )  # fmt: skip

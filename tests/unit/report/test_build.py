@@ -200,7 +200,7 @@ def test_every_number_of_a_dry_run_says_that_it_is_no_result(tmp_path: Path, run
     assert "dry run" not in " ".join(build(data, run)[1].words).lower()
     run.update_metrics(data_limit=3)
     words = " ".join(build(data, run)[1].words)
-    said = "DRY RUN on 3 photos of each split (data.limit): no result"
+    said = "DRY RUN on 3 photos of each split (data.limit): not a result"
     rows, tiles, subtitle = 6, 5, 1
     assert words.count(said) == rows + tiles + subtitle
     assert "(dry run)" in words  # the title

@@ -331,7 +331,7 @@ def test_oracle_refines_a_photo_with_every_candidate(records: list[Record], run:
 def test_scoring_refuses_foreign_masks(records: list[Record], run: RunDirectory) -> None:
     fill(run, records)
     write_mask(records[1].mask or Path(), np.zeros((5, 5), np.uint8))
-    with pytest.raises(UserError, match=r"truth/1\.png has 5x5 pixels but .*1\.png 16x20"):
+    with pytest.raises(UserError, match=r"truth/1\.png has 5x5 pixels but .*1\.png has 16x20"):
         measured("score_masks", records, run)
     write_mask(records[1].mask or Path(), np.full(SIZES[1], 9, np.uint8))
     with pytest.raises(UserError, match=r"truth/1\.png holds the class index 9"):

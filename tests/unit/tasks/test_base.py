@@ -32,7 +32,7 @@ def test_a_task_comes_back_from_its_checkpoint_with_weights_and_hyper_parameters
         }
         state = found.state_dict()
         assert all(torch.equal(value, state[name]) for name, value in task.state_dict().items())
-        with pytest.raises(UserError, match=rf"holds {task.kind}, but a \w+ checkpoint of wsss is needed"):
+        with pytest.raises(UserError, match=rf"holds {task.kind}, but a wsss \w+ checkpoint is needed"):
             next(other for other in tasks() if other.kind != task.kind).from_checkpoint(path)
 
 

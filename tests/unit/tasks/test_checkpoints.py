@@ -93,7 +93,7 @@ def test_checkpoint_with_code_is_refused(tmp_path: Path, capsys: pytest.CaptureF
 )
 def test_checkpoint_of_another_kind_is_refused(tmp_path: Path, value: Any, found: str) -> None:
     torch.save(value, tmp_path / "c.ckpt")
-    with pytest.raises(UserError, match=rf"c\.ckpt {found}, but a classifier checkpoint of wsss is needed"):
+    with pytest.raises(UserError, match=rf"c\.ckpt {found}, but a wsss classifier checkpoint is needed"):
         read_checkpoint(tmp_path / "c.ckpt", "classifier")
 
 
