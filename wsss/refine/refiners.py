@@ -234,7 +234,7 @@ class GrabCut(Refiner):
 def _without_crf(name: str) -> dict[str, str]:
     """What refiners ignore that compute no CRF and leave no pixel out. The background rule still scores the seeds."""
     return dict.fromkeys(
-        (*DenseCRF.settings, "crf", "soft_crf"), f"{name} does without a CRF and without 255"
+        (*DenseCRF.settings, "crf", "soft_crf"), f"{name} uses no CRF and leaves no pixel out"
     )
 
 
@@ -340,9 +340,9 @@ def unused_settings(parameters: RefineParameters, probabilities: bool, predictio
         if reason is None and leaf in shared and section in overridden:
             reason = "refine.method gives another value"
         if reason:
-            sentences.append(f"refine.{name} is {value}, but plays no part: {reason}")
+            sentences.append(f"refine.{name} is {value}, but has no effect: {reason}")
     sentences += [
-        f"refine.method gives {name}, which plays no part: {reasons[name]}"
+        f"refine.method gives {name}, which has no effect: {reasons[name]}"
         for name in shared
         if name in reasons
     ]

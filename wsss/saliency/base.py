@@ -217,7 +217,7 @@ def finite(maps: Tensor) -> Tensor:
     if bool(torch.isfinite(maps).all()):
         return maps
     warnings.warn(
-        "saliency was NaN or infinite in places and is 0 there: "
+        "saliency was NaN or infinite in places and was set to 0 there: "
         "look for NaN in the classifier's weights and in the image",
         stacklevel=2,
     )

@@ -89,7 +89,7 @@ def tapped(classifier: nn.Module, layer: str) -> Iterator[list[Tensor]]:
     def take(module: nn.Module, inputs: object, output: object) -> Tensor:
         if not isinstance(output, Tensor) or output.ndim != 4:
             got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            raise UserError(f"layer '{layer}' must give feature maps (B, channels, h, w), it gives {got}")
+            raise UserError(f"layer '{layer}' must give feature maps (B, channels, h, w), but gives {got}")
         taken[:] = [output.detach().requires_grad_()]
         return taken[0].clone()  # the next module may work in place, which a leaf forbids
 
@@ -170,7 +170,7 @@ class GradCAMPlusPlus(LayerMethod):
 
     def __post_init__(self) -> None:
         if self.eps is not None and not 0 < self.eps < math.inf:
-            raise UserError(f"eps must be above 0, or None for none at all, got {self.eps}")
+            raise UserError(f"eps must be above 0, or None to leave it out, got {self.eps}")
 
     def combine(self, activation: Tensor, gradient: Tensor) -> Tensor:
         positive = gradient.relu()

@@ -105,7 +105,7 @@ class DCSM(SaliencyMethod):
             object.__setattr__(self, "layers", tuple(self.layers))
         if self.variant not in ("paper", "caffe") or self.candidates not in ("targets", "classifier"):
             raise UserError(
-                "DCSM knows variant 'paper' and 'caffe', candidates 'targets' and 'classifier', "
+                "DCSM's variant must be 'paper' or 'caffe' and its candidates 'targets' or 'classifier', "
                 f"got {self.variant!r}, {self.candidates!r}"
             )
         if self.score not in ("sigmoid", "softmax"):
@@ -268,7 +268,7 @@ def tapped_layers(classifier: nn.Module, layers: Sequence[str], side: Side) -> I
             got = (
                 f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
             )
-            raise UserError(f"layer '{layer}' must have feature maps (B, channels, h, w), it has {got}")
+            raise UserError(f"layer '{layer}' must have feature maps (B, channels, h, w), but has {got}")
         taken[layer] = features if features.requires_grad else features.detach().requires_grad_()
         return taken[layer].clone()  # the next module may work in place
 
@@ -297,6 +297,6 @@ def default_layers(classifier: nn.Module, side: Side) -> tuple[str, ...]:
     layout = layout_of(classifier)
     if layout is None:
         raise UserError(
-            "DCSM knows the layers of VGG and ResNet classifiers only: name those of this one with `layers`"
+            "DCSM knows the layers of VGG and ResNet classifiers only: name this one's with `layers`"
         )
     return (layout.guided if side == "output" else layout.convolutions) or layout.stages[-3:]

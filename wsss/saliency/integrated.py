@@ -53,7 +53,7 @@ class IntegratedGradCAM(SaliencyMethod):
             )
         if self.rule not in ("left", "midpoint") or self.baseline not in ("mean", "black"):
             raise UserError(
-                "IntegratedGradCAM knows rule 'left' and 'midpoint', baseline 'mean' and 'black', "
+                "IntegratedGradCAM's rule must be 'left' or 'midpoint' and its baseline 'mean' or 'black', "
                 f"got {self.rule!r}, {self.baseline!r}"
             )
 
@@ -92,7 +92,7 @@ def baseline_of(images: Tensor, baseline: Literal["mean", "black"]) -> Tensor:
         return images.new_zeros((1, 1, 1, 1))
     if images.shape[1] != 3:
         raise UserError(
-            f"the baseline 'black' is known for RGB only, not for {images.shape[1]} channels: use baseline='mean'"
+            f"the baseline 'black' is defined for RGB only, not for {images.shape[1]} channels: use baseline='mean'"
         )
     black = [-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
     return images.new_tensor(black).view(1, 3, 1, 1)

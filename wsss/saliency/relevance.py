@@ -271,8 +271,8 @@ def steps_above(classifier: nn.Module, layer: str) -> list[nn.Module]:
     within = [index for index, name in enumerate(names) if f"{name}.".startswith(f"{layer}.")]
     if not within:
         inside = [name for name in names if layer.startswith(f"{name}.")]
-        mend = f"choose {inside[0]}" if inside else f"choose a layer such as {names[-2]}"
-        raise UserError(f"layer '{layer}' is not between two steps from the image to the logits: {mend}")
+        fix = f"choose {inside[0]}" if inside else f"choose a layer such as {names[-2]}"
+        raise UserError(f"layer '{layer}' is not between two steps from the image to the logits: {fix}")
     if within[-1] == len(steps) - 1:
         raise UserError(
             f"layer '{layer}' has nothing above it: choose a layer with feature maps below the head"
@@ -289,7 +289,7 @@ def steps_of(classifier: nn.Module) -> list[tuple[str, nn.Module]]:
     layout = layout_of(classifier)
     if layout is None or not layout.path:
         raise UserError(
-            f"relevance propagation does not know {type(classifier).__name__}: it supports {SUPPORTED}; "
+            f"relevance propagation does not support {type(classifier).__name__}, only {SUPPORTED}; "
             "choose another method, such as gradcam"
         )
     steps = [step for name in layout.path for step in _flattened(name, classifier.get_submodule(name))]
@@ -322,6 +322,6 @@ def _check_maximum(scores: Tensor, logits: Tensor) -> None:
     """A network that ends in a convolution must give the maxima of its score map."""
     if scores.ndim != 4 or not torch.equal(scores.amax((2, 3)).float(), logits):
         raise UserError(
-            "relevance propagation supports score maps below global max pooling only: the logits are not the maxima "
+            "relevance propagation supports score maps only below global max pooling: the logits are not the maxima "
             "of the last convolution"
         )

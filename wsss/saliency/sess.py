@@ -132,7 +132,7 @@ class SESS(SaliencyMethod):
             raise UserError(f"SESS needs prefilter and theta in [0, 1), got {self.prefilter}, {self.theta}")
         if self.pool not in ("mean", "max") or self.score not in ("sigmoid", "softmax"):
             raise UserError(
-                "SESS knows pool 'mean' and 'max', score 'sigmoid' and 'softmax', "
+                "SESS's pool must be 'mean' or 'max' and its score 'sigmoid' or 'softmax', "
                 f"got {self.pool!r}, {self.score!r}"
             )
 

@@ -301,9 +301,9 @@ class Painted(Refiner):
         return RefinedMask(labels, labels, np.ones(labels.shape, np.float32))
 
 
-# -- settings that play no part --------------------------------------------------------------------
+# -- settings without effect -----------------------------------------------------------------------
 
-OTHER = "but plays no part: it belongs to the"
+OTHER = "but has no effect: it belongs to the"
 SEEDLESS = "after `extend.method: pixels` the CRF starts from probabilities, not from seeds"
 
 
@@ -321,16 +321,16 @@ def test_defaults_are_nothing_to_talk_about(method: str, probabilities: bool) ->
     ("probabilities", "settings", "expected"),
     [
         (True, {"uncertainty": "agreement"},
-         [f"refine.uncertainty is agreement, but plays no part: {SEEDLESS}, and the rule is posterior"]),
+         [f"refine.uncertainty is agreement, but has no effect: {SEEDLESS}, and the rule is posterior"]),
         (True, {"uncertainty": "posterior", "posterior_limit": 0.9}, []),
         (True, {"uncertainty": "none"}, []),
         (True, {"uncertainty": "none", "posterior_limit": 0.9},
          [f"refine.posterior_limit is 0.9, {OTHER} uncertainty rule posterior, not to none"]),
         (True, {"low_factor": 0.5},
          [f"refine.low_factor is 0.5, {OTHER} uncertainty rule agreement, not to posterior"]),
-        (True, {"confidence": 0.9}, [f"refine.confidence is 0.9, but plays no part: {SEEDLESS}"]),
+        (True, {"confidence": 0.9}, [f"refine.confidence is 0.9, but has no effect: {SEEDLESS}"]),
         (True, {"crf": CRFParameters(5)},
-         [f"refine.crf.iterations is 5, but plays no part: {SEEDLESS}, with the constants of refine.soft_crf"]),
+         [f"refine.crf.iterations is 5, but has no effect: {SEEDLESS}, with the constants of refine.soft_crf"]),
         (True, {"soft_crf": CRFParameters(5, 1, 3, 67, 3, 4)}, []),
         (True, {"backend": "torch"}, []),
         (False, {"uncertainty": "agreement", "low_factor": 0.5, "confidence": 0.9, "crf": CRFParameters(5)}, []),
@@ -349,22 +349,22 @@ def test_defaults_are_nothing_to_talk_about(method: str, probabilities: bool) ->
         (False, {"background": BackgroundParameters("calibrated", 0.3)}, []),  # where nothing can be calibrated
         (False, {"method": "crf(iterations=5)"}, []),
         (False, {"method": "crf(iterations=5)", "crf": CRFParameters(3)},
-         ["refine.crf.iterations is 3, but plays no part: refine.method gives another value"]),
+         ["refine.crf.iterations is 3, but has no effect: refine.method gives another value"]),
         (False, {"method": "crf(uncertainty=none)", "uncertainty": "posterior"},
-         ["refine.uncertainty is posterior, but plays no part: refine.method gives another value"]),
+         ["refine.uncertainty is posterior, but has no effect: refine.method gives another value"]),
         (False, {"method": "crf(posterior_limit=0.9)"},
-         ["refine.method gives posterior_limit, which plays no part: it belongs to the uncertainty rule posterior, "
+         ["refine.method gives posterior_limit, which has no effect: it belongs to the uncertainty rule posterior, "
           "not to agreement"]),
         (True, {"method": "crf(uncertainty=agreement)"},
-         [f"refine.method gives uncertainty, which plays no part: {SEEDLESS}, and the rule is posterior"]),
+         [f"refine.method gives uncertainty, which has no effect: {SEEDLESS}, and the rule is posterior"]),
         (False, {"method": "pamr", "uncertainty": "none", "crf": CRFParameters(bilateral_srgb=4), "backend": "torch"},
-         [f"refine.{name}, but plays no part: pamr does without a CRF and without 255"
+         [f"refine.{name}, but has no effect: pamr uses no CRF and leaves no pixel out"
           for name in ("uncertainty is none", "crf.bilateral_srgb is 4", "backend is torch")]),
         (True, {"method": "grabcut(iterations=3)", "low_factor": 0.5, "background": RULE},
-         ["refine.low_factor is 0.5, but plays no part: grabcut does without a CRF and without 255"]),
+         ["refine.low_factor is 0.5, but has no effect: grabcut uses no CRF and leaves no pixel out"]),
     ],
 )  # fmt: skip
-def test_a_changed_setting_that_plays_no_part_is_told(
+def test_a_changed_setting_without_effect_is_reported(
     probabilities: bool, settings: dict[str, Any], expected: list[str]
 ) -> None:
     assert unused(probabilities, **settings) == expected
@@ -375,14 +375,14 @@ def test_the_crf_of_predictions_uses_the_constants_for_probabilities() -> None:
     for method in REFINERS:
         assert unused(False, predictions=True, method=method, **changed) == []
     assert unused(False, predictions=False, **changed) == [
-        "refine.soft_crf.iterations is 5, but plays no part: "
+        "refine.soft_crf.iterations is 5, but has no effect: "
         "the CRF starts from seeds, with the constants of refine.crf"
     ]
     assert unused(False, predictions=False, method="pamr", **changed) == [
-        "refine.soft_crf.iterations is 5, but plays no part: pamr does without a CRF and without 255"
+        "refine.soft_crf.iterations is 5, but has no effect: pamr uses no CRF and leaves no pixel out"
     ]
     assert unused(True, predictions=False, method="crf(iterations=2)", **changed) == [
-        "refine.soft_crf.iterations is 5, but plays no part: refine.method gives another value"
+        "refine.soft_crf.iterations is 5, but has no effect: refine.method gives another value"
     ]
 
 

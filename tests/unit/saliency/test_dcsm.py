@@ -231,7 +231,7 @@ def test_the_layers_of_vgg_and_resnet_are_found_by_structure():
     assert len(found) == 9
     assert found[0] == "features.16"
     assert default_layers(resnet, "output") == ("layer2", "layer3", "layer4")
-    with pytest.raises(UserError, match="VGG and ResNet classifiers only: name those"):
+    with pytest.raises(UserError, match="VGG and ResNet classifiers only: name this one's"):
         default_layers(other, "output")
 
 
@@ -263,8 +263,8 @@ def test_the_crops_of_sess_may_be_explained_by_it(network, photos):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"variant": "torch"}, "variant 'paper' and 'caffe'"),
-        ({"candidates": "all"}, "candidates 'targets' and 'classifier'"),
+        ({"variant": "torch"}, "variant must be 'paper' or 'caffe'"),
+        ({"candidates": "all"}, "candidates 'targets' or 'classifier'"),
         ({"score": "tanh"}, "'sigmoid' or 'softmax', got 'tanh'"),
         ({"layers": ()}, "at least one layer"),
         ({"scales": (1.0, 0.0)}, "only positive scales"),

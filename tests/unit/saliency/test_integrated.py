@@ -87,7 +87,7 @@ def test_images_of_one_channel_have_a_mean_but_no_black():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     images, target = torch.rand(1, 1, 12, 12), torch.tensor([[0, 1]])
     assert IntegratedGradCAM("1", steps=2)(model, images, target).shape == (1, 10, 10)
-    with pytest.raises(UserError, match="'black' is known for RGB only, not for 1 channels"):
+    with pytest.raises(UserError, match="'black' is defined for RGB only, not for 1 channels"):
         IntegratedGradCAM("1", steps=2, baseline="black")(model, images, target)
 
 
@@ -96,8 +96,8 @@ def test_images_of_one_channel_have_a_mean_but_no_black():
     [
         ({"steps": 0}, "at least 1"),
         ({"batch_size": 0}, "at least 1"),
-        ({"rule": "right"}, "rule 'left' and 'midpoint'"),
-        ({"baseline": "white"}, "baseline 'mean' and 'black'"),
+        ({"rule": "right"}, "rule must be 'left' or 'midpoint'"),
+        ({"baseline": "white"}, "baseline 'mean' or 'black'"),
     ],
 )
 def test_impossible_parameters_are_refused(options, message):

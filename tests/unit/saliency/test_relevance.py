@@ -360,9 +360,9 @@ def swapped(model, path, module):
 def test_other_networks_and_layers_are_refused(resnet, vgg, vgg_bn, convolutional, images, targets):
     block = torchvision.models.resnet.BasicBlock
     cases = [
-        (Another(), "conv", r"does not know Another: it supports torchvision's ResNet and VGG"),
-        (Changed(block, [1, 1, 1, 1], num_classes=CLASSES), "layer4", "does not know Changed"),
-        (nn.Sequential(resnet), "0.layer4", "does not know Sequential"),
+        (Another(), "conv", r"does not support Another, only torchvision's ResNet and VGG"),
+        (Changed(block, [1, 1, 1, 1], num_classes=CLASSES), "layer4", "does not support Changed"),
+        (nn.Sequential(resnet), "0.layer4", "does not support Sequential"),
         (swapped(resnet, "fc", nn.Sequential(nn.Linear(128, 5), nn.GELU())), "layer4", "no rule for GELU at 'fc.1'"),
         (swapped(resnet, "layer4.0.relu", nn.GELU()), "layer3", "no rule for BasicBlock at 'layer4.0'"),
         (resnet, "layer5", r"no layer 'layer5'; close names: .*layer4"),
@@ -383,7 +383,7 @@ def test_a_score_map_below_another_pooling_is_refused(convolutional, images, tar
 
     model = Averaged.__new__(Averaged)
     model.__dict__ = copy.deepcopy(convolutional).__dict__
-    with pytest.raises(UserError, match="global max pooling only"):
+    with pytest.raises(UserError, match="only below global max pooling"):
         RelevanceCAM("features")(model, images, targets)
 
 
