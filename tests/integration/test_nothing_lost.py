@@ -58,6 +58,6 @@ def test_predict_never_replaces_masks_that_it_did_not_make(
         "--device",
         "cpu",
     ]
-    assert "wsss predict did not make it" in command("predict", tmp_path / "a.jpg", *words).sentence
+    assert "wsss predict did not write it" in command("predict", tmp_path / "a.jpg", *words).sentence
     assert command("predict", tmp_path / "a.jpg", *words, "--skip-existing").status == 0
     assert (tmp_path / "masks" / "a.png").read_bytes() == content
