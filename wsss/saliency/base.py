@@ -28,7 +28,7 @@ Maps = Callable[[Tensor], Tensor]
 class Evidence(Protocol):
     """What one forward over a batch of images leaves behind.
 
-    It may hold an autograd graph: drop it (let it go out of scope) to free that memory.
+    It may hold an autograd graph. Let it go out of scope to free that memory.
     """
 
     @property
@@ -44,7 +44,7 @@ class Evidence(Protocol):
 
 @dataclass(frozen=True)
 class DeferredEvidence:
-    """Evidence of methods that learn nothing from a plain forward: it runs only if logits are asked for."""
+    """Evidence of methods that learn nothing from a plain forward: it runs only when the logits are asked for."""
 
     classifier: nn.Module
     images: Tensor
@@ -137,7 +137,11 @@ def check_range(indices: Tensor, count: int, what: str) -> None:
 
 
 def check_logits(logits: object, images: Tensor) -> Tensor:
-    """Detached float32 logits (B, C), or UserError if the classifier returned something else."""
+    """The logits (B, C), float32 and detached.
+
+    Raises:
+        UserError: the classifier returned something else.
+    """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(
@@ -148,9 +152,9 @@ def check_logits(logits: object, images: Tensor) -> Tensor:
 
 @contextmanager
 def evaluating(classifier: nn.Module) -> Iterator[None]:
-    """Eval mode, parameters without gradient, inputs cloned; all as it was afterwards, also after an exception.
+    """Eval mode, parameters without gradient, inputs cloned. All is restored afterwards, also after an exception.
 
-    A classifier may normalise its input in place: it gets a copy, which costs next to nothing beside its layers.
+    A classifier may normalise its input in place, so it gets a copy. The copy is cheap compared with its layers.
     """
     training = [module for module in classifier.modules() if module.training]
     # Those made under inference_mode cannot get the flag back; torch refuses to differentiate them anyway.
@@ -184,19 +188,19 @@ def exact(device: torch.device) -> torch.autocast:
 def backward_rounds(
     output: Tensor, inputs: Sequence[Tensor] | Sequence[GradientEdge], targets: Tensor
 ) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
-    """Gradients of target logits, with as many backward passes as the image with most targets has.
+    """Gradients of target logits, in as many backward passes as the image with the most targets has targets.
 
-    Round r differentiates the r-th target of every image at once: the images do not influence each
-    other in eval mode, so their one-hot seeds may share one backward pass.
+    Round r differentiates the r-th target of every image at once. In eval mode the images do not influence each
+    other, so their one-hot seeds can share one backward pass.
 
     Args:
-        output: logits (B, C) with their graph; it is kept, so that this may be repeated.
-        inputs: tensors (B, …), or the edges of the graph that stand for them, to differentiate with
-            respect to. The output must depend on edges.
+        output: logits (B, C) with their graph. The graph is kept, so this may be called again.
+        inputs: what to differentiate with respect to: tensors (B, …), or the graph edges that stand for them.
+            The output must depend on the edges.
         targets: (N, 2) rows (image, class), in range.
 
     Yields:
-        The rows of `targets` of this round, (n,) int64, and for each input the gradient (B, …).
+        The rows of `targets` in this round, (n,) int64, and for each input its gradient (B, …).
     """
     ranks = rank_within_image(targets[:, 0])
     for rank in range(int(ranks.max()) + 1 if len(ranks) else 0):
@@ -225,7 +229,21 @@ def finite(maps: Tensor) -> Tensor:
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resizing of maps (N, h, w) to (N, H, W), half-pixel centres, without antialiasing."""
+    """Bilinear resizing of maps (N, h, w) to (N, H, W): half-pixel centres, no antialiasing.
+
+    The value at row Y and column X is sum_ij max(0, 1 - |y - i|) max(0, 1 - |x - j|) s_ij over the cells (i, j) of the
+    map s. y = (Y + 1/2) h / H - 1/2, clamped to 0 .. h - 1, is the row in cells, and x the column likewise. This is
+    torch's `interpolate(align_corners=False)`:
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.interpolate.html
+
+    Args:
+        maps: (N, h, w) float; N may be 0.
+        size: (H, W) in pixels.
+
+    Example:
+        >>> upsample(torch.tensor([[[0.0, 1.0]]]), (1, 4))
+        tensor([[[0.0000, 0.2500, 0.7500, 1.0000]]])
+    """
     if len(maps) == 0:
         return maps.new_zeros((0, *size))
     if tuple(maps.shape[-2:]) == tuple(size):
@@ -234,10 +252,22 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def normalize(maps: Tensor, mode: Literal["minmax", "max"] = "minmax") -> Tensor:
-    """Each map (N, h, w) scaled by itself; a map without contrast (or without a positive value) becomes 0.
+    """Each map (N, h, w) scaled by its own values.
 
-    `minmax` is (s - min s) / (max s - min s), in [0, 1]. `max` is s / max s, in [0, 1] for
-    non-negative maps.
+    - "minmax": (s - min s) / (max s - min s), in [0, 1], with s the map. Wang et al., "Score-CAM", CVPR Workshops
+      2020, https://arxiv.org/abs/1910.01279
+    - "max": s / max s, in [0, 1] for non-negative maps. Ahn and Kwak, "Learning Pixel-level Semantic Affinity with
+      Image-level Supervision for Weakly Supervised Semantic Segmentation", CVPR 2018, section 3.1,
+      https://arxiv.org/abs/1803.10464
+
+    A constant map becomes 0 with "minmax". A map without a positive value becomes 0 with "max".
+
+    Raises:
+        ValueError: another mode.
+
+    Example:
+        >>> normalize(torch.tensor([[[1.0, 2.0, 5.0]]]))
+        tensor([[[0.0000, 0.2500, 1.0000]]])
     """
     if mode not in ("minmax", "max"):
         raise ValueError(f"mode must be 'minmax' or 'max', got {mode!r}")
@@ -259,7 +289,7 @@ def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def fast_layout(images: Tensor) -> Tensor:
-    """Images, or weights of convolutions, in the memory layout in which convolutions are fastest on their device."""
+    """The memory layout in which convolutions are fastest on this device, for images or convolution weights."""
     if images.device.type == "cpu":
         return images.contiguous(memory_format=torch.channels_last)
     return images

@@ -30,8 +30,8 @@ NEARLY_ZERO = 1e-6
 class LayerMethod(SaliencyMethod):
     """A method that combines one layer's activation A with the gradient of a logit with respect to it.
 
-    One forward per image; the gradient runs through the layers above `layer` only. If the module at
-    `layer` is used several times in one forward, its last use counts.
+    It takes one forward per image. The gradient runs only through the layers above `layer`. If the module at `layer`
+    is used several times in one forward, its last use counts.
 
     Args:
         layer: a `get_submodule` path whose output is (B, k, u, v), such as "layer4" or "features.29".
@@ -79,10 +79,10 @@ class LayerEvidence:
 
 @contextmanager
 def tapped(classifier: nn.Module, layer: str) -> Iterator[list[Tensor]]:
-    """Collects the outputs of `layer` as leaves that start the graph; the hook goes when the block ends.
+    """Collects the outputs of `layer` as leaves that start the graph. The hook is removed when the block ends.
 
     Raises:
-        UserError: no such layer, or its output is not (B, k, u, v).
+        UserError: there is no such layer, or its output is not (B, k, u, v).
     """
     taken: list[Tensor] = []
 
@@ -123,7 +123,7 @@ def constant_in_space(gradient: Tensor) -> bool:
 def warn_below_pooling(gradient: Tensor, consequence: str) -> None:
     """Warns that a method loses what sets it apart where dz/dA (n, k, u, v) is constant in space.
 
-    Looks at the first map only. Python shows a warning once per place, so once per method.
+    It looks at the first map only. Python shows a warning once per place, so once per method.
     """
     first = gradient[:1]
     if first[0, 0].numel() > 1 and bool(first.any()) and constant_in_space(first):
@@ -136,10 +136,22 @@ def warn_below_pooling(gradient: Tensor, consequence: str) -> None:
 
 @dataclass(frozen=True)
 class GradCAM(LayerMethod):
-    """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2): ReLU(sum_k w_k A_k), w_k = mean_uv dz/dA_k.
+    """Grad-CAM: activations weighted by their mean gradient.
 
-    A is the activation at `layer`, z the logit of the class. Below a global-average-pool head this is
-    CAM times 1 / (u v).
+        M = ReLU(sum_k w_k A_k),    w_k = mean_uv dz/dA_k
+
+    A_k is channel k of the activation at `layer`, z the logit of the class, mean_uv the mean over positions. With
+    only global average pooling and a linear head above the layer, M is CAM times 1 / (u v).
+
+    Paper: Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
+    ICCV 2017, equations 1 and 2, https://arxiv.org/abs/1610.02391
+
+    Args:
+        layer: see `LayerMethod`.
+
+    Example:
+        >>> GradCAM(layer="layer4")(classifier, images, targets).shape
+        torch.Size([2, 2, 2])
     """
 
     scale_balance = "area"
@@ -150,20 +162,30 @@ class GradCAM(LayerMethod):
 
 @dataclass(frozen=True)
 class GradCAMPlusPlus(LayerMethod):
-    """Grad-CAM++ (Chattopadhyay et al. 2018, equation 19): ReLU(sum_k w_k A_k), w_k = sum_uv alpha ReLU(G).
+    """Grad-CAM++: Grad-CAM that weights every position by higher derivatives.
 
-    G = dz/dA, S_k = sum_uv A_k, alpha = G^2 / (2 G^2 + S_k G^3) = 1 / (2 + S_k G), and 0 where G is 0.
-    Where G > 0, the only places that count, and A >= 0, as after a ReLU, the denominator is at least 2;
-    on other layers a place where it is about 0 is left out.
+        M = ReLU(sum_k w_k A_k),    w_k = sum_uv alpha ReLU(G),
+        alpha = G^2 / (2 G^2 + S_k G^3) = 1 / (2 + S_k G), and 0 where G is 0
 
-    Deviation from public code: that adds 1e-6 to the denominator of the first form, which outweighs
-    everything else once G is below about 1e-3, as below global average pooling (G ~ 1 / (u v)): alpha then
-    grows with G^2, and the map hangs on the scale of the logits. Without it, the weights tend to half of
-    Grad-CAM's positive part as logits shrink.
+    A_k is channel k of the activation at `layer`, z the logit of the class, G = dz/dA_k at a position (u, v), and
+    S_k = sum_uv A_k. Only places with G > 0 count. There the denominator is at least 2 after a ReLU, where A >= 0.
+    On other layers a place where the denominator is about 0 is left out.
+
+    Paper: Chattopadhyay et al., "Grad-CAM++: Improved Visual Explanations for Deep Convolutional Networks", WACV 2018,
+    equation 19, https://arxiv.org/abs/1710.11063
+
+    Deviation from public code, which adds 1e-6 to the denominator of the first form: below global average pooling
+    G is about 1 / (u v); once G is below about 1e-3 that constant outweighs everything else. Alpha then grows with G^2,
+    and the map depends on the scale of the logits. Without it, the weights tend to half of Grad-CAM's positive part as
+    logits shrink.
 
     Args:
         layer: see `LayerMethod`.
-        eps: added to the denominator of the first form; 1e-6 gives the maps of the grad-cam package.
+        eps: added to the denominator of the first form. 1e-6 gives the maps of the grad-cam package.
+
+    Example:
+        >>> GradCAMPlusPlus(layer="layer4")(classifier, images, targets).shape
+        torch.Size([2, 2, 2])
     """
 
     eps: float | None = None
@@ -184,14 +206,24 @@ class GradCAMPlusPlus(LayerMethod):
 
 @dataclass(frozen=True)
 class XGradCAM(LayerMethod):
-    """XGrad-CAM (Fu et al. 2020, "Axiom-based Grad-CAM"): ReLU(sum_k w_k A_k), w_k = sum_uv G A / (sum_uv A + eps).
+    """XGrad-CAM: Grad-CAM with the gradient averaged where the activation is.
 
-    G = dz/dA: Grad-CAM with the gradient averaged where the activation is. The weights divide by the sum of
-    activations, so `layer` must follow a ReLU. Below a global-average-pool head it is Grad-CAM (warned of).
+        M = ReLU(sum_k w_k A_k),    w_k = sum_uv G A_k / (sum_uv A_k + eps)
+
+    A_k is channel k of the activation at `layer`, G = dz/dA_k with z the logit of the class. The weights divide by
+    sums of activations, so `layer` must follow a ReLU. Below global average pooling and a linear head it is Grad-CAM
+    itself; a warning says so.
+
+    Paper: Fu et al., "Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs", BMVC 2020,
+    https://arxiv.org/abs/2008.02312
 
     Args:
         layer: see `LayerMethod`.
-        eps: keeps channels without activation at weight 0.
+        eps: keeps the weight of channels without activation at 0.
+
+    Example:
+        >>> XGradCAM(layer="layer3")(classifier, images, targets).shape
+        torch.Size([2, 4, 4])
     """
 
     scale_balance = "area"

@@ -22,31 +22,40 @@ WORKING_SET = 2**22
 
 @dataclass(frozen=True)
 class CAMERAS(SaliencyMethod):
-    """CAMERAS (Jalwana et al. 2021): ReLU(sum_k A_k G_k), multi-resolution A and G.
+    """CAMERAS: activation times gradient, each averaged over many resolutions of the image first.
 
-    The image is resized (bicubic, half-pixel centres, not antialiased) to each resolution r; A_r is the
-    activation at `layer` there and G_r = dz/dA_r, z the logit of the class. A = mean_r up(A_r) and
-    G = mean_r up(G_r), both upsampled bilinearly to the size of the first resolution's image.
+        M = ReLU(sum_k A_k G_k),    A = mean_r up(A_r),    G = mean_r up(G_r)
 
-    The upsampled tensors (k, H, W) are never made: see `inner_product`. Below a global-average-pool head
+    The image is resized to each resolution r (bicubic, half-pixel centres, no antialiasing). A_r is the activation at
+    `layer` there, G_r = dz/dA_r with z the logit of the class, k the channel. `up` is bilinear resizing to the size
+    of the image at the first resolution.
+
+    The upsampled tensors (k, H, W) are never built: see `inner_product`. Below global average pooling and a linear head
     G_r has one value per channel, and the map is mean_r up(sum_k G_k A_r,k).
 
-    Deviations from the authors' code: the aspect of the image is kept where theirs needs squares; an image
-    that does not have the first resolution is resized to it where theirs takes it as it is.
+    Paper: Jalwana et al., "CAMERAS: Enhanced Resolution And Sanity preserving Class Activation Mapping for image
+    saliency", CVPR 2021, https://arxiv.org/abs/2106.10649
 
-    Cost: one forward per resolution for all classes, of total area 60.9 times that of the image with the
-    default resolutions, and above `layer` as many backward passes as one image has classes. Memory: that
-    of one forward at the largest resolution, and A_r and G_r of the images processed together.
+    Deviations from the authors' code: the aspect ratio of the image is kept; theirs needs squares. An image that does
+    not have the first resolution is resized to it; theirs takes it as it is.
+
+    Cost: one forward per resolution for all classes. With the default resolutions their total area is 60.9 times that
+    of the image. Above `layer`, as many backward passes per resolution as one image has classes. Memory: one forward
+    at the largest resolution, and A_r and G_r of the images that are processed together.
 
     Args:
         layer: see `LayerMethod`.
-        resolutions: lengths of the shorter side, the map's size first. None: the image's own size and
-            factors 324/224, 424/224, …, 924/224 of it, for 224 x 224 images exactly 224, 324, …, 924.
-        agreeing: only resolutions whose highest logit is of the same class as at the first one, image by
-            image, as the authors' code does when it is given no class.
-        batch_size: images processed together; one at the largest resolution is 17 images' work already.
+        resolutions: lengths of the shorter side, the map's size first. None: the image's own size and 324/224, 424/224,
+            …, 924/224 times that. For 224 x 224 images these are exactly 224, 324, …, 924.
+        agreeing: keep only the resolutions whose highest logit is of the same class as at the first resolution, for
+            each image separately. The authors' code does so when it is given no class.
+        batch_size: images processed together. One image at the largest resolution is the work of 17 already.
 
     The result has the size of the first resolution, (N, H, W).
+
+    Example:
+        >>> CAMERAS(layer="layer4")(classifier, images, targets).shape
+        torch.Size([2, 64, 64])
     """
 
     layer: str
@@ -134,9 +143,9 @@ def inner_product(
 ) -> Tensor:
     """sum_k mean_r up(A_r)_k * mean_r up(G_r)_k: R tensors A_r and G_r (k, u_r, v_r) -> (H, W) of `size`.
 
-    up is bilinear with half-pixel centres: a matrix for rows times one for columns. Rows are blended first,
-    which leaves the columns of all resolutions side by side, V = sum_r v_r of them; one matrix product with
-    all column weights then blends and sums over r at once. Some rows of the output are made at a time.
+    up is bilinear with half-pixel centres, that is, one matrix for the rows and one for the columns. Rows are blended
+    first. That leaves the columns of all resolutions side by side, V = sum_r v_r of them. One matrix product with all
+    column weights then blends the columns and sums over r at once. The output is made some rows at a time.
     """
     if all(constant_in_space(gradient[None]) for gradient in gradients):
         weights = sum(gradient[:, 0, 0] for gradient in gradients) / len(gradients)

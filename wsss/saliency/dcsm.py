@@ -40,42 +40,49 @@ Side = Literal["output", "input"]
 
 @dataclass(frozen=True)
 class DCSM(SaliencyMethod):
-    """Distinct class saliency maps (Shimoda & Yanai, ECCV 2016).
+    """Distinct class saliency maps: guided gradients of intermediate layers, subtracted between the classes.
 
-    For an image at scale s and a layer l with activation L_l (after the ReLU), S_c the score map of class c:
+        M^c = mean over scales and layers of tanh(alpha * M~_l^c), in [0, 1]
+        M~_l^c = sum over the other candidates c' of max(M_l^c - M_l^c', 0); M_l^c if there are none
+        M_l^c = max over channels of |dS_c / dL_l|, divided by its maximum, then upsampled
 
-    1. M_l^c = max over channels of |dS_c / dL_l|, guided (see `GuidedBackprop`) in the ReLUs above the
-       layer, with 1 at every position of S_c as the seed; divided by its maximum; then upsampled.
-    2. M~_l^c = sum over the other candidate classes c' of max(M_l^c - M_l^c', 0); M_l^c if there are none.
-    3. M^c = mean over scales and layers of tanh(alpha * M~_l^c), in [0, 1].
+    L_l is the activation of layer l (after the ReLU) for the image at one scale, S_c the score map of class c. The
+    gradient is guided (see `GuidedBackprop`) in the ReLUs above the layer, and its seed is 1 at every position of
+    S_c. alpha is the steepness of tanh.
 
-    The candidates of an image are the classes that the call names for it: the labels, where they are
-    known. `candidates="classifier"` adds those of a probability above `threshold`.
+    The candidates of an image are the classes that the call names for it, that is, its labels where they are known.
+    `candidates="classifier"` adds the classes whose probability is above `threshold`.
 
-    `variant="caffe"` follows the authors' code instead of their paper. The differences, one by one:
-    the input is one image of 512 x 512 (`scales` has no effect); the candidates are the classifier's top
-    three, whatever the call names; gradients are those at each convolution's input, not its activation;
-    M is the largest gradient of a channel, not its absolute value, and is not divided by its maximum; a
-    difference M^c - M^c' keeps its negative part and is multiplied by alpha / max (alpha is 3 there);
-    the sum over c' again, before tanh; the sum over layers is divided by its maximum and only then
-    clamped at 0. Where such a maximum is not positive (their code flips the sign or divides by 0) we add
-    nothing.
+    Paper: Shimoda and Yanai, "Distinct Class-Specific Saliency Maps for Weakly Supervised Semantic Segmentation", ECCV
+    2016, https://doi.org/10.1007/978-3-319-46493-0_14
 
-    Identity: right below a global-average-pool head dS_c / dL_l is constant in space, so there (layer4 of a
-    ResNet) M_l is 1 everywhere and a layer drops out wherever classes are subtracted.
+    Deviations from the paper: "divided by its maximum" is ours; without it alpha has no scale. A classifier without
+    a method `score_map(images) -> (B, C, u, v)` is seeded at its logit.
 
-    Deviations from the paper: "divided by its maximum" in step 1 is ours, as without it alpha has no
-    scale. A classifier without a method `score_map(images) -> (B, C, u, v)` is seeded at its logit.
+    `variant="caffe"` follows the authors' code, which differs from their paper:
 
-    Cost: a forward for each scale (6.96 times the area of one; 512 x 512 for "caffe"), each with as many
-    backward passes, down to the lowest layer, as the image with most targets and candidates has. Where
-    the classifier chooses candidates, one more forward without gradients.
+    - The input is one image of 512 x 512; `scales` has no effect.
+    - The candidates are the classifier's top three, whatever the call names.
+    - Gradients are those at each convolution's input, not at its activation.
+    - M is the largest gradient of a channel, not its absolute value, and is not divided by its maximum.
+    - A difference M^c - M^c' keeps its negative part and is multiplied by alpha / max, and so is the sum over c' before
+      tanh. alpha is 3 in their code.
+    - The sum over layers is divided by its maximum and only then clamped at 0.
+
+    Where such a maximum is not positive, their code flips the sign or divides by 0. We add nothing there.
+
+    Identity: right below a global-average-pool head (layer4 of a ResNet) dS_c / dL_l is constant in space. There M_l is
+    1 everywhere, and the layer drops out wherever classes are subtracted.
+
+    Cost: one forward for each scale, in all 6.96 times the area of one image (512 x 512 for "caffe"). Each has as
+    many backward passes, down to the lowest layer, as the image with the most targets and candidates has. Where the
+    classifier chooses candidates, one more forward without gradients.
 
     Args:
         variant: "paper" or "caffe".
-        layers: `get_submodule` paths of modules that give (B, k, u, v), by default the ReLUs of conv3_1 to
-            conv5_3 on a VGG ("caffe": its convolutions) and layer2 to layer4 on a ResNet. For a
-            convolution before a ReLU, dL_l is taken before that ReLU and guided by it too.
+        layers: `get_submodule` paths of modules that give (B, k, u, v). By default the ReLUs of conv3_1 to conv5_3 on
+            a VGG ("caffe": its convolutions), and layer2 to layer4 on a ResNet. For a convolution before a ReLU, dL_l
+            is taken before that ReLU and guided by it too.
         scales: factors on the image's height and width.
         alpha: steepness of tanh.
         candidates: "targets" or "classifier", see above.
@@ -83,7 +90,11 @@ class DCSM(SaliencyMethod):
         score: that probability: "sigmoid" for multi-label classifiers, "softmax" for single-label ones.
         batch_size: most images in one forward pass.
 
-    The result has the size of the images, (N, H, W); for "caffe" it is (N, 512, 512). Values in [0, 1].
+    The result has the size of the images, (N, H, W); for "caffe" it is (N, 512, 512). Values are in [0, 1].
+
+    Example:
+        >>> DCSM()(classifier, images, targets).shape
+        torch.Size([2, 64, 64])
     """
 
     variant: Literal["paper", "caffe"] = "paper"
@@ -176,9 +187,12 @@ class DCSM(SaliencyMethod):
 
 
 def rivalry(targets: Tensor, candidates: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of the sorted, unique `pairs` (P, 2) each target is, (T,), and which are its rivals, (T, P) bool.
+    """Where each target is among the sorted, unique `pairs` (P, 2), and which pairs are its rivals.
 
     A target's rivals are the other classes among the candidates (R, 2) of its image.
+
+    Returns:
+        The index of each target (T,), and the rivals (T, P) bool.
     """
     equal = (targets[:, None] == pairs).all(2)
     contested = (candidates[:, None] == pairs).all(2).any(0)
@@ -207,7 +221,7 @@ def guided_maps(
     *,
     absolute: bool,
 ) -> list[Tensor]:
-    """Largest guided derivative over the channels of each layer, by one forward.
+    """The largest guided derivative over the channels of each layer, from one forward.
 
     Args:
         classifier: see `score_sums`.
@@ -215,7 +229,7 @@ def guided_maps(
         layers: `get_submodule` paths.
         side: whether dL is taken at the layers' outputs or inputs.
         pairs: (P, 2) rows (image, class).
-        absolute: the largest |dS/dL|, or the largest dS/dL.
+        absolute: take the largest |dS/dL| instead of the largest dS/dL.
 
     Returns:
         For each layer (P, u, v), float32, in the resolution of the layer.
@@ -260,7 +274,7 @@ def score_sums(classifier: nn.Module, images: Tensor) -> Tensor:
 
 @contextmanager
 def tapped_layers(classifier: nn.Module, layers: Sequence[str], side: Side) -> Iterator[dict[str, Tensor]]:
-    """Collects the layers' outputs (or inputs); the graph starts at the first. The hooks go afterwards."""
+    """Collects the layers' outputs (or inputs); the graph starts at the first. The hooks are removed afterwards."""
     taken: dict[str, Tensor] = {}
 
     def take(layer: str, features: object) -> Tensor:
@@ -288,11 +302,11 @@ def tapped_layers(classifier: nn.Module, layers: Sequence[str], side: Side) -> I
 def default_layers(classifier: nn.Module, side: Side) -> tuple[str, ...]:
     """The layers of the paper.
 
-    VGG: behind the second max-pooling (conv3_1 and later), the ReLUs for the side "output" and the convolutions
-    for "input". Others: the last three stages.
+    On a VGG those after the second max-pooling (conv3_1 and later): the ReLUs for the side "output", the convolutions
+    for "input". On other networks the last three stages.
 
     Raises:
-        UserError: nothing is known of the classifier's layers.
+        UserError: the classifier's layers are not known.
     """
     layout = layout_of(classifier)
     if layout is None:

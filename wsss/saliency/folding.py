@@ -19,16 +19,16 @@ Pair = tuple[nn.Conv2d, nn.BatchNorm2d]
 
 @contextmanager
 def folded(classifier: nn.Module, image: Tensor) -> Iterator[None]:
-    """While the block lasts, convolutions of the classifier do the work of the BatchNorm that follows them.
+    """While the block lasts, convolutions of the classifier also do the work of the BatchNorm that follows them.
 
-    The block runs in eval mode and without gradients. It pays from about twenty images on (ResNet-18).
-    In eval mode BatchNorm multiplies and shifts each channel, which the weights and the bias of the convolution
-    before it can do as well: the logits are the same up to rounding. Parameters, buffers and hooks of the
-    classifier are not touched; only `forward` of the paired modules is replaced, and restored at the end.
+    The block runs in eval mode and without gradients. Folding pays from about twenty images on (ResNet-18). In eval
+    mode BatchNorm multiplies and shifts each channel. The weights and the bias of the convolution before it can do
+    that as well, so the logits are the same up to rounding. Parameters, buffers and hooks of the classifier are not
+    touched. Only `forward` of the paired modules is replaced, and it is restored at the end.
 
-    A norm is paired with the convolution that its parent module registers right before it, as in all of
-    torchvision's networks. That this is also how they are called is tried on `image`: if the logits differ,
-    the classifier runs unchanged, and so it does if nothing can be paired or it is not in float32.
+    A norm is paired with the convolution that its parent module registers right before it, as in all of torchvision's
+    networks. Whether they are also called in that order is tried on `image`: if the logits differ, the classifier runs
+    unchanged. It also does so if nothing can be paired or it is not in float32.
 
     Args:
         classifier: maps images (B, 3, H, W) to logits.

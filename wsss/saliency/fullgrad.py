@@ -37,35 +37,44 @@ UNKNOWN = (nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm, nn
 
 @dataclass(frozen=True)
 class FullGrad(SaliencyMethod):
-    """FullGrad (Srinivas and Fleuret 2019, equation 5): sum_terms sum_channels up(psi(|term|)).
+    """FullGrad: the input term and the bias terms of a logit, each made a map, and summed.
 
-    The terms are the input term x * dz_c/dx and, for each bias b of a convolution or batch
-    normalisation, b * dz_c/d(output). The bias of batch normalisation is its effective one,
-    beta - mean * gamma / sqrt(variance + epsilon). Together with those of linear layers, which have no
-    place and carry no map, the terms of a ReLU network sum to the logit z_c exactly.
+        M = sum_terms sum_channels up(psi(|term|))
 
-    psi is min-max normalisation and `up` bilinear resizing to the image. The public codes differ:
+    The terms are the input term x * dz_c/dx and, for each bias b of a convolution or batch normalisation,
+    b * dz_c/d(output). x is the image, z_c the logit of class c. The bias of batch normalisation is its effective one,
+    beta - mean * gamma / sqrt(variance + epsilon). The biases of linear layers have no position and so no map. Together
+    with them, the terms of a ReLU network sum to z_c exactly.
+
+    psi is min-max normalisation, `up` bilinear resizing to the image. The public codes differ in both:
 
     - "tensor" (the authors'): psi over each term's whole (channels, h, w), `up` with aligned corners.
     - "per_channel" (grad-cam's): psi over each channel, `up` with half-pixel centres.
 
-    Deviations: a term is paired with its gradient by the output of its module, not by order, so modules
-    may run in any order and several times; a constant term is 0. Because psi is affine and `up` linear,
-    channels and layers of one size are summed before one resizing, which changes nothing.
+    Paper: Srinivas and Fleuret, "Full-Gradient Representation for Neural Network Visualization", NeurIPS 2019,
+    equation 5, https://arxiv.org/abs/1905.00780
 
-    Where the input of a ReLU is within rounding of 0, its gradient may hang on the batch that the image is in.
-    One such flip changes normalised maps by 1e-3 to 1e-2; it was seen in 2 of 18 random ResNet-18s on
-    noise, on no photo with ImageNet's weights, and not in float64.
+    Deviations: a term is paired with its gradient by the output of its module, not by order. So modules may run in
+    any order and several times. A constant term is 0. Because psi is affine and `up` linear, channels and layers of
+    one size are summed first and resized once, which changes nothing.
 
-    Cost: one forward through the whole network, and one backward for each of the K classes of the image
-    with most, for the outputs only, not the parameters.
+    Where the input of a ReLU is within rounding of 0, its gradient may depend on the rest of the batch. One such flip
+    changes normalised maps by 1e-3 to 1e-2. It was seen in 2 of 18 random ResNet-18s on noise, on no photo with
+    ImageNet's weights, and not in float64.
+
+    Cost: one forward through the whole network, and as many backward passes as the image with the most classes has.
+    Only gradients of outputs are computed, none of parameters.
 
     Args:
         psi: see above.
-        eps: added to the denominator of psi; None is what the public code has, 1e-6 for "tensor" and
-            1e-7 for "per_channel". With 0 the map does not depend on the scale of the logit.
+        eps: added to the denominator of psi. None: as in the public code, 1e-6 for "tensor" and 1e-7 for
+            "per_channel". With 0 the map does not depend on the scale of the logit.
 
-    The result has the size of the images, (N, H, W), non-negative.
+    The result has the size of the images, (N, H, W), and is non-negative.
+
+    Example:
+        >>> FullGrad()(classifier, images, targets).shape
+        torch.Size([2, 64, 64])
     """
 
     psi: Psi = "tensor"
@@ -80,17 +89,21 @@ class FullGrad(SaliencyMethod):
 
 @dataclass(frozen=True)
 class SmoothFullGrad(SaliencyMethod):
-    """FullGrad of the mean of the terms over noisy copies of the image (the authors' code).
+    """Smooth-FullGrad: FullGrad of the terms summed over noisy copies of the image.
 
-    Copy i is x + n_i with n_i ~ N(0, (noise * (max x - min x))^2), the range being that of each image.
-    The signed terms are summed over the copies before psi, see `FullGrad`. Without noise and with one
-    sample it is FullGrad.
+        M = sum_terms sum_channels up(psi(|sum_i term(x + n_i)|)),    n_i ~ N(0, (noise * (max x - min x))^2)
 
-    Deviation: the authors' code also sums the three channels of the input term before psi; here they
-    stay apart, as in FullGrad.
+    x is the image, with max and min over its own values; terms, psi and `up` are those of `FullGrad`. The signed
+    terms are summed over the copies i before psi. With one sample and no noise it is FullGrad.
 
-    Cost: with K classes on an image `samples` forwards and K * `samples` backward passes through the
-    whole network, `batch_size` copies at a time, and the mean terms of the K classes of one image.
+    Paper: Srinivas and Fleuret, "Full-Gradient Representation for Neural Network Visualization", NeurIPS 2019,
+    https://arxiv.org/abs/1905.00780; the smoothing is that of the authors' code.
+
+    Deviation: the authors' code also sums the three channels of the input term before psi. Here they stay separate, as
+    in FullGrad.
+
+    Cost: for an image with K classes, `samples` forwards and K * `samples` backward passes through the whole network,
+    `batch_size` copies at a time. Memory also holds the summed terms of the K classes of one image.
 
     Args:
         samples: number of noisy copies.
@@ -101,7 +114,11 @@ class SmoothFullGrad(SaliencyMethod):
             state is neither read nor changed.
         batch_size: most copies in one forward pass.
 
-    The result has the size of the images, (N, H, W), non-negative.
+    The result has the size of the images, (N, H, W), and is non-negative.
+
+    Example:
+        >>> SmoothFullGrad(samples=4)(classifier, images, targets).shape
+        torch.Size([2, 64, 64])
     """
 
     samples: int = 25
@@ -180,10 +197,10 @@ class FullGradient:
     taps: tuple[Tap, ...]
 
     def rounds(self, targets: Tensor) -> Iterator[tuple[Tensor, Iterator[Tensor]]]:
-        """For each round of `backward_rounds` the rows of `targets`, and the signed terms of all images.
+        """For each round of `backward_rounds`, the rows of `targets` and the signed terms of all images.
 
-        The terms are the input's (B, 3, H, W) and one for each bias, (B, channels, h, w), or
-        (B, channels) of a linear layer. They are made one at a time.
+        The terms are the input's (B, 3, H, W) and one for each bias: (B, channels, h, w), or (B, channels) for a linear
+        layer. They are made one at a time.
         """
         inputs = [get_gradient_edge(self.images), *(tap.edge for tap in self.taps)]
         for rows, gradients in backward_rounds(self.output, inputs, targets):
@@ -231,7 +248,7 @@ def full_gradient(classifier: nn.Module, images: Tensor) -> FullGradient:
 
 @contextmanager
 def tapped_biases(classifier: nn.Module) -> Iterator[list[Tap]]:
-    """Collects a `Tap` whenever a module with a bias runs; the hooks go when the block ends."""
+    """Collects a `Tap` whenever a module with a bias runs. The hooks are removed when the block ends."""
     taps: list[Tap] = []
 
     def tap(module: nn.Module, inputs: object, output: Tensor) -> None:
@@ -248,10 +265,10 @@ def tapped_biases(classifier: nn.Module) -> Iterator[list[Tap]]:
 
 
 def effective_bias(module: nn.Module) -> Tensor | None:
-    """What a layer adds to a linear function of its input, (channels,) float32; None if nothing.
+    """What a layer adds to a linear function of its input: (channels,) float32, or None if nothing.
 
     Raises:
-        UserError: the layer normalises by statistics of its own input, so that the network is not piecewise linear.
+        UserError: the layer normalises by statistics of its own input, so the network is not piecewise linear.
     """
     if isinstance(module, UNKNOWN):
         raise UserError(
@@ -273,7 +290,7 @@ def effective_bias(module: nn.Module) -> Tensor | None:
 
 
 def nodes_below(output: Tensor) -> set[torch.autograd.graph.Node]:
-    """All nodes of the graph that `output` depends on: of others, autograd refuses the gradient."""
+    """All nodes of the graph that `output` depends on. Autograd refuses the gradient for any other node."""
     found: set[torch.autograd.graph.Node] = set()
     waiting = [output.grad_fn]
     while waiting:
@@ -287,7 +304,7 @@ def nodes_below(output: Tensor) -> set[torch.autograd.graph.Node]:
 def combine(terms: Iterable[Tensor], psi: Psi, eps: float | None, size: Sequence[int]) -> Tensor:
     """sum_terms sum_channels up(psi(|term|)): signed terms (B, channels, h, w) -> (B, H, W) of `size`.
 
-    Terms without a place, (B, channels), are left out.
+    Terms without positions, (B, channels), are left out.
     """
     eps = EPSILON[psi] if eps is None else eps
     by_size: dict[torch.Size, Tensor] = {}

@@ -31,14 +31,23 @@ HOOKED = "BackwardHookFunctionBackward"
 
 @dataclass(frozen=True)
 class Gradient(SaliencyMethod):
-    """Gradient of the logit (Simonyan et al. 2014, section 3): max over channels of |dz_c/dx|.
+    """Gradient of the logit: the largest absolute derivative over the image's channels.
+
+        M = max over channels of |dz_c/dx|
 
     x is the image as the classifier gets it, z_c the logit of class c. Nothing is smoothed.
 
-    Cost: one forward; as many backward passes as the image with most targets has. Gradients of
+    Paper: Simonyan, Vedaldi and Zisserman, "Deep Inside Convolutional Networks: Visualising Image Classification Models
+    and Saliency Maps", ICLR Workshop 2014, section 3, https://arxiv.org/abs/1312.6034
+
+    Cost: one forward, and as many backward passes as the image with the most targets has targets. Gradients of
     parameters are never computed.
 
-    The result has the size of the images, (N, H, W). `gradients` has the signs and the channels.
+    The result has the size of the images, (N, H, W). `gradients` returns the signed values of all channels.
+
+    Example:
+        >>> Gradient()(classifier, images, targets).shape
+        torch.Size([2, 64, 64])
     """
 
     scale_balance = "area"
@@ -86,20 +95,28 @@ class Gradient(SaliencyMethod):
 
 @dataclass(frozen=True)
 class GuidedBackprop(Gradient):
-    """Guided backpropagation (Springenberg et al. 2015, section 3.4): max over channels of |guided dz_c/dx|.
+    """Guided backpropagation: the gradient, with negative parts dropped at every ReLU on the way down.
 
-    Backward through each ReLU passes g * [out > 0] * [g > 0] instead of g * [out > 0], g the gradient
-    at its output `out`. Other rectifiers (leaky, clipped at 6, GELU, clamp) keep their derivative.
+        M = max over channels of |guided dz_c/dx|,    through a ReLU: g * [out > 0] * [g > 0]
 
-    The rule is put on the ReLUs of the autograd graph of this one forward, so the classifier is not
-    touched, and functional and in-place ReLUs are guided as modules are. A graph with parts that
-    cannot be looked into (torch.compile, custom functions, in-place operations on views) is
-    refused, because ReLUs might be missed in there.
+    x is the image, z_c the logit of class c, g the gradient at the output `out` of a ReLU. The plain gradient passes
+    g * [out > 0] instead. Other rectifiers (leaky, clipped at 6, GELU, clamp) keep their own derivative.
 
-    Deviation from the SESS authors' code, which removes its hooks after the first call, so that all
-    later crops get plain gradients: here each call is guided.
+    Paper: Springenberg et al., "Striving for Simplicity: The All Convolutional Net", ICLR Workshop 2015, section 3.4,
+    https://arxiv.org/abs/1412.6806
 
-    Cost, result and `gradients`: as `Gradient`.
+    The rule is put on the ReLUs in the autograd graph of this one forward. So the classifier is not touched, and
+    functional and in-place ReLUs are guided like modules. A graph with parts that cannot be inspected (torch.compile,
+    custom functions, in-place operations on views) is refused, because a ReLU might be missed there.
+
+    Deviation from the SESS authors' code: it removes its hooks after the first call, so all later crops get plain
+    gradients. Here every call is guided.
+
+    Cost, result and `gradients`: as for `Gradient`.
+
+    Example:
+        >>> GuidedBackprop()(classifier, images, targets).shape
+        torch.Size([2, 64, 64])
     """
 
     guided: ClassVar[bool] = True
@@ -138,13 +155,13 @@ class InputEvidence:
 def guide(output: Tensor) -> int:
     """Makes every later backward pass from `output` a guided one, down to the leaves of its graph.
 
-    The graph remembers it and takes it along when it is freed: there is nothing to undo.
+    The rule lives in the graph and is freed with it, so there is nothing to undo.
 
     Args:
         output: a tensor with its graph. Guiding it twice changes nothing.
 
     Returns:
-        How many ReLUs were found.
+        The number of ReLUs found.
 
     Raises:
         UserError: the graph has parts that may hide a ReLU.

@@ -12,16 +12,27 @@ from wsss.saliency.cam import LayerMethod, warn_below_pooling, weighted_activati
 
 @dataclass(frozen=True)
 class GlobalGuidanceCAM(LayerMethod):
-    """Global guidance CAM (Fahim et al.): ReLU(sum_k w_k (GM * A_k)).
+    """Global guidance CAM: Grad-CAM multiplied by a guidance map.
 
-    GM = ReLU(sum_k G_k * A_k) is the global guidance map, G = dz/dA, w_k = mean_uv G_k. GM is one
-    non-negative map, so the formula equals GM * ReLU(sum_k w_k A_k), which is what we compute.
-    Below a global-average-pool head it is exactly Grad-CAM squared (warned of): choose an inner layer.
+        M = ReLU(sum_k w_k (GM * A_k)) = GM * ReLU(sum_k w_k A_k)
+        GM = ReLU(sum_k G_k * A_k),    w_k = mean_uv G_k
+
+    A_k is channel k of the activation at `layer`, G_k = dz/dA_k with z the logit of the class, * the product of each
+    position, GM the global guidance map. GM is one non-negative map, so the two forms are equal; we compute the
+    second. Below global average pooling and a linear head M is exactly Grad-CAM squared. A warning says so; choose an
+    inner layer.
+
+    Paper: Fahim et al., "Rethinking Gradient Weight's Influence over Saliency Map Estimation", Sensors 22(17), 2022,
+    https://doi.org/10.3390/s22176516
 
     Args:
         layer: see `LayerMethod`.
-        smooth: sigma of a Gaussian (radius 3 sigma, mirrored borders) over the map, in cells of the
-            layer's grid; 0 leaves the map as it is.
+        smooth: sigma of a Gaussian over the map (radius 3 sigma, mirrored borders), in cells of the layer's grid.
+            0 leaves the map as it is.
+
+    Example:
+        >>> GlobalGuidanceCAM(layer="layer3")(classifier, images, targets).shape
+        torch.Size([2, 4, 4])
     """
 
     smooth: float = 0.0

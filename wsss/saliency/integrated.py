@@ -18,23 +18,33 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class IntegratedGradCAM(SaliencyMethod):
-    """Integrated Grad-CAM (Sattarzadeh et al. 2021): sum_i GradCAM(x_i), x_i = x0 + (x - x0) t_i.
+    """Integrated Grad-CAM: the sum of the Grad-CAM maps on a straight path from a baseline to the image.
 
-    x is the image, x0 the baseline, GradCAM the raw map ReLU(sum_k w_k A_k) at `layer` with w_k = mean_uv
-    dz/dA_k. The n steps are t_i = i / n ("left", i = 0 .. n-1) or (i + 1/2) / n ("midpoint").
+        M = sum_i GradCAM(x_i),    x_i = x0 + (x - x0) t_i,    GradCAM = ReLU(sum_k w_k A_k)
 
-    This is what the authors' code computes. Their paper integrates with A - A(x0) in the place
-    of A, which the code offers and does not use; their README calls the baseline black where the code's is 0
-    after normalisation, the mean colour.
+    x is the image, x0 the baseline. GradCAM is the raw map, with A_k channel k of the activation at `layer`,
+    w_k = mean_uv dz/dA_k and z the logit of the class. Of n steps, t_i = i / n for the rule "left" (i = 0 .. n-1), and
+    (i + 1/2) / n for "midpoint".
+
+    Paper: Sattarzadeh et al., "Integrated Grad-CAM: Sensitivity-Aware Visual Explanation of Deep Convolutional Networks
+    via Integrated Gradient-Based Scoring", ICASSP 2021, https://arxiv.org/abs/2102.07805
+
+    Deviations from the paper: this is what the authors' code computes. The paper integrates with A - A(x0) in the
+    place of A; the code has that as an option and does not use it. Their README calls the baseline black. In their
+    code it is 0 after normalisation, which is the mean colour.
 
     Cost: n forwards for all classes, and n backward passes above `layer` for each class of an image.
 
     Args:
         layer: see `LayerMethod`.
         steps: n.
-        rule: "left" as the authors' code, or "midpoint", which is exact for a map that is linear along the path.
-        baseline: "mean" (the mean colour: 0 after normalisation) or "black" (ImageNet's normalisation).
-        batch_size: most points of paths, of any images, in one forward pass.
+        rule: "left" as in the authors' code, or "midpoint", which is exact for a map that is linear along the path.
+        baseline: "mean" (the mean colour: 0 after normalisation) or "black" (with ImageNet's normalisation).
+        batch_size: most points in one forward pass; they may belong to different images.
+
+    Example:
+        >>> IntegratedGradCAM(layer="layer4")(classifier, images, targets).shape
+        torch.Size([2, 2, 2])
     """
 
     scale_balance = "area"
@@ -83,10 +93,13 @@ class IntegratedGradCAM(SaliencyMethod):
 
 
 def baseline_of(images: Tensor, baseline: Literal["mean", "black"]) -> Tensor:
-    """x0 for images (B, channels, H, W), (1, channels or 1, 1, 1): the mean colour or black, in normalised values.
+    """The baseline x0 of images (B, channels, H, W): the mean colour or black, in normalised values.
+
+    Returns:
+        (1, channels or 1, 1, 1), which broadcasts over the images.
 
     Raises:
-        UserError: black is asked for, and the images are not RGB: what is black in them is not known.
+        UserError: "black" for images that are not RGB, where we do not know what black is.
     """
     if baseline == "mean":
         return images.new_zeros((1, 1, 1, 1))

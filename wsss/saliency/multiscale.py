@@ -13,20 +13,32 @@ from wsss.saliency.base import DeferredEvidence, SaliencyMethod, normalize, resi
 
 @dataclass(frozen=True)
 class MultiScale(SaliencyMethod):
-    """Sum of the base maps at several scales (and mirrored), all upsampled to the finest map's size.
+    """Sum of a method's maps at several scales and of the mirror images, all at the size of the finest map.
 
-    Images are resized bilinearly (half-pixel centres, antialiased when made smaller, as PIL and
-    torchvision do) to round(scale * side). An image and its mirror are one batch, so the memory is
-    that of 2 B images at the largest scale.
+        M = sum_s up(b(M_s) + mirror(b(M'_s)))
+
+    M_s is the base map of the image at scale s, M'_s that of its mirror image, b the balance (see below), `up` bilinear
+    resizing to the size of the map at the largest scale. Without `flip` there is no M'_s.
+
+    IRN's published code sums class activation maps like this, at the same scales: Ahn, Cho and Kwak, "Weakly Supervised
+    Learning of Instance Segmentation with Inter-pixel Relations", CVPR 2019, https://arxiv.org/abs/1904.05044
+
+    Images are resized bilinearly to round(scale * side), with half-pixel centres, and antialiased when they get
+    smaller, as PIL and torchvision do. An image and its mirror share a batch, so the memory is that of 2 B images at
+    the largest scale.
 
     Args:
         base: the method that makes the maps.
         scales: factors on the input's height and width.
-        flip: also the mirror image at each scale; its map is mirrored back.
-        balance: how maps weigh against each other. "none": summed as they are. Grad-CAM's weights are
-            means over positions, so below a pooled head its maps shrink with 1 / (u v) and coarse
-            scales dominate the plain sum. "area": each map times its number of cells, which makes the
-            sum of Grad-CAMs the sum of CAMs. "max": each map divided by its own maximum, for any base.
+        flip: also use the mirror image at each scale; its map is mirrored back.
+        balance: how the maps are weighted. "none": they are summed as they are. Grad-CAM's weights are means over
+            positions, so below a pooled head its maps shrink with 1 / (u v), and coarse scales dominate the plain
+            sum. "area": each map times its number of cells, which turns the sum of Grad-CAMs into the sum of CAMs.
+            "max": each map divided by its own maximum, for any base.
+
+    Example:
+        >>> MultiScale(GradCAM(layer="layer4"), scales=(1.0, 2.0))(classifier, images, targets).shape
+        torch.Size([2, 4, 4])
     """
 
     base: SaliencyMethod

@@ -33,30 +33,37 @@ CPU_PIXELS = 2**20
 
 @dataclass(frozen=True)
 class ScoreCAM(SaliencyMethod):
-    """Score-CAM (Wang et al. 2020, equations 5 to 8): ReLU(sum_k w_k A_k) without gradients.
+    """Score-CAM: activations weighted by the score of the image that they mask; no gradients.
 
-    A_k is channel k of the activation at `layer`. Upsampled to the image and min-max normalised it is a
-    mask M_k; the masked image x * M_k is scored, and w_k follows from the score of the class.
+        M = ReLU(sum_k w_k A_k)
 
-    Two public forms differ in more than the weights:
+    A_k is channel k of the activation at `layer`. Upsampled to the image and min-max normalised it is a mask M_k. The
+    masked image x * M_k is scored, and the weight w_k follows from the score of the class c. The two public forms
+    differ in more than the weights:
 
-    - "posterior" (the authors' code): w_k is the posterior p_c(x * M_k). Constant channels are
-      skipped: w_k = 0.
-    - "channel_softmax" (grad-cam's): w_k is the softmax over the channels of the logits z_c(x * M_k),
-      and masks are upsampled with aligned corners. A constant channel scores the black image.
+    - "posterior" (the authors' code): w_k is the posterior p_c(x * M_k). Constant channels are skipped: w_k = 0.
+    - "channel_softmax" (grad-cam's): w_k is the softmax over the channels of the logits z_c(x * M_k), and masks are
+      upsampled with aligned corners. A constant channel scores the black image.
 
-    The paper subtracts the score of a baseline image; neither code does.
+    Paper: Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks", CVPR
+    Workshops 2020, equations 5 to 8, https://arxiv.org/abs/1910.01279
 
-    Cost: three forwards per image (two of them to fold BatchNorm into convolutions, see `folded`), and one
-    per channel that is not constant. They serve all classes of the image. Masks and masked images exist
-    `batch_size` at a time. On a CPU the masked images are channels_last, which makes convolutions 1.3 to 1.9
-    times as fast (ResNet-18, ResNet-50, VGG16).
+    Deviation from the paper: it subtracts the score of a baseline image. Neither code does, and neither do we.
+
+    Cost: three forwards per image (two of them to fold BatchNorm into convolutions, see `folded`), and one for each
+    channel that is not constant. They serve all classes of the image. Only `batch_size` masks and masked images exist
+    at a time. On a CPU the masked images are channels_last, which makes convolutions 1.3 to 1.9 times as fast
+    (ResNet-18, ResNet-50, VGG16).
 
     Args:
         layer: a `get_submodule` path whose output is (B, k, u, v), such as "layer4" or "features.29".
         weights: see above.
         score: p: "sigmoid" for multi-label classifiers, "softmax" for single-label ones; for "posterior".
         batch_size: most masked images in one forward pass (on a CPU fewer where they are large).
+
+    Example:
+        >>> ScoreCAM(layer="layer4")(classifier, images, targets).shape
+        torch.Size([2, 2, 2])
     """
 
     layer: str
@@ -131,24 +138,28 @@ class ScoreEvidence:
 
 @dataclass(frozen=True)
 class GroupCAM(SaliencyMethod):
-    """Group-CAM (Zhang et al. 2021, section 3): sum_l a_l I_l over groups l of channels.
+    """Group-CAM: groups of channels, each weighted by how much the score gains where it keeps the image sharp.
 
-    I_l = ReLU(sum_{k in group l} w_k A_k) with the Grad-CAM weights w_k = mean_uv dz_c/dA_k. Upsampled to
-    the image and min-max normalised it is a mask M_l, which keeps the image x where it is 1 and a
-    blurred image x~ where it is 0: x_l = x * M_l + x~ * (1 - M_l). The gain in posterior
-    a_l = ReLU(p_c(x_l) - p_c(x~)) weights the group.
+        M = sum_l a_l I_l,    a_l = ReLU(p_c(x_l) - p_c(x~)),    x_l = x * M_l + x~ * (1 - M_l)
+        I_l = ReLU(sum_{k in group l} w_k A_k),    w_k = mean_uv dz_c/dA_k
 
-    Groups are contiguous, of ceil(k / groups) channels; the last one is smaller where k does not divide,
-    and the rounding may leave fewer groups than asked for (as `torch.chunk`, which the authors use).
+    A_k is channel k of the activation at `layer`, w_k its Grad-CAM weight, z_c and p_c the logit and the posterior of
+    class c. I_l, upsampled to the image and min-max normalised, is the mask M_l. It keeps the image x where it is 1 and
+    the blurred image x~ where it is 0. a_l is the gain in posterior.
 
-    Deviations from the authors' code, which changed over time: a dead group (constant I_l) is skipped
-    where theirs gave NaN, without any gain the map is zeros, no percentile of I_l is cut off, and the
-    weighted maps are I_l, not M_l, as in the paper. The result has the layer's resolution, which after
-    upsampling is the same: upsampling is linear.
+    Groups are contiguous, of ceil(k / groups) channels. The last one is smaller where k does not divide. The rounding
+    may leave fewer groups than asked for (as in `torch.chunk`, which the authors use).
 
-    Cost: with K classes on an image 2 + groups * K forwards (image, blurred image, masked images) and K
-    backward passes through the layers above `layer`; `batch_size` masked images at a time, of several
-    classes and images together. Twice in a call one image more, to fold BatchNorm (see `folded`).
+    Paper: Zhang, Rao and Yang, "Group-CAM: Group Score-Weighted Visual Explanations for Deep Convolutional Networks",
+    arXiv 2021, section 3, https://arxiv.org/abs/2103.13859
+
+    Deviations from the authors' code, which changed over time: a dead group (constant I_l) is skipped; theirs gave NaN.
+    Without any gain the map is zeros. No percentile of I_l is cut off. The weighted maps are I_l, not M_l, as in the
+    paper. The result has the layer's resolution. After upsampling that is the same, because upsampling is linear.
+
+    Cost: for an image with K classes, 2 + groups * K forwards (image, blurred image, masked images) and K backward
+    passes through the layers above `layer`. A batch holds `batch_size` masked images, of several classes and images
+    together. Twice in a call one image more, to fold BatchNorm (see `folded`).
 
     Args:
         layer: a `get_submodule` path whose output is (B, k, u, v), such as "layer4" or "features.29".
@@ -157,6 +168,10 @@ class GroupCAM(SaliencyMethod):
         batch_size: most masked images in one forward pass (on a CPU fewer where they are large).
         blur_kernel: side of the Gaussian kernel of the blur, pixels, odd; borders are mirrored.
         blur_sigma: its standard deviation, pixels.
+
+    Example:
+        >>> GroupCAM(layer="layer4")(classifier, images, targets).shape
+        torch.Size([2, 2, 2])
     """
 
     scale_balance = "area"
@@ -280,7 +295,7 @@ def masks(channels: Tensor, image: Tensor, align_corners: bool = False) -> Tenso
 def group_sums(channels: Tensor, groups: int) -> Tensor:
     """ReLU of the sum over each group of channels: (n, k, u, v) -> (n, groups, u, v).
 
-    Groups as in `torch.chunk`; those that it would not make are zeros.
+    Groups are those of `torch.chunk`. Where it would make fewer groups, the missing ones are zeros.
     """
     count, width = channels.shape[1], -(-channels.shape[1] // groups)
     padded = F.pad(channels, (0, 0, 0, 0, 0, groups * width - count))

@@ -30,43 +30,55 @@ _TINY = 1e-30
 
 @dataclass(frozen=True)
 class RelevanceCAM(SaliencyMethod):
-    """Relevance-CAM (Lee et al. 2021): sum_k w_k A_k with w_k = mean_uv R_k.
+    """Relevance-CAM: activations weighted by the relevance that arrives at them (layer-wise relevance propagation).
 
-    A is the activation at `layer` and R the relevance that arrives there. It starts at the logits with the
-    contrastive seed R_c = 1 for the class c and R_j = -1 / N for the others, N being the number of *all*
-    classes, and goes down by the z+ rule (LRP alpha 1, beta 0), with x the input of a module, w its weights:
+        M = sum_k w_k A_k,    w_k = mean_uv R_k
+
+    A_k is channel k of the activation at `layer`, R_k its relevance. Relevance starts at the logits with the
+    contrastive seed R_c = 1 for the class c and R_j = -1 / N for the others, where N is the number of *all* classes.
+    It goes down by the z+ rule (alpha 1, beta 0), with x the input of a module and w its weights:
 
         R_i = sum_j (x_i w_ij)+ / (sum_i' (x_i' w_i'j)+) R_j,    with (t)+ = max(t, 0).
 
-    Pooling layers share relevance among their inputs in proportion to what these give (max pooling: all to
-    the maximum). ReLU and dropout pass it on. Where a residual block adds a + b, the branches get a / (a + b)
-    and b / (a + b) of it; the branches are signed, so a share may be negative or above 1. BatchNorm passes
-    it on unchanged: the authors' rule x w R / (x w + 1e-9) is that, and hence their use of var^2 for var has
-    no effect. So the sum over R stays 1 / N, except where a denominator is 0 and relevance ends.
+    - Pooling layers share relevance among their inputs in proportion to what these contribute (max pooling: all of it
+      to the maximum).
+    - ReLU and dropout pass it on unchanged.
+    - Where a residual block adds a + b, the branches get a / (a + b) and b / (a + b) of it. The branches are signed, so
+      a share may be negative or above 1.
+    - BatchNorm passes it on unchanged: the authors' rule x w R / (x w + 1e-9) amounts to that. Hence their use of
+      var^2 for var has no effect.
 
-    Of a linear head above global average pooling at the last layer it is, up to a factor, the closed form
-    w_k = m_k sum_j w+_jk R_j / (sum_k' w+_jk' m_k'), m = mean_uv A: the size of the logit plays no part.
+    So the sum over R stays 1 / N, except where a denominator is 0 and relevance ends. With global average pooling
+    and a linear head on the last layer there is a closed form, up to a factor: w_k = m_k sum_j w+_jk R_j /
+    (sum_k' w+_jk' m_k') with m = mean_uv A. The size of the logit plays no part.
 
-    Deviations from the authors' code: `relu` is on by default, as the map is otherwise signed; convolution
-    biases are out of the denominators by default (`biases`); relevance stops at denominators below 1e-30,
-    theirs at exact zeros. With `relu=False, biases=True` the maps are theirs to rounding (compared once on a photo,
-    largest difference in units of the maximum: ResNet-18 and 50 with ImageNet's weights at layer4, 3 and 2, 4e-7
-    and 5e-6; VGG16 and VGG16-BN with random weights at four and three layers, 7e-7).
+    Paper: Lee et al., "Relevance-CAM: Your Model Already Knows Where to Look", CVPR 2021,
+    https://doi.org/10.1109/CVPR46437.2021.01470
 
-    Cost: one forward, whatever the number of classes, and for each target about two forwards of the layers
-    above `layer` (one with w+, one transposed).
+    Deviations from the authors' code: `relu` is on by default, because the map is signed without it. Convolution biases
+    are left out of the denominators by default (`biases`). Relevance stops at denominators below 1e-30; theirs stops at
+    exact zeros. With `relu=False, biases=True` the maps equal theirs to rounding. Compared once on a photo, the largest
+    difference in units of the maximum was 4e-7 and 5e-6 for ResNet-18 and 50 (ImageNet's weights; layer4, 3 and 2) and
+    7e-7 for VGG16 and VGG16-BN (random weights; four and three layers).
 
-    Supported are torchvision's ResNet and VGG (also dilated, grouped, with BatchNorm or another head) and
-    the classifiers of wsss, a residual block counting as one layer. DCSM's VGG16, whose logit is the maximum
-    of a score map, sends all relevance to that place.
+    Cost: one forward, whatever the number of classes. For each target about two forwards of the layers above `layer`
+    (one with w+, one transposed).
+
+    Supported are torchvision's ResNet and VGG (also dilated, grouped, with BatchNorm or another head) and the
+    classifiers of wsss. A residual block counts as one layer. The logit of DCSM's VGG16 is the maximum of a score
+    map, and all relevance goes to the place of the maximum.
 
     Args:
         layer: a path on the way from the image to the logits: "layer4", "layer3.0", "features.22".
         relu: keep the positive part only. False gives the *signed* map of the authors' code, in which
             negative values speak for other classes.
-        biases: add a convolution's bias to its denominator, twice, as the authors' code does (once in the
-            branch of positive inputs, once in that of negative ones); linear layers have none there either.
-        batch_size: targets that are propagated at a time; bounds memory.
+        biases: add a convolution's bias to its denominator. It is added twice, as in the authors' code (once in the
+            branch of positive inputs, once in that of negative ones). Linear layers have none there either.
+        batch_size: targets that are propagated at a time; limits memory.
+
+    Example:
+        >>> RelevanceCAM(layer="layer4")(classifier, images, targets).shape
+        torch.Size([2, 2, 2])
     """
 
     scale_balance = "area"
@@ -97,7 +109,7 @@ class RelevanceCAM(SaliencyMethod):
 
 @dataclass(frozen=True)
 class Tape:
-    """What modules received, and where it is needed gave, in one forward pass: (B, …) each."""
+    """What modules received in one forward pass and, where it is needed, what they returned: (B, …) each."""
 
     inputs: dict[nn.Module, Tensor] = field(default_factory=dict)
     outputs: dict[nn.Module, Tensor] = field(default_factory=dict)
@@ -229,7 +241,7 @@ def _branch(block: Block) -> list[nn.Module]:
 
 @contextmanager
 def taped(steps: list[nn.Module]) -> Iterator[Tape]:
-    """Records what the rules need while the block runs; the hooks go when it ends."""
+    """Records what the rules need while the block runs. The hooks are removed when it ends."""
     tape = Tape()
 
     def keep_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -284,7 +296,7 @@ def steps_of(classifier: nn.Module) -> list[tuple[str, nn.Module]]:
     """Paths and modules from the image to the logits in forward order; residual blocks are one step.
 
     Raises:
-        UserError: a network whose order of modules is not known, or with modules that have no rule.
+        UserError: the order of the network's modules is not known, or a module has no rule.
     """
     layout = layout_of(classifier)
     if layout is None or not layout.path:

@@ -75,30 +75,37 @@ class Crops(NamedTuple):
 
 @dataclass(frozen=True)
 class SESS(SaliencyMethod):
-    """Saliency of many crops at many scales, weighted by their scores and fused (Tursun et al. 2022).
+    """SESS: a method's maps of many crops at many scales, weighted by the crops' scores and fused.
 
-    1. The image is resized so that its shorter side is each of `scales`; a window slides over it.
-    2. All crops are scored; the `prefilter` share with the lowest scores is dropped, per class.
-    3. The base map of each remaining crop i is min-max normalised in its window and multiplied by
-       p_i / max_j p_j. A map that is constant, exactly or but for rounding, contributes nothing. A faint
-       one is stretched to 1 like any other: how much it counts is said by the crop's score alone.
-    4. It is pasted into the resized frame, and that is resized bilinearly to the image.
+        M(pixel) = mean over the crops i with v_i > theta there of v_i,    v_i = w_i m_i,    w_i = p_i / max_j p_j
+
+    m_i is the base map of crop i, p_i the crop's score for the class, theta a threshold.
+
+    1. The image is resized so that its shorter side is each of `scales`. A window slides over it.
+    2. All crops are scored. For each class, the `prefilter` share of crops with the lowest scores is dropped.
+    3. The base map of each remaining crop is min-max normalised in its window and multiplied by w_i. A map that is
+       constant, exactly or but for rounding, contributes nothing. A faint map is stretched to 1 like any other. Only
+       the crop's score says how much it counts.
+    4. It is pasted into the resized frame, and the frame is resized bilinearly to the image.
     5. Per pixel: the mean over the maps that are above `theta` there (or the maximum).
     6. Gaussian blur, 11 x 11, sigma 5.
 
-    Deviations from the authors' code: a crop without evidence is ignored (theirs becomes NaN and blanks
-    its window); crops are ranked by log-odds instead of probability, the same order without the ties of
-    saturated probabilities (for the sigmoid that is the logit).
+    Paper: Tursun et al., "SESS: Saliency Enhancing with Scaling and Sliding", ECCV 2022,
+    https://arxiv.org/abs/2207.01769
 
-    Cost: each crop passes the classifier once for all classes, `batch_size` crops at a time; only kept
-    (crop, class) pairs need gradients. With a pre-filter the graphs above the layer of all crops of an
-    image are held until its scores are known; without, those of one batch.
+    Deviations from the authors' code: a crop without evidence is ignored; theirs becomes NaN and blanks its window.
+    Crops are ranked by log-odds instead of probability (for the sigmoid that is the logit). The order is the same,
+    but saturated probabilities do not tie.
+
+    Cost: each crop passes the classifier once for all classes, `batch_size` crops at a time. Only kept
+    (crop, class) pairs need gradients. With a pre-filter the graphs above the layer are held for all crops of an image
+    until its scores are known. Without one, only for those of one batch.
 
     Args:
         base: the method that makes the maps of the crops.
         window: side of the square window, pixels.
         step: stride of the window, pixels; the last window of each axis is shifted back to the border.
-        scales: lengths of the shorter side. Where one is below `window`, the crop is what there is.
+        scales: lengths of the shorter side. Where one is below `window`, the crop is as large as the frame allows.
         prefilter: share of crops dropped per class, in [0, 1); int(crops * prefilter) of them.
         theta: maps count at a pixel where they are above it, in [0, 1); for pool "mean" only.
         pool: "mean" or "max" over the crops.
@@ -107,6 +114,10 @@ class SESS(SaliencyMethod):
         batch_size: most crops in one forward pass.
 
     The result has the size of the images, (N, H, W), values in [0, 1].
+
+    Example:
+        >>> SESS(GradCAM(layer="layer4"), scales=(224, 288))(classifier, images, targets).shape
+        torch.Size([2, 64, 64])
     """
 
     base: SaliencyMethod
@@ -147,7 +158,7 @@ class SESS(SaliencyMethod):
         return found
 
     def crops(self, classifier: nn.Module, images: Tensor, targets: Tensor) -> Crops:
-        """Steps 1 to 3, to look at: weights and maps of all crops; arguments and errors as those of a call."""
+        """Weights and maps of all crops, to look at: steps 1 to 3. Arguments and errors are those of a call."""
         targets = check_targets(images, targets)
         with torch.inference_mode(False):
             windows = self.windows(images.shape[-2], images.shape[-1])
@@ -302,9 +313,9 @@ def normalized_crops(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
     What is only rounding becomes exactly 0, so that it is not stretched and does not count in a mean:
 
-    - a map whose values differ by at most `ROUNDING` of the largest magnitude. It is constant, and resizing or
-      the classifier blurred it; without evidence anywhere, or with the same everywhere, it says nothing;
-    - normalised values up to `ROUNDING`: with theta 0 a pixel of 1e-8 would count, a pixel of 0 would not.
+    - A map whose values differ by at most `ROUNDING` of the largest magnitude. It is constant but for the rounding of
+      the resizing or the classifier. It says nothing: there is no evidence, or the same everywhere.
+    - Normalised values up to `ROUNDING`. With theta 0 a pixel of 1e-8 would count, a pixel of 0 would not.
     """
     large = upsample(maps, size)
     varies = large.amax((1, 2)) - large.amin((1, 2)) > ROUNDING * large.abs().amax((1, 2))
@@ -319,7 +330,7 @@ def resizer(length: int, target: int, device: torch.device) -> Tensor:
 
 
 def covered(start: int, extent: int, length: int, target: int) -> slice:
-    """Pixels that start .. start+extent-1 contribute to when `length` becomes `target`, and a few more."""
+    """Pixels that start .. start+extent-1 contribute to when `length` becomes `target`, plus a few more."""
     ratio = target / length
     first = math.floor((start - 0.5) * ratio - 0.5)
     last = math.ceil((start + extent + 0.5) * ratio - 0.5)

@@ -12,14 +12,23 @@ from wsss.saliency.base import Evidence, SaliencyMethod, normalize
 
 @dataclass(frozen=True)
 class ClassSubtraction(SaliencyMethod):
-    """Sum over the image's other target classes c' of max(M_c - M_c', 0) (Shimoda & Yanai, section 3.3).
+    """Class subtraction: what the map of a class has above the maps of the image's other classes.
 
-    M_c is the base map divided by its own maximum. The candidates are the classes that the same call
-    names for the same image; with only one, the base map stays as it is (raw).
+        D_c = sum_c' max(M_c - M_c', 0)
+
+    M_c is the base map of class c divided by its own maximum. c' runs over the other classes that the same call names
+    for the same image. With only one class, the base map stays as it is (raw).
+
+    Paper: Shimoda and Yanai, "Distinct Class-Specific Saliency Maps for Weakly Supervised Semantic Segmentation", ECCV
+    2016, section 3.3, https://doi.org/10.1007/978-3-319-46493-0_14
 
     Args:
         base: the method that makes the maps.
-        reduce: "sum" as in the paper; "min" instead of the sum: a pixel must beat every other class.
+        reduce: "sum" as in the paper, or "min" in its place: then a pixel must beat every other class.
+
+    Example:
+        >>> ClassSubtraction(GradCAM(layer="layer4"))(classifier, images, targets).shape
+        torch.Size([2, 2, 2])
     """
 
     base: SaliencyMethod
