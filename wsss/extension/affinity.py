@@ -1,17 +1,7 @@
 """From seeds to object extent without training: a random walk on the classifier's own mid-level features.
 
-Saliency marks the parts that tell a class from the others. AffinityNet and IRN (Ahn & Kwak, CVPR 2018; Ahn
-et al., CVPR 2019) spread such seeds over whole objects by a random walk,
-
-    M* = T^t M,    T_ij = a_ij^beta / sum over j' in N(i) of a_ij'^beta
-
-with M the maps on a grid of stride 8, N(i) the cells within a radius of i (i itself included), beta a power
-that ignores weak affinities and t the number of steps. They train a second network for the affinities a.
-Here nothing is trained: a_ij is the cosine similarity of what intermediate layers of the classifier say
-about the two cells, max(cos, 0), averaged over the layers.
-
-Further deviations: the radius is a Euclidean distance in cells that may be reached exactly (IRN's paths end
-before it), and t steps are taken one by one instead of by squaring a dense T.
+Saliency marks the parts that tell a class from the others. The walk spreads it over whole objects: `walk` has the
+equation.
 """
 
 import math
@@ -56,6 +46,21 @@ class WalkParameters:
 def walk(maps: Tensor, classifier: nn.Module, image: Tensor, parameters: WalkParameters) -> Tensor:
     """Spread the saliency of one photo over whole objects: `features`, `affinity`, `random_walk`.
 
+        M* = T^t M,    T_ij = a_ij^beta / sum over j' in N(i) of a_ij'^beta,    a_ij = max(cos(f_i, f_j), 0)
+
+    M are the maps on a grid of stride 8, M* the result, N(i) the cells within a radius of i (i itself included). The
+    power beta suppresses weak affinities a, and t is the number of steps. f_i is the feature of cell i from
+    intermediate layers of the classifier; cos is their cosine similarity, averaged over the layers.
+
+    Papers: Ahn and Kwak, "Learning Pixel-level Semantic Affinity with Image-level Supervision for Weakly Supervised
+    Semantic Segmentation" (AffinityNet), CVPR 2018, https://arxiv.org/abs/1803.10464; Ahn, Cho and Kwak, "Weakly
+    Supervised Learning of Instance Segmentation with Inter-pixel Relations" (IRN), CVPR 2019,
+    https://arxiv.org/abs/1904.05044
+
+    Deviations: both papers train a second network for the affinities. Here nothing is trained. The radius is a
+    Euclidean distance in cells that may be reached exactly (IRN's paths end before it). The t steps are taken one by
+    one instead of by squaring a dense T.
+
     Args:
         maps: `(K, h, w)` float, non-negative, of any resolution; K may be 0.
         classifier: maps images to logits; left as it was.
@@ -64,6 +69,10 @@ def walk(maps: Tensor, classifier: nn.Module, image: Tensor, parameters: WalkPar
 
     Returns:
         `(K, u, v)` float32 on the features' grid (H / 8, W / 8), each map divided by its maximum.
+
+    Example:
+        >>> walk(torch.from_numpy(maps), classifier, images[0], WalkParameters()).shape
+        torch.Size([2, 8, 8])
     """
     if len(maps) == 0 or parameters.steps == 0:
         return normalize(maps.float(), "max")
@@ -95,7 +104,7 @@ def last_stages(classifier: nn.Module) -> tuple[str, ...]:
 
 
 def features(classifier: nn.Module, images: Tensor, layers: Sequence[str], stride: int = 8) -> Tensor:
-    """What the layers say about each cell: `cells` of the `activations` of one forward.
+    """One feature vector per cell of the grid, from one forward: `cells` of the `activations`.
 
     Args:
         classifier: maps images (B, 3, H, W) to logits; run once in eval mode without gradients, left as it was.
@@ -127,9 +136,9 @@ def grid(images: Tensor, stride: int) -> tuple[int, int]:
 def cells(activations: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """One unit vector per cell of a grid, in which every layer counts the same.
 
-    Each layer's activation is divided by its length in every cell, brought bilinearly to the grid,
-    divided by its length again, and the layers are concatenated, so that the scalar product of two cells is
-    the mean of the layers' cosine similarities.
+    Each layer's activation is divided by its length in every cell, resized bilinearly to the grid, and divided
+    by its length again. Then the layers are concatenated. So the scalar product of two cells is the mean of the layers'
+    cosine similarities.
 
     Args:
         activations: `(B, k, u, v)` each, of one or more layers.
@@ -146,13 +155,13 @@ def cells(activations: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
 def affinity(features: Tensor, radius: int, power: float) -> Tensor:
     """Transition probabilities between the cells of a grid.
 
-    Row by row of the grid, so that the largest intermediate is the result itself; against a dense matrix it
-    saves the rows further than the radius.
+    They are computed row by row of the grid, so that the largest intermediate is the result itself. Compared with a
+    dense matrix it saves the rows that are further away than the radius.
 
     Args:
         features: `(D, u, v)` float32, unit vectors over D; a cell of zeros only reaches itself.
         radius: in cells; offsets (dy, dx) with dy^2 + dx^2 <= radius^2 count.
-        power: the exponent of the cosine similarity; negative ones count as 0.
+        power: the exponent of the cosine similarity; negative similarities count as 0.
 
     Returns:
         `(u, v, 2 radius + 1, v)` float32: from cell (y, x) to cell (y + i - radius, x'), 0 outside the radius
@@ -199,7 +208,7 @@ def random_walk(maps: Tensor, transition: Tensor, steps: int) -> Tensor:
 
 @contextmanager
 def _outputs(classifier: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Collects the (last) output of each layer; the hooks go when the block ends."""
+    """Collects the (last) output of each layer. The hooks are removed when the block ends."""
     outputs: dict[str, Tensor] = {}
     handles: list[torch.utils.hooks.RemovableHandle] = []
 

@@ -1,15 +1,16 @@
-"""A linear classifier of cells on frozen features, trained on the seeds of all photos: what they have in common.
+"""A linear classifier of cells on frozen features, trained on the seeds of all photos.
 
-Seeds of a single photo cover some parts and miss others; over a data set the parts that are missed in one photo
-are found in another. A softmax regression from the features of a cell (of `affinity.features`) to background or
-one of the classes, trained on confident seeds only, keeps what the photos agree on. Nothing but seeds is read:
-neither masks nor a second network. Its probabilities, restricted to the labels of each photo, may be spread by
+Seeds of a single photo cover some parts and miss others. Over a data set, parts that are missed in one photo
+are found in another. A softmax regression maps the features of a cell (of `affinity.features`) to background or
+one of the classes. It is trained on confident seeds only, and keeps what the photos agree on. It reads nothing but
+seeds: neither masks nor a second network. Its probabilities, restricted to the labels of each photo, may be spread by
 `affinity.random_walk`, and may label the cells for another round (self-training).
 
     loss = sum over labelled cells of w_y * -log softmax(W f + b)_y,    w_c proportional to (count of c)^-balance
 
-with f the unit feature times `SCALE`, y the label. AdamW with a one-cycle learning rate, each cell seen once, in
-`STEPS` steps: the seeds are wrong in part, and more passes learn their mistakes.
+f is the unit feature times `SCALE`, y the label of the cell, w_c the weight of class c, W and b what is learnt. AdamW
+with a one-cycle learning rate sees each cell once, in `STEPS` steps: some seeds are wrong, and more passes would
+learn their mistakes.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ WEIGHT_DECAY = 1e-2
 
 
 def seed_labels(maps: Tensor, classes: Sequence[int], low: float = 0.2, high: float = 0.35) -> Tensor:
-    """Labels of the cells that saliency is sure of.
+    """Labels of the cells whose saliency is clearly high or low.
 
     Args:
         maps: `(K, h, w)` float in [0, 1], each map's maximum is 1 (after the random walk).
@@ -49,7 +50,7 @@ def seed_labels(maps: Tensor, classes: Sequence[int], low: float = 0.2, high: fl
 
 
 def probable_labels(probabilities: Tensor, classes: Sequence[int], limit: float = 0.6) -> Tensor:
-    """Labels of the cells that the classifier of the round before is sure of.
+    """Labels of the cells that the classifier of the previous round is sure of.
 
     Args:
         probabilities: `(K + 1, h, w)`, background first, sums to one.

@@ -1,16 +1,16 @@
-"""Where the objects end: a background score beside the saliency of the classes, chosen without masks.
+"""The background's score: it competes with the saliency of the classes, and is chosen without masks.
 
-Three rules, each of which gives the background a score b that competes with the classes' saliency:
+There are three rules for the score b:
 
 - "constant": b = t, the same in every image (0.15 to 0.30 across papers).
-- "power": b = (1 - m)^alpha with m the largest saliency of the pixel (AffinityNet, Ahn & Kwak, CVPR 2018).
-  Because b falls where m rises, the hard seed is the same as with the constant t* that solves
-  t* = (1 - t*)^alpha (alpha 4, 8, 16: t* = 0.28, 0.19, 0.12); only the soft scores differ.
+- "power": b = (1 - m)^alpha with m the largest saliency of the pixel (Ahn and Kwak, "AffinityNet", CVPR 2018,
+  https://arxiv.org/abs/1803.10464). b falls where m rises. So the hard seed is the same as with the constant t* that
+  solves t* = (1 - t*)^alpha (alpha 4, 8, 16: t* = 0.28, 0.19, 0.12). Only the soft scores differ.
 - "otsu": b = s^2 with s the threshold that best splits the square roots of this image's own saliency
-  (Otsu, IEEE Trans. SMC 1979). Saliency is skewed, most pixels are near 0, and on the plain values Otsu cuts
-  far above the border of the objects; the square root evens the two sides out. The rule reads no mask, but
-  the root was preferred to other powers by looking at 30 photos with masks (class activation maps of VOC:
-  thresholds of 0.28 without it and 0.13 with it, where the best one with masks was 0.14).
+  (Otsu, IEEE Trans. SMC 1979, https://doi.org/10.1109/TSMC.1979.4310076). Saliency is skewed: most pixels are near 0,
+  and on the plain values Otsu cuts far above the border of the objects. The square root makes the two sides more even.
+  The rule reads no mask. But the root was preferred to other powers by looking at 30 photos with masks (class
+  activation maps of VOC: thresholds of 0.28 without it and 0.13 with it; the best one with masks was 0.14).
 
 So every rule has a threshold per image (`background_threshold`).
 """
@@ -81,7 +81,7 @@ def background_threshold(maps: Maps, parameters: BackgroundParameters) -> float:
         A value strictly between 0 and 1.
 
     Raises:
-        ValueError: the rule is `calibrated`, which only says that one is to be chosen.
+        ValueError: the rule is `calibrated`, which must first be replaced by the rule that calibration chooses.
     """
     if parameters.rule not in _THRESHOLDS:
         raise ValueError(

@@ -1,14 +1,4 @@
-"""Dense CRF: mean-field inference with Gaussian edge potentials (Krähenbühl & Koltun, NIPS 2011).
-
-The energy of a labelling x of an image with N pixels is
-
-    E(x) = sum_i -log p_i(x_i) + sum_{i<j} [x_i != x_j] (
-               w1 exp(-|s_i - s_j|^2 / (2 sxy1^2))                                      (Gaussian, eq. 3)
-             + w2 exp(-|s_i - s_j|^2 / (2 sxy2^2) - |I_i - I_j|^2 / (2 srgb^2)) )       (bilateral, eq. 3)
-
-with s the pixel position, I the RGB colour in 0..255, w the compatibilities (Potts model), and both
-kernels symmetrically normalised: k_ij / sqrt(sum_j k_ij * sum_i k_ij).
-"""
+"""Dense CRF: mean-field inference with Gaussian edge potentials. `dense_crf` has the equation."""
 
 from __future__ import annotations
 
@@ -61,9 +51,22 @@ def dense_crf(
 ) -> npt.NDArray[np.float32] | Tensor:
     """Sharpen class probabilities along the edges of a photo.
 
+    It returns the mean-field marginals, after a number of iterations, of a fully connected CRF with the energy
+
+        E(x) = sum_i -log p_i(x_i) + sum_{i<j} [x_i != x_j] (
+                   w1 exp(-|s_i - s_j|^2 / (2 sxy1^2))                                      (Gaussian, eq. 3)
+                 + w2 exp(-|s_i - s_j|^2 / (2 sxy2^2) - |I_i - I_j|^2 / (2 srgb^2)) )       (bilateral, eq. 3)
+
+    with x a labelling of the pixels i, p_i the given probabilities, s the pixel position, I the RGB colour in 0..255,
+    and w the compatibilities (Potts model). Both kernels k are symmetrically normalised:
+    k_ij / sqrt(sum_j k_ij * sum_i k_ij). `CRFParameters` has w1, sxy1 (`gaussian_*`), w2, sxy2, srgb (`bilateral_*`).
+
+    Paper: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials", NIPS
+    2011, https://arxiv.org/abs/1210.5644
+
     The time grows with the number of labels C: give only the classes that can be present, plus background.
 
-    A torch Tensor of probabilities stays where it is and is refined by the torch backend; gradients flow back to it.
+    A torch Tensor of probabilities stays on its device and is refined by the torch backend. Gradients flow back to it.
 
     Args:
         probabilities: `(C, H, W)` float32 with C >= 2, in [0, 1]; clipped to at least 1e-8. Only ratios
@@ -76,12 +79,16 @@ def dense_crf(
         device: where the torch backend works on arrays, as in "cuda"; None means the CPU.
 
     Returns:
-        `(C, H, W)` float32, the mean-field marginals: in [0, 1], sum over C is one. An array for an array, a Tensor
+        `(C, H, W)` float32, the marginals: in [0, 1], sum over C is one. An array for an array, a Tensor
         for a Tensor. No input is changed.
 
     Raises:
         ValueError: an argument has a wrong shape, type or value.
         UserError: the backend is not installed, a constant is out of range, or a kernel is too narrow for the image.
+
+    Example:
+        >>> dense_crf(probabilities, image).shape
+        (3, 64, 64)
     """
     if isinstance(probabilities, np.ndarray):
         return dense_crf_batch([probabilities], [np.asarray(image)], parameters, backend, device)[0]
@@ -113,8 +120,8 @@ def dense_crf_batch(
 ) -> list[npt.NDArray[np.float32]]:
     """`dense_crf` of several photos, which may differ in size and in number of labels.
 
-    The torch backend infers them all at once, which keeps a GPU busy and saves nothing on a CPU. Every photo
-    then takes the memory of the largest number of labels: group photos with similar numbers.
+    The torch backend infers them all at once. That keeps a GPU busy and saves nothing on a CPU. Every photo
+    then takes as much memory as the one with the most labels, so group photos with similar numbers.
 
     Args:
         probabilities: `(C_i, H_i, W_i)` float32 each.
@@ -124,7 +131,7 @@ def dense_crf_batch(
         device: as of `dense_crf`.
 
     Returns:
-        `(C_i, H_i, W_i)` float32 each, as `dense_crf` gives.
+        `(C_i, H_i, W_i)` float32 each, as from `dense_crf`.
 
     Raises:
         ValueError: an argument has a wrong shape, type or value.
@@ -143,7 +150,7 @@ def dense_crfs(
     backend: str = "auto",
     device: str | None = None,
 ) -> list[npt.NDArray[np.float32]]:
-    """`dense_crf` of one photo from several starting points; its kernels are built once for all of them.
+    """`dense_crf` of one photo from several starting points. Its kernels are built once for all of them.
 
     Args:
         starts: `(C, H, W)` float32 each, as of `dense_crf`, with the same C.
@@ -153,7 +160,7 @@ def dense_crfs(
         device: as of `dense_crf`.
 
     Returns:
-        `(C, H, W)` float32 for each start, bit for bit what `dense_crf` gives for it.
+        `(C, H, W)` float32 for each start, bit for bit what `dense_crf` returns for it.
 
     Raises:
         ValueError: an argument has a wrong shape, type or value.
@@ -191,7 +198,7 @@ def crf_labels(
     backend: str = "auto",
     device: str | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Labels of a prediction after the CRF, over the classes that some pixel gives at least 0.1.
+    """Labels of a prediction after the CRF. Only classes with a probability of at least 0.1 at some pixel take part.
 
     Args:
         probabilities: `(C, H, W)` float32, sums to one over C.
@@ -214,9 +221,9 @@ def crf_probabilities(
     backend: str = "auto",
     device: str | None = None,
 ) -> npt.NDArray[np.float32]:
-    """What `crf_labels` takes the labels from: `(C, H, W)` float32, 0 for classes that take no part.
+    """The probabilities behind `crf_labels`: `(C, H, W)` float32, 0 for classes that take no part.
 
-    Where fewer than two classes take part there is nothing to refine: the probabilities themselves.
+    If fewer than two classes take part there is nothing to refine, and it returns the probabilities themselves.
     """
     possible = np.flatnonzero(probabilities.max(axis=(1, 2)) >= CRF_MIN_PROBABILITY)
     if len(possible) < 2:

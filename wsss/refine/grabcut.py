@@ -1,4 +1,4 @@
-"""Masks from saliency by GrabCut: the segmentation baseline of Simonyan et al. (2014), section 3.2."""
+"""Masks from saliency by GrabCut: the segmentation baseline of Simonyan et al."""
 
 from __future__ import annotations
 
@@ -28,10 +28,20 @@ def grabcut_labels(
 ) -> npt.NDArray[np.uint8]:
     """Segment each class by its colours, learnt where its saliency is highest and lowest.
 
-    Each class gets its own GrabCut (Rother et al. 2004): the most salient pixels are surely foreground,
-    the least salient ones surely background. The pixels between start as probable foreground where their
-    saliency is nearer to the former, else as probable background. Where several classes claim a pixel,
-    the most salient one wins. The same input gives the same mask.
+    Each class gets its own GrabCut, which minimises
+
+        E(a) = sum_i -log p(I_i | a_i) + 50 sum_{i~j} [a_i != a_j] exp(-beta |I_i - I_j|^2) / |s_i - s_j|
+
+    with a_i foreground or background of pixel i, I the colour, p a mixture of five Gaussians for each side, s the
+    position, i~j the pairs among eight neighbours, and beta = 1 / (2 mean |I_i - I_j|^2) (OpenCV's `grabCut`).
+
+    The most salient pixels are fixed as foreground, the least salient ones as background. The pixels between start as
+    probable foreground where their saliency is nearer to the former, else as probable background. Where several
+    classes claim a pixel, the most salient one wins. The same input gives the same mask.
+
+    Papers: Rother, Kolmogorov and Blake, "GrabCut: Interactive Foreground Extraction using Iterated Graph Cuts",
+    SIGGRAPH 2004, https://doi.org/10.1145/1015706.1015720. From saliency: Simonyan, Vedaldi and Zisserman, "Deep
+    Inside Convolutional Networks", ICLR Workshop 2014, section 3.2, https://arxiv.org/abs/1312.6034
 
     Args:
         maps: `(K, H, W)` float32 in [0, 1], largest value 1 per class; K may be 0.
@@ -42,11 +52,15 @@ def grabcut_labels(
         iterations: of GrabCut, at least 1.
 
     Returns:
-        `(H, W)` uint8 mask indices, 0 = background. A class whose map is constant, or with fewer than five
-        pixels on one side, has no pixels.
+        `(H, W)` uint8 mask indices, 0 = background. A class gets no pixels if its map is constant or one side has fewer
+        than five sure pixels.
 
     Raises:
         ValueError: shapes, dtypes or shares do not fit.
+
+    Example:
+        >>> grabcut_labels(maps, classes, image).shape
+        (64, 64)
     """
     _check(maps, classes, image, foreground, background, iterations)
     labels = np.zeros(image.shape[:2], dtype=np.uint8)
@@ -64,7 +78,7 @@ def grabcut_labels(
 def seed_trimap(
     saliency: npt.NDArray[np.float32], foreground: float, background: float
 ) -> npt.NDArray[np.uint8] | None:
-    """What GrabCut starts from: `(H, W)` of `cv2.GC_*`, or None if the map has too little contrast for it.
+    """What GrabCut starts from: `(H, W)` of `cv2.GC_*`, or None if the map has too little contrast.
 
     Args:
         saliency: `(H, W)` float32.

@@ -1,19 +1,7 @@
-"""Pixel-adaptive mask refinement: average each pixel's scores over neighbours of similar colour, repeatedly.
+"""Pixel-adaptive mask refinement (PAMR): average each pixel's scores over neighbours of similar colour, repeatedly.
 
-PAMR (Araslanov & Roth, "Single-Stage Semantic Segmentation from Image Labels", CVPR 2020, on PAMR). For a
-pixel i and its neighbours j in N(i), the eight compass points at each of several distances,
-
-    k_ij = mean over the channels of -|I_i - I_j| / (0.1 sigma_i)
-    alpha_ij = exp(k_ij) / sum over l in N(i) of exp(k_il)
-    m_i <- sum over j in N(i) of alpha_ij m_j,      `iterations` times
-
-with I the colour and sigma_i the channel's standard deviation around i. The paper prints sigma^2 as the
-divisor; its published code divides by 0.1 sigma, which does not depend on the range of the colours, and so do
-we. Also as there: sigma is the sample standard deviation over all 3x3 windows together, in which the pixel
-itself counts once for each distance, and pixels beyond the border repeat the border.
-
-It is local: two pixels exchange scores over at most `iterations * max(dilations)` pixels, where the dense CRF
-compares all pairs.
+It is local: two pixels exchange scores over at most `iterations * max(dilations)` pixels. The dense CRF compares all
+pairs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,9 +25,25 @@ COMPASS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) !
 def pamr(maps: Tensor, image: Tensor, iterations: int = 10, dilations: Sequence[int] = DILATIONS) -> Tensor:
     """Refine scores along the edges of a photo.
 
-    Every result is a weighted mean of its input: it stays in the input's range, constants stay as they are,
-    and maps that sum to one over the classes keep doing so. The memory is that of one number per pixel and
-    neighbour (8 times the number of dilations), shared by all classes.
+    For a pixel i and its neighbours j in N(i), the eight compass points at each of several distances,
+
+        m_i <- sum over j in N(i) of alpha_ij m_j,      `iterations` times
+        alpha_ij = exp(k_ij) / sum over l in N(i) of exp(k_il)
+        k_ij = mean over the channels of -|I_i - I_j| / (0.1 sigma_i)
+
+    with m the scores, I the colour and sigma_i the channel's standard deviation around i.
+
+    Paper: Araslanov and Roth, "Single-Stage Semantic Segmentation from Image Labels", CVPR 2020, on PAMR,
+    https://arxiv.org/abs/2005.08104
+
+    Deviation from the paper: it prints sigma^2 as the divisor. Its published code divides by 0.1 sigma, which does not
+    depend on the range of the colours, and so do we. As in that code, sigma is the sample standard deviation over all
+    3x3 windows together, in which the pixel itself counts once for each distance. Pixels beyond the border repeat the
+    border.
+
+    Every result is a weighted mean of its input. It stays in the input's range, constants stay as they are, and
+    maps that sum to one over the classes keep doing so. The memory is one number per pixel and neighbour (8 times the
+    number of dilations), shared by all classes.
 
     Args:
         maps: `(C, H, W)` of one image or `(B, C, H, W)`, any float type and range.
@@ -53,6 +57,10 @@ def pamr(maps: Tensor, image: Tensor, iterations: int = 10, dilations: Sequence[
 
     Raises:
         ValueError: shapes that do not fit, no dilation, or negative iterations.
+
+    Example:
+        >>> pamr(torch.from_numpy(maps), images[0]).shape
+        torch.Size([2, 64, 64])
     """
     single = maps.ndim == 3
     batch = maps[None] if single else maps

@@ -1,9 +1,9 @@
-"""Refiners: the maps and the photo in, labels, mask and confidence out. One is chosen by `refine.method`.
+"""Refiners: the maps and the photo in, labels, mask and confidence out. `refine.method` chooses one.
 
-    refiner = build_refiner(RefineParameters(BackgroundParameters("constant"), method="crf(iterations=5)"))
-    labels, mask, confidence = refiner(maps, classes, image)
+    >>> parameters = RefineParameters(background=BackgroundParameters("constant"), method="crf(iterations=5)")
+    >>> labels, mask, confidence = build_refiner(parameters)(maps, classes, image)
 
-Another one is a class and `REFINERS["mine"] = Mine`; `Refiner` says what it needs.
+To add one, write a class and set `REFINERS["mine"] = Mine`; `Refiner` says what it needs.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ CRF_CONSTANTS = tuple(constant.name for constant in fields(CRFParameters))
 class Refiner(Protocol):
     """A class whose constructor takes the parameters, a device, and what its expression may say.
 
-    Constructing is cheap and refuses values without a meaning (ValueError); a network is loaded at the first call.
-    The types of the further arguments are the grammar of the expression: `mine(strength=0.5)` needs
+    Constructing is cheap and raises ValueError for values without a meaning. A network is loaded at the first call. The
+    types of the further arguments are the grammar of the expression: `mine(strength=0.5)` needs
     `def __init__(self, parameters, device=None, strength: float = 1.0)`, or the fields of a dataclass.
     """
 
@@ -63,7 +63,7 @@ class Refiner(Protocol):
     def __call__(
         self, maps: Maps, classes: Sequence[int] | npt.NDArray[np.integer], image: npt.NDArray[np.uint8]
     ) -> RefinedMask:
-        """Make the pseudo-mask of one image; only its own classes and the background take part.
+        """Make the pseudo-mask of one image. Only its own classes and the background take part.
 
         Args:
             maps: `(K, H, W)` float32 in [0, 1], each class's maximum is 1 (`prepare_maps`): saliency. Or
@@ -85,10 +85,20 @@ class Refiner(Protocol):
 
 @dataclass(frozen=True)
 class DenseCRF(Refiner):
-    """Dense CRFs from the seeds that a background rule cuts, or one CRF from probabilities.
+    """Dense CRFs (see `dense_crf`) from seeds or from probabilities.
 
-    Seeds: two CRFs, from a generous and a strict seed, must agree (IRN, Ahn et al., CVPR 2019), or the posterior of
-    one CRF from the soft scores must be sure (CLIP-ES, Lin et al., 2023), or every pixel counts.
+    The label is arg max_c Q(c), Q the marginals (agreement: the mean of two CRFs). `uncertainty` says where it is sure:
+
+    - agreement, from the seeds that a background rule cuts: where two CRFs, from a generous and a strict seed, agree.
+      IRN: Ahn, Cho and Kwak, "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations",
+      CVPR 2019, https://arxiv.org/abs/1904.05044
+    - posterior: where max_c Q(c) >= `posterior_limit`, of one CRF from the soft scores or from probabilities. CLIP-ES:
+      Lin et al., "CLIP is Also an Efficient Segmenter", CVPR 2023, https://arxiv.org/abs/2212.09506
+    - none: everywhere.
+
+    Example:
+        >>> DenseCRF(RefineParameters(background=BackgroundParameters("constant")))(maps, classes, image).mask.shape
+        (64, 64)
     """
 
     parameters: RefineParameters
@@ -111,7 +121,7 @@ class DenseCRF(Refiner):
     def __call__(
         self, maps: Maps, classes: Sequence[int] | npt.NDArray[np.integer], image: npt.NDArray[np.uint8]
     ) -> RefinedMask:
-        """See `Refiner`; a UserError where the CRF backend is not installed."""
+        """See `Refiner`. Raises a UserError where the CRF backend is not installed."""
         indices, settings = mask_indices(maps, classes, image), self.parameters
         if len(indices) == 1:
             return empty_mask(image)
@@ -156,7 +166,15 @@ class DenseCRF(Refiner):
 
 @dataclass(frozen=True)
 class PAMR(Refiner):
-    """Scores averaged locally along colours, `wsss.refine.pamr`. Averages are never sharp: every pixel counts."""
+    """Scores m averaged over neighbours of similar colour (see `pamr`); the label is arg max_c m_c.
+
+    Averages are never sharp, so every pixel counts. Paper: Araslanov and Roth, "Single-Stage Semantic Segmentation from
+    Image Labels", CVPR 2020, https://arxiv.org/abs/2005.08104
+
+    Example:
+        >>> PAMR(RefineParameters(background=BackgroundParameters("constant")))(maps, classes, image).labels.shape
+        (64, 64)
+    """
 
     parameters: RefineParameters
     device: str | None = None
@@ -196,8 +214,16 @@ class PAMR(Refiner):
 
 @dataclass(frozen=True)
 class GrabCut(Refiner):
-    """GrabCut from the most and the least salient pixels, `wsss.refine.grabcut`; of probabilities, those of the
-    classes. It needs no score of the background and leaves no pixel out."""
+    """GrabCut from the most and the least salient pixels (see `grabcut_labels`).
+
+    From probabilities it takes those of the classes. It needs no score of the background and leaves no pixel out.
+    Paper: Rother, Kolmogorov and Blake, "GrabCut: Interactive Foreground Extraction using Iterated Graph Cuts",
+    SIGGRAPH 2004, https://doi.org/10.1145/1015706.1015720
+
+    Example:
+        >>> GrabCut(RefineParameters())(maps, classes, image).labels.shape
+        (64, 64)
+    """
 
     parameters: RefineParameters
     device: str | None = None
@@ -232,7 +258,7 @@ class GrabCut(Refiner):
 
 
 def _without_crf(name: str) -> dict[str, str]:
-    """What refiners ignore that compute no CRF and leave no pixel out. The background rule still scores the seeds."""
+    """What refiners without a CRF and without 255 ignore. The background rule still scores the seeds."""
     return dict.fromkeys(
         (*DenseCRF.settings, "crf", "soft_crf"), f"{name} uses no CRF and leaves no pixel out"
     )
@@ -307,7 +333,8 @@ def _read(parameters: RefineParameters) -> tuple[type[Refiner], dict[str, Any]]:
 def _overridden(
     parameters: RefineParameters, kind: type[Refiner], given: Mapping[str, Any]
 ) -> RefineParameters:
-    """The parameters with what the expression gives of them; constants of a CRF go to both CRFs, of which one runs."""
+    """The parameters with the values that the expression gives. Constants of a CRF go to both CRFs, of which one
+    runs."""
     shared = {name: value for name, value in given.items() if name not in _own_values(kind)}
     constants = {name: shared.pop(name) for name in CRF_CONSTANTS if name in shared}
     crf, soft_crf = (replace(crf, **constants) for crf in (parameters.crf, parameters.soft_crf))
@@ -315,12 +342,12 @@ def _overridden(
 
 
 def unused_settings(parameters: RefineParameters, probabilities: bool, predictions: bool = True) -> list[str]:
-    """One sentence for every setting that was changed from its default and plays no part.
+    """One sentence for every setting that differs from its default and plays no part.
 
     Args:
         parameters: as configured, before a background rule is chosen for `calibrated`.
         probabilities: whether the maps are probabilities (`extend.method: pixels`); else they are saliency.
-        predictions: whether predictions are refined as well (`evaluate.crf`), for which `refine.soft_crf` is there.
+        predictions: whether predictions are refined as well (`evaluate.crf`); they use `refine.soft_crf`.
 
     Raises:
         UserError: as `build_refiner`.
