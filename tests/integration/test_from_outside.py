@@ -1,4 +1,4 @@
-"""A backbone, a kind of data set, a refiner and a metric from outside: one entry each, and the whole pipeline takes them."""
+"""A backbone, a kind of data set, a refiner and a metric from outside: the pipeline takes each by one entry."""
 
 import json
 from collections.abc import Sequence
@@ -49,9 +49,7 @@ TINY = Backbone(
 class Half(Refiner):
     """The upper part of every photo is its first class, in this process as a network on a GPU would be."""
 
-    def __init__(
-        self, parameters: RefineParameters, device: str | None = None, share: float = 0.5
-    ) -> None:
+    def __init__(self, parameters: RefineParameters, device: str | None = None, share: float = 0.5) -> None:
         self.share = share
 
     @property

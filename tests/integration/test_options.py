@@ -294,7 +294,7 @@ SESS_WORDS = [
 def test_the_expression_that_is_proposed_is_the_very_method_of_the_options_that_are_gone(
     words: list[str], expected: SaliencyMethod
 ) -> None:
-    with pytest.raises(UserError, match="removed: write saliency.method") as refusal:
+    with pytest.raises(UserError, match=r"removed: write saliency\.method") as refusal:
         parse_config("run", words)
     method = re.search('write saliency.method: "(.*)"', str(refusal.value))
     assert method

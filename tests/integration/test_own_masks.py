@@ -27,7 +27,11 @@ def test_a_run_trains_on_them_without_the_stages_that_nothing_reads(
     run = tmp_path / "run"
     done = command("run", *tiny, "--output", run, "--segmenter.masks", masks)
     assert done.status == 0, done.err
-    assert set(stages(run)) == {"classify", "segment", "evaluate"}  # the light network starts from the classifier
+    assert set(stages(run)) == {
+        "classify",
+        "segment",
+        "evaluate",
+    }  # the light network starts from the classifier
     assert not (run / "saliency").exists()
     first, second = (json.loads((where / "metrics.json").read_text()) for where in (finished, run))
     assert second["val"] == first["val"]  # the same masks, the same training

@@ -1,7 +1,7 @@
 """The examples in the docstrings run, and every public method has one, with a link to its paper.
 
-An example is the line that a user would type. It makes no network and no photo, but finds them under these names, beside
-those of its own module, the public methods, the classes of their parameters, and `torch`:
+An example is the line that a user would type. It makes no network and no photo, but finds them under these names,
+beside those of its own module, the public methods, the classes of their parameters, and `torch`:
 
     classifier     a small random ResNet, images (B, 3, H, W) -> logits (B, 2); its layers are named as torchvision's
     images         (2, 3, 64, 64) float32, two photos as the classifier expects them
