@@ -303,11 +303,46 @@ def test_the_background_rule_is_calibrated_only_where_something_depends_on_it(
 
 def test_settings_that_play_no_part_are_told_once(run: Path, tiny: list[str], command: Any) -> None:
     options = [*tiny, "--output", run, "--refine.uncertainty", "posterior", "--refine.low_factor", 0.5]
-    told = "refine.low_factor is 0.5, but plays no part"
+    told = "refine.low_factor is 0.5, but has no effect"
     assert command("refine", *options).err.count(told) == 1
     assert told not in command("refine", *options).err  # done before
+    walk = [*tiny, "--output", run, "--extend.method", "walk", "--extend.steps", 2, "--extend.rounds", 2]
+    said = command("refine", *walk).err
+    assert "extend.rounds is 2, but has no effect: the extension is walk (extend.method)" in said
+    assert "extend.steps is" not in said
     pamr = [*tiny, "--output", run, "--refine.method", "pamr", "--refine.crf.iterations", 3]
-    assert command("refine", *pamr).err.count("refine.crf.iterations is 3, but plays no part") == 1
+    assert command("refine", *pamr).err.count("refine.crf.iterations is 3, but has no effect") == 1
+
+
+@pytest.mark.parametrize(
+    ("command_name", "options", "told"),
+    [
+        (
+            "saliency",
+            ["--saliency.method", "multiscale(gradcam, scales=(1,))", "--saliency.flip", "false"],
+            "saliency.flip is False, but has no effect: saliency.method says scales and mirror images itself",
+        ),
+        (
+            "saliency",
+            ["--saliency.method", "cameras(resolutions=(64,))", "--saliency.balance", "max"],
+            "saliency.balance is max, but has no effect: saliency.method has scales of its own",
+        ),
+        (
+            "segment",
+            ["--segmenter.bootstrap", "soft"],
+            "segmenter.bootstrap is soft, but has no effect: segmenter.loss is cross_entropy",
+        ),
+        (
+            "evaluate",
+            ["--evaluate.ms_flip", "false"],
+            "evaluate.scales is (0.75, 1.0), but has no effect: evaluate.ms_flip is false",
+        ),
+    ],
+)
+def test_other_stages_tell_them_too(
+    run: Path, tiny: list[str], command: Any, command_name: str, options: list[str], told: str
+) -> None:
+    assert told in command(command_name, *tiny, "--output", run, *options).err
 
 
 # -- what a fingerprint covers ----------------------------------------------------------------------

@@ -12,6 +12,8 @@ from typing import Any
 from wsss.config import Config
 from wsss.data.dataset import Dataset
 from wsss.rundir import RunDirectory, content_digest, file_stamp
+from wsss.runtime import say
+from wsss.stages.shards import rank_and_world
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,23 @@ class Stage:
 def after(*names: str) -> Callable[[Config], tuple[str, ...]]:
     """``Stage.follows`` of a stage that follows the same ones under every configuration."""
     return lambda config: names
+
+
+def tell(sentences: Iterable[str]) -> None:
+    """Print what the user should know of a stage, below its title; process 0 speaks for all (see ``shards``)."""
+    if rank_and_world()[0] == 0:
+        for sentence in sentences:
+            say(f"  {sentence}")
+
+
+def unused(section: str, values: Any, names: Iterable[str], reason: str) -> list[str]:
+    """One sentence for every named setting of a section that was changed from its default and plays no part."""
+    default = type(values)()
+    return [
+        f"{section}.{name} is {getattr(values, name)}, but has no effect: {reason}"
+        for name in names
+        if getattr(values, name) != getattr(default, name)
+    ]
 
 
 # -- stamps -----------------------------------------------------------------------------------------

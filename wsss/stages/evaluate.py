@@ -21,13 +21,15 @@ from wsss.parallel import pool, unordered
 from wsss.refine.crf import crf_labels
 from wsss.refine.parameters import CRFParameters
 from wsss.rundir import CRF, MS_FLIP, PLAIN, SEGMENTER, SUPERVISED, SUPERVISED_PLAIN
-from wsss.stages.base import Context, Stage, after, val_inputs
+from wsss.stages.base import Context, Stage, after, tell, unused, val_inputs
 from wsss.stages.score import measure
 from wsss.tasks import segmentation
 
 
 def evaluate(context: Context) -> dict[str, Any]:
     """Predictions of the validation photos, and ``val``, ``val_ms_flip``, ``val_crf``."""
+    if not context.config.evaluate.ms_flip:
+        tell(unused("evaluate", context.config.evaluate, ["scales"], "evaluate.ms_flip is false"))
     _predict(context, SEGMENTER, "", context.config.evaluate)
     measure(context, "evaluate")
     return {"images": len(context.dataset.val)}

@@ -13,7 +13,7 @@ The CRF then starts from these probabilities instead of thresholded saliency.
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from wsss.extension.affinity import (
 from wsss.extension.pixels import fit, probabilities, probable_labels, seed_labels
 from wsss.rundir import CALIBRATION, CLASSIFIER, EXTENDED, EXTENSION, RunDirectory
 from wsss.saliency import normalize, upsample
-from wsss.stages.base import Context, Stage, after
+from wsss.stages.base import Context, Stage, after, tell, unused
 from wsss.stages.shards import rank_and_world, shares, wait_for_file
 from wsss.tasks.classification import load_classifier
 
@@ -50,6 +50,13 @@ LEARN_STRIDE, WALK_STRIDE = 16, 8
 """Pixels per cell where the classifier of cells learns and answers, and where the last walk goes."""
 LEARN_RADIUS = 6
 """Radius of the walks on the coarse grid, in its cells: as far in pixels as the default on the fine one."""
+READ = {
+    "none": (),
+    "walk": ("radius", "power", "steps"),
+    "pixels": ("photos", "rounds", "low", "high", "balance", "radius", "power", "steps"),
+}
+"""Method -> the settings of ``extend`` that it reads."""
+
 SHRUNK = 0.5
 """Share of the clear cells of objects that must be left after the rounds; below it the user is told."""
 
@@ -256,6 +263,10 @@ def extend(context: Context) -> dict[str, Any]:
     """Maps of all training photos that cover whole objects."""
     config, run, records = context.config, context.run, context.dataset.train
     settings, hardware = config.extend, config.runtime
+    names = [
+        field.name for field in fields(settings) if field.name not in ("method", *READ[config.extension])
+    ]
+    tell(unused("extend", settings, names, f"the extension is {config.extension} (extend.method)"))
     if config.extension == "none":
         return {"images": 0}
     network, _, _ = load_classifier(run.checkpoint(CLASSIFIER, config.saliency.checkpoint))
@@ -280,13 +291,9 @@ def extend(context: Context) -> dict[str, Any]:
 
 def _settings(config: Config) -> list[Any]:
     """The extension's method, and of its settings what that one reads."""
-    settings = to_dict(config.extend)
-    del settings["method"]
-    if config.extension == "none":
-        return ["none"]
-    if config.extension == "walk":
-        return ["walk", {name: settings[name] for name in ("radius", "power", "steps")}]
-    return ["pixels", settings, config.seed]
+    settings, kind = to_dict(config.extend), config.extension
+    read = {name: settings[name] for name in READ[kind]}
+    return {"none": ["none"], "walk": ["walk", read], "pixels": ["pixels", read, config.seed]}[kind]
 
 
 EXTEND = Stage(

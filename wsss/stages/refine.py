@@ -20,7 +20,7 @@ from wsss.refine.masks import RefinedMask
 from wsss.refine.parameters import RefineParameters
 from wsss.refine.refiners import Place, Refiner, build_refiner, refiner_class, unused_settings
 from wsss.rundir import EXTENDED, LABELS, MASKS, SALIENCY, RunDirectory
-from wsss.stages.base import Context, Stage, after
+from wsss.stages.base import Context, Stage, after, tell
 from wsss.stages.calibrate import chosen_rule
 from wsss.stages.maps import has_background, load_maps
 from wsss.stages.shards import rank_and_world, shares
@@ -36,9 +36,7 @@ def refine(context: Context) -> dict[str, Any]:
     """Pseudo-masks of all training photos."""
     config, records, run = context.config, context.dataset.train, context.run
     parameters, device = chosen_parameters(context), runtime.device(config.runtime)
-    if rank_and_world()[0] == 0:
-        for sentence in unused_settings(config.refine, is_soft(config), config.evaluate.crf):
-            runtime.say(f"  {sentence}")
+    tell(unused_settings(config.refine, is_soft(config), config.evaluate.crf))
     refiner = build_refiner(parameters, str(device) if device.type == "cuda" else None)
     for part in shares(records):
         write_all(part, run, refiner, maps_folder(config), config.runtime)

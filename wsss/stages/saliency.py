@@ -18,7 +18,7 @@ from wsss.models.classifier import classifier_backbone
 from wsss.rundir import CALIBRATION, CLASSIFIER, SALIENCY, RunDirectory
 from wsss.saliency import SESS, ClassSubtraction, MultiScale, SaliencyMethod, normalize
 from wsss.saliency.parse import parse_method
-from wsss.stages.base import Context, Stage, after
+from wsss.stages.base import Context, Stage, after, tell, unused
 from wsss.stages.shards import shares
 from wsss.tasks.classification import load_classifier
 
@@ -32,18 +32,37 @@ def build_method(config: SaliencyConfig, architecture: str) -> SaliencyMethod:
     Raises:
         UserError: there is no such method.
     """
-    try:
-        method = parse_method(config.method, classifier_backbone(architecture).layout.last, "sigmoid")
-    except UserError as error:
-        raise UserError(f"saliency.method: {error}") from error
-    inner = method.base if isinstance(method, ClassSubtraction) else method
+    method = _parsed(config, architecture)
     scales = (1.0,) if method.own_scales else tuple(config.scales)
-    if isinstance(inner, (SESS, MultiScale)) or (scales == (1.0,) and not config.flip):
+    if _is_whole(method) or (scales == (1.0,) and not config.flip):
         return method
     balance = config.balance
     if balance == "auto":
         balance = method.scale_balance if len(scales) > 1 else "none"
     return MultiScale(method, scales=scales, flip=config.flip, balance=balance)
+
+
+def _parsed(config: SaliencyConfig, architecture: str) -> SaliencyMethod:
+    try:
+        return parse_method(config.method, classifier_backbone(architecture).layout.last, "sigmoid")
+    except UserError as error:
+        raise UserError(f"saliency.method: {error}") from error
+
+
+def _is_whole(method: SaliencyMethod) -> bool:
+    """Whether the expression says scales and mirror images itself."""
+    return isinstance(method.base if isinstance(method, ClassSubtraction) else method, (SESS, MultiScale))
+
+
+def _unused(config: SaliencyConfig, architecture: str) -> list[str]:
+    """What of the configuration the method does not read."""
+    method = _parsed(config, architecture)
+    if _is_whole(method):
+        reason = "saliency.method says scales and mirror images itself"
+        return unused("saliency", config, ("scales", "flip", "balance"), reason)
+    if method.own_scales:
+        return unused("saliency", config, ("scales", "balance"), "saliency.method has scales of its own")
+    return []
 
 
 def write_all(
@@ -105,6 +124,7 @@ def write_saliency_of_photos(context: Context) -> dict[str, Any]:
     path = run.checkpoint(CLASSIFIER, config.saliency.checkpoint)
     classifier, _, settings = load_classifier(path, config.saliency.output_stride)
     method = build_method(config.saliency, settings.architecture)
+    tell(_unused(config.saliency, settings.architecture))
     for records in shares(context.dataset.train):
         write_all(classifier, method, records, run, config.saliency, config.runtime)
     return {"images": len(context.dataset.train), "method": repr(method)}

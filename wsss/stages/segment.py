@@ -17,14 +17,17 @@ from wsss.data.modules import SegmentationData, TrueMasks, train_loader
 from wsss.data.transforms import RandomScale, TrainTransform
 from wsss.errors import UserError
 from wsss.rundir import CLASSIFIER, MASKS, SEGMENTER, SUPERVISED, content_digest
-from wsss.stages.base import Context, Stage, train_inputs, train_truth, weights_stamp
+from wsss.stages.base import Context, Stage, tell, train_inputs, train_truth, unused, weights_stamp
 from wsss.tasks import classification, segmentation
 from wsss.tasks.fit import fit
 
 
 def train_segmenter(context: Context) -> dict[str, Any]:
     """Train the segmenter on the pseudo-masks, or on those of ``segmenter.masks``."""
-    own, run = context.config.segmenter.masks, context.run
+    settings, run = context.config.segmenter, context.run
+    if settings.loss != "bootstrap":
+        tell(unused("segmenter", settings, ["bootstrap"], f"segmenter.loss is {settings.loss}"))
+    own = settings.masks
     path = (lambda identifier: run.mask(MASKS, identifier)) if own is None else _mask_of(own)
     records = [replace(record, mask=path(record.id)) for record in context.dataset.train]
     return _train(context, records, run.root / SEGMENTER)

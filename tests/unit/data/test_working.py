@@ -45,7 +45,7 @@ def silent(total: int, done: int) -> Iterator[SimpleNamespace]:
 
 
 def copies(dataset: Dataset, root: Path, side: int = 50) -> Dataset:
-    return with_copies(dataset, root, side, 1, silent)
+    return with_copies(dataset, root / "resized", side, 1, silent)
 
 
 def times(root: Path) -> dict[str, int]:

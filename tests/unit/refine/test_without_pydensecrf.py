@@ -1,7 +1,6 @@
 """The refinement where pydensecrf cannot be built: no compiler, or a Python that it does not support."""
 
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from wsss.config import RuntimeConfig
 from wsss.data.dataset import Record
 from wsss.data.files import Saliency, read_mask, write_saliency
-from wsss.refine import stage
 from wsss.refine.parameters import BackgroundParameters, CRFParameters, RefineParameters
-from wsss.rundir import RunDirectory
-
-
-class Bar:
-    def update(self, count: int) -> None:
-        """Ignore the progress."""
-
-
-@contextmanager
-def no_progress(total: int, done: int) -> Any:
-    yield Bar()
+from wsss.refine.refiners import build_refiner
+from wsss.rundir import LABELS, MASKS, SALIENCY, RunDirectory
+from wsss.stages.refine import write_all
 
 
 def write_photo(folder: Path, run: RunDirectory) -> Record:
@@ -44,8 +35,9 @@ def refined(folder: Path) -> list[Any]:
     config = RefineParameters(
         background=BackgroundParameters(rule="constant"), crf=CRFParameters(iterations=5)
     )
-    stage.write_all([record], run, config, 1, no_progress)
-    return [read_mask(run.mask(name, "photo")) for name in (stage.LABELS, stage.MASKS)]
+    hardware = RuntimeConfig(accelerator="cpu", workers=1, progress=False)
+    write_all([record], run, build_refiner(config), SALIENCY, hardware)
+    return [read_mask(run.mask(name, "photo")) for name in (LABELS, MASKS)]
 
 
 def test_refinement_writes_the_same_masks_without_pydensecrf(
