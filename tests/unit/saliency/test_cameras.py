@@ -33,16 +33,16 @@ def by_loops(model, layer, image, cls, oracle, sizes, keep=None):
 )
 def test_equals_a_loop_that_upsamples_whole_tensors(request, images, targets, oracle, name, layer):
     model = request.getfixturevalue(name)
-    targets = targets[[1, 2, 3]] if name == "resnet" else targets[1:2]
     method = CAMERAS(layer, resolutions=RESOLUTIONS)
     sizes = [(96, 80), (114, 95), (138, 115)]
     assert method.sizes(96, 80) == sizes
     maps = method(model, images, targets)
     assert maps.shape == (len(targets), 96, 80)
-    for row, (image, cls) in enumerate(targets.tolist()):
-        expected = by_loops(model, layer, images[image], cls, oracle, sizes)
-        assert expected.max() > 0
-        np.testing.assert_allclose(maps[row].numpy(), expected, atol=1e-5 * expected.max())
+    expected = np.stack(
+        [by_loops(model, layer, images[i], cls, oracle, sizes) for i, cls in targets.tolist()]
+    )
+    assert (expected.max((1, 2)) > 0).sum() >= 3
+    np.testing.assert_allclose(maps.numpy(), expected, atol=1e-6 * expected.max())
 
 
 def test_the_papers_resolutions_are_the_default():
