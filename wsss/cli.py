@@ -15,7 +15,7 @@ _STAGES = {
     "refine": "turn saliency into pseudo-masks (background, dense CRF)",
     "segment": "train the segmenter on the pseudo-masks",
     "evaluate": "score seeds, pseudo-masks and predictions; write the report",
-    "report": "write report.html anew",
+    "report": "write report.html again",
 }
 
 CALIBRATE = "--calibrate"
@@ -28,7 +28,7 @@ OUT_OF_MEMORY = {
     "explain": "ran out of memory; use a smaller --size",
     "compare": "ran out of memory; use a smaller --compare.batch_size or --compare.size (finished work is kept)",
 }
-"""Command -> what it says then."""
+"""Command -> what it says when memory runs out."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """Whether it is what Python, torch on a CPU, or torch on a GPU raise where memory is not enough."""
+    """Whether this is what Python, torch on a CPU or torch on a GPU raises when memory runs out."""
     name, text = type(error).__name__, str(error)
     return name in ("MemoryError", "OutOfMemoryError") or "allocate memory" in text or "out of memory" in text
 
@@ -112,7 +112,7 @@ def _stage(name: str, words: list[str]) -> int:
     if _helped(name, words):
         return 0
     options = words
-    if name == "refine" and CALIBRATE in words:  # last, so that it also goes before a --config after it
+    if name == "refine" and CALIBRATE in words:  # last, so that it overrides any --config
         options = [word for word in words if word != CALIBRATE] + ["--refine.background.rule=calibrated"]
     from wsss.options import parse_config
 
@@ -136,7 +136,7 @@ def _compare(name: str, words: list[str]) -> int:
 
 
 def _helped(name: str, words: list[str]) -> bool:
-    """Print the help of a stage if it is asked for."""
+    """Print the help of a stage if the words ask for it."""
     asked = [index for index, word in enumerate(words) if word in ("-h", "--help")]
     if asked:
         about = COMMANDS[name][1]
@@ -152,7 +152,10 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "compare": (_compare, "leaderboard of saliency methods"),
     "score": (commands.score, "VOC mIoU of any two folders of masks"),
     "predict": (commands.predict, "masks for new photos"),
-    "export": (commands.export, "a segmenter as ONNX or for torch alone; an archive for the VOC test server"),
+    "export": (
+        commands.export,
+        "a segmenter as ONNX or as a torch program; an archive for the VOC test server",
+    ),
     "explain": (commands.explain, "where a classifier sees a class in a photo"),
     "data": (commands.data, "make or check a data set"),
 }

@@ -1,7 +1,7 @@
-"""The tools beside the pipeline: ``wsss score, predict, export, explain, data``.
+"""The tools besides the pipeline: ``wsss score, predict, export, explain, data``.
 
-Each function takes the command's name and the words after it, and returns the exit status. Nothing heavy is
-imported before the words are understood.
+Each function takes the command's name and the words after it, and returns the exit status. Nothing heavy is imported
+before the words are parsed.
 """
 
 import json
@@ -29,7 +29,7 @@ def score(name: str, words: list[str]) -> int:
         "--ids", type=Path, help="list of the ids to score (default: every PNG of the predictions)"
     )
     parser.add_argument(
-        "--classes", type=Path, help="class names, one a line, without background (default: VOC's 20)"
+        "--classes", type=Path, help="class names, one per line, without background (default: VOC's 20)"
     )
     parser.add_argument(
         "--ignored_as_background",
@@ -39,10 +39,10 @@ def score(name: str, words: list[str]) -> int:
     parser.add_argument(
         "--boundary",
         **FLAG,
-        help="also boundary F-scores, within 0.75 %% of the image diagonal (Csurka et al. 2013); slower",
+        help="also boundary F-scores, tolerance 0.75 %% of the image diagonal (Csurka et al. 2013); slower",
     )
-    parser.add_argument("--confusion", **FLAG, help="also list which classes are taken for which most often")
-    parser.add_argument("--workers", type=int, default=0, help="processes (default: this one)")
+    parser.add_argument("--confusion", **FLAG, help="also list which classes are confused most often")
+    parser.add_argument("--workers", type=int, default=0, help="worker processes (default: none)")
     parser.add_argument(
         "--json", **FLAG, help="print JSON, with the whole confusion matrix, instead of a table"
     )
@@ -74,44 +74,50 @@ examples:
   wsss predict holiday.jpg photos/ --checkpoint runs/voc --output masks --overlay
   wsss predict photos/ --checkpoint runs/voc --output masks --ms_flip --crf --skip_existing
 
-JPEG, PNG, WebP, BMP and TIFF; grey, CMYK, transparent (laid on white), 16-bit; turned as their EXIF orientation
-says. Masks have the photo's size: 0 is background, 1 the first class; the table at the end names the indices.
-A network knows objects at the size at which it was trained: photos are reduced as those of the training were
-(data.long_side). If those were not, try --long_side 640 for photos of a phone or a camera.
+Reads JPEG, PNG, WebP, BMP and TIFF; grey, CMYK, 16-bit and transparent ones (laid on white); EXIF
+orientation is applied. Masks have the photo's size: 0 is background, 1 the first class. The table that is
+printed at the end names the indices.
+A network recognises objects at the size at which it was trained, so photos are shrunk as those of the
+training were (data.long_side). If those were not, try --long_side 640 for photos from a phone or a camera.
 """
 
 
 def _predict_parser() -> ToolParser:
     parser = ToolParser(
         prog="wsss predict",
-        description="Masks for new photos of any size.",
+        description="Predict masks for new photos of any size.",
         epilog=_PREDICT_EXAMPLES,
     )
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="photos, or folders of photos")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="runs/<name>, or a file")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="a run directory, or a checkpoint file"
+    )
     parser.add_argument(
         "--output", type=Path, required=True, help="folder for <name>.png (palette, size of the photo)"
     )
     parser.add_argument(
-        "--ms_flip", **FLAG, help="also at several scales and mirrored: better, 17 times slower"
+        "--ms_flip", **FLAG, help="also predict at several scales and mirrored: better, 17 times slower"
     )
     parser.add_argument(
-        "--scales", type=numbers, metavar="X,...", help="of --ms_flip (default: 0.5,0.75,1,1.25,1.5,1.75)"
+        "--scales",
+        type=numbers,
+        metavar="X,...",
+        help="scales of --ms_flip (default: 0.5,0.75,1,1.25,1.5,1.75)",
     )
     parser.add_argument("--crf", **FLAG, help="refine along edges with a dense CRF (DeepLab's constants)")
     parser.add_argument(
         "--long_side",
         type=int,
         metavar="PIXELS",
-        help="predict larger photos reduced to this longer side, then enlarge (default: as in the training; 0: at "
-        "their own size)",
+        help="shrink larger photos to this longer side and enlarge the result (default: as in the training; 0: "
+        "predict at full size)",
     )
     parser.add_argument(
         "--tile",
         type=int,
         default=1024,
         metavar="PIXELS",
-        help="beyond this longer side predict in overlapping, blended tiles; smaller takes less memory "
+        help="predict larger photos in overlapping, blended tiles of this side; smaller tiles take less memory "
         "(default: %(default)s)",
     )
     parser.add_argument("--overlay", **FLAG, help="also write <name>_overlay.jpg")
@@ -123,8 +129,8 @@ def _predict_parser() -> ToolParser:
     parser.add_argument(
         "--skip_existing",
         **FLAG,
-        help="keep what is in the folder and predict the rest, to continue "
-        "(default: write anew what wsss predict made; other files there are an error)",
+        help="continue: keep the masks in the folder and predict the rest "
+        "(default: overwrite the masks that wsss predict wrote; other files there are an error)",
     )
     parser.add_argument(
         "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="where to compute"
@@ -133,7 +139,7 @@ def _predict_parser() -> ToolParser:
         "--precision",
         choices=("auto", "float32", "bf16"),
         default="auto",
-        help="auto: bf16 where it is fast, else float32",
+        help="auto: bf16 if it is fast here, else float32",
     )
     return parser
 
@@ -162,7 +168,7 @@ def predict(name: str, words: list[str]) -> int:
 
 
 def export(name: str, words: list[str]) -> int:
-    """Take a segmenter or its masks elsewhere; see ``wsss.export.command``."""
+    """Export a segmenter or its masks; see ``wsss.export.command``."""
     from wsss.export.command import main as export
 
     return export(words)
@@ -174,19 +180,20 @@ examples:
   wsss explain street.jpg --checkpoint runs/voc --class person --class car \\
       --method gradcam --method global_guidance@layer3 --method "sess(gradcam, prefilter=0.5)" --output why.png
 
-A METHOD is a name with parameters as in Python, in quotes: gradcam, gradcam@layer3 (the layer),
-"groupcam(groups=16)"; around it "sess(...)", "subtraction(...)", "multiscale(...)". An unknown name lists all.
+A METHOD is a name with parameters as in Python, in quotes: gradcam, gradcam@layer3 (its layer),
+"groupcam(groups=16)". "sess(...)", "subtraction(...)" and "multiscale(...)" wrap a method. An unknown name
+lists all methods.
 
-Beside FILE.png comes FILE.npy: the raw maps (neither normalised nor clipped), upsampled to the size at which
-the photo was explained, float32 (methods, classes, height, width) in the order of the figure.
+FILE.npy is written next to FILE.png. It holds the raw maps (neither normalised nor clipped), upsampled to the
+size at which the photo was explained: float32 (methods, classes, height, width) in the order of the figure.
 """
 
 
 def _explain_parser() -> ToolParser:
     parser = ToolParser(
         prog="wsss explain",
-        description="Draws where a classifier sees a class: saliency of one photo, a row for each class and a "
-        "column for each method.",
+        description="Draw where a classifier sees a class: saliency of one photo, one row per class and one "
+        "column per method.",
         epilog=_EXPLAIN_EXAMPLES,
     )
     parser.add_argument("image", type=Path, metavar="IMAGE", help="a photo")
@@ -197,8 +204,8 @@ def _explain_parser() -> ToolParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="class, repeatable; for ImageNet also its index (default: the most probable; with --checkpoint all "
-        "that are more probable than not, at most five)",
+        help="class, repeatable; for ImageNet also its index (default: the most probable one; with --checkpoint all "
+        "that are more probable than not, up to five)",
     )
     parser.add_argument(
         "--method",
@@ -207,9 +214,13 @@ def _explain_parser() -> ToolParser:
         metavar="METHOD",
         help="saliency method, repeatable (default: gradcam)",
     )
-    parser.add_argument("--layer", help="of methods that name none (default: the last convolutional one)")
+    parser.add_argument(
+        "--layer", help="layer of methods that name none (default: the last convolutional one)"
+    )
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--checkpoint", type=Path, metavar="CKPT", help="runs/<name>, or a file: its classes")
+    model.add_argument(
+        "--checkpoint", type=Path, metavar="CKPT", help="a run directory, or a file: explain its classifier"
+    )
     model.add_argument(
         "--architecture",
         metavar="NAME",
@@ -223,12 +234,12 @@ def _explain_parser() -> ToolParser:
         "--size",
         type=int,
         metavar="PIXELS",
-        help="shorter side (default: the photo's, its longer at most 1024)",
+        help="shorter side of the photo (default: its own, with a longer side of at most 1024)",
     )
     parser.add_argument(
         "--patches",
         **FLAG,
-        help="also draw the map of every crop of sess(...), with the weight it has: FILE.patches-1.png ...",
+        help="also draw the map of every crop of sess(...), with its weight: FILE.patches-1.png ...",
     )
     parser.add_argument(
         "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="where to compute"
@@ -267,17 +278,17 @@ def explain(name: str, words: list[str]) -> int:
 
 
 def data(name: str, words: list[str]) -> int:
-    """``check`` a data set (status 1 where it has errors) or write the procedural one (``shapes``)."""
+    """``check`` a data set (status 1 if it has errors) or write the procedural one (``shapes``)."""
     parser = ToolParser(prog="wsss data", description="Make and check data sets.")
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    check = commands.add_parser("check", help="the doctor: ids, sizes, palettes, labels, splits, duplicates")
+    check = commands.add_parser("check", help="find errors: ids, sizes, palettes, labels, splits, duplicates")
     check.add_argument("root", type=Path, help="data set in VOC or folder layout")
     check.add_argument(
         "--classes",
         type=Path,
-        help="class names, one a line (default: classes.txt in ROOT, or VOC's; folder: the labels of the CSV)",
+        help="class names, one per line (default: classes.txt in ROOT, or VOC's; folder: the labels of the CSV)",
     )
-    check.add_argument("--labels", help="`xml` or a label CSV (default: what ROOT holds)")
+    check.add_argument("--labels", help="`xml` or a label CSV (default: whichever ROOT has)")
     shapes = commands.add_parser("shapes", help="write the procedural data set")
     shapes.add_argument("root", type=Path, help="folder to write to")
     from wsss.config import ShapesConfig
@@ -286,7 +297,7 @@ def data(name: str, words: list[str]) -> int:
     for key, text in (
         ("train", "training images"),
         ("val", "validation images"),
-        ("size", "pixels a side"),
+        ("size", "height and width in pixels"),
         ("seed", "seed"),
     ):
         shapes.add_argument(
@@ -296,10 +307,10 @@ def data(name: str, words: list[str]) -> int:
         "--layout",
         choices=("voc", "folder"),
         default="voc",
-        help="voc: PASCAL VOC's; folder: tagged photos as anybody has them, and the validation images untagged "
+        help="voc: PASCAL VOC's; folder: a folder of tagged photos, with the validation images untagged "
         "(default %(default)s)",
     )
-    shapes.add_argument("--masks", **FLAG, help="layout folder: also true masks, for scoring only")
+    shapes.add_argument("--masks", **FLAG, help="with layout folder: also write true masks, for scoring only")
     options = parser.parse_args(words)
     if options.action == "check":
         from wsss.data.check import check_dataset

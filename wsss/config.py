@@ -2,8 +2,7 @@
 
 The string below an attribute is its help text on the command line. Every command takes
 ``--config FILE`` (YAML of this tree) and dotted overrides such as ``--classifier.epochs 5``.
-Paths are plain strings so that a checkpoint that carries a configuration loads with
-``weights_only=True``.
+Paths are plain strings, so that a checkpoint with a configuration in it loads with ``weights_only=True``.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -35,7 +34,7 @@ def _check_range(name: str, least: float, most: float) -> None:
 
 @dataclass(frozen=True)
 class ShapesConfig:
-    """The procedural data set, made on first use when ``data.kind`` is ``shapes``."""
+    """The procedural data set. It is made on first use when ``data.kind`` is ``shapes``."""
 
     train: int = 2000
     """Number of training images."""
@@ -44,7 +43,7 @@ class ShapesConfig:
     size: int = 96
     """Height and width of an image in pixels."""
     seed: int = 0
-    """Seed of the generator (not the seed of the training)."""
+    """Seed of the generator. The training has its own seed."""
 
 
 @dataclass(frozen=True)
@@ -53,27 +52,27 @@ class DataConfig:
 
     kind: str = "shapes"
     """shapes: procedural, made on first use; voc: PASCAL VOC devkit layout; folder: photos and a CSV of tags;
-    coco: COCO 2014 instances; imagenet: val images in class folders, to evaluate saliency only."""
+    coco: COCO 2014 instances; imagenet: validation images in class folders, only for evaluating saliency."""
     root: str = "data/shapes"
     """Folder of the data set."""
     labels: str = "xml"
-    """Image labels: `xml` (the data set's own annotations) or a CSV image,labels with `;` between labels (path, also
-    below root; imagenet: a list of lines `name index`)."""
+    """Image labels: `xml` (the data set's own annotations) or the path of a CSV image,labels with `;` between labels,
+    which may be relative to root (imagenet: a list of lines `name index`)."""
     classes: str | None = None
-    """Text file, one class a line, index 1 first (path, also below root); null: VOC's 20, COCO's 80 (folder: its
-    classes.txt, or the labels of its CSV, sorted)."""
+    """Text file with one class per line, index 1 first; the path may be relative to root. null: VOC's 20 or COCO's 80
+    (folder: its classes.txt, or the sorted labels of its CSV)."""
     train: str | None = None
-    """Training images: a split name or a list file; null: every labelled image that is not in val (voc
-    with labels xml: of its trainval lists; coco: train2014)."""
+    """Training images: a split name or a list file; null: every labelled image that is not in val (voc with labels xml:
+    only those in its trainval lists; coco: train2014)."""
     val: str | None = None
-    """Validation images: a split name or a list file; null: the split val, if there is one (folder: a stable tenth
-    of the images, or all that train does not list; coco: val2014; imagenet: all)."""
+    """Validation images: a split name or a list file; null: the split val, if there is one (folder: a fixed tenth of
+    the images, or all that train does not list; coco: val2014; imagenet: all)."""
     limit: int | None = None
-    """Dry run: only this many photos of each split, evenly spaced; metrics, summary and report then carry the mark."""
+    """Dry run: use only this many photos of each split, evenly spaced. Metrics, summary and report then say so."""
     long_side: int | None = None
-    """Work on photos whose longer side is larger as copies of this longer side in pixels, made once in RUN/resized:
-    masks and scores of the run have that size then. `wsss predict` shrinks likewise, and writes masks of full size;
-    `wsss compare` reads the originals."""
+    """Shrink photos to this longer side in pixels if they are larger. The copies are made once, in RUN/resized; masks
+    and scores of the run then have their size. `wsss predict` shrinks photos the same way but writes masks of full
+    size; `wsss compare` reads the originals."""
     shapes: ShapesConfig = field(default_factory=ShapesConfig)
 
     def __post_init__(self) -> None:
@@ -87,22 +86,22 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Optimiser and schedule: linear warm-up, then the poly rule (1 - step/steps)^power."""
+    """Optimiser and schedule: linear warm-up, then the poly schedule (1 - step/steps)^power."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     """Optimiser."""
     lr: float = 0.01
-    """Learning rate of the backbone. With momentum 0.9, 0.01 stands in for the papers' momentum-free 0.1."""
+    """Learning rate of the backbone. With momentum 0.9, 0.01 corresponds to the papers' 0.1 without momentum."""
     head_factor: float = 10.0
-    """Learning-rate factor of the head."""
+    """The head's learning rate is this many times the backbone's."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 1e-4
     """Weight decay."""
     power: float = 0.9
-    """Exponent of the poly rule."""
+    """Exponent of the poly schedule."""
     warmup: float = 0.0
-    """Share of the steps with linearly growing learning rate."""
+    """Share of the steps in which the learning rate grows linearly."""
 
     def __post_init__(self) -> None:
         _check_least("optimizer", self, momentum=0, weight_decay=0, power=0)
@@ -123,19 +122,20 @@ class ClassifierConfig:
     weights: str = "imagenet"
     """Initial weights: `imagenet` (torchvision, downloads), `none`, or the path of a torchvision state dict."""
     output_stride: Literal[8, 16, 32] = 16
-    """Input pixels per feature of the last stage (ResNets; smaller is finer and slower)."""
+    """Input pixels per cell of the last feature map (ResNets). Smaller is finer and slower."""
     small_images: bool = False
-    """Drop the stem's max pooling (ResNets on images of about 128 pixels); halves every stride."""
+    """Drop the stem's max pooling, which halves every stride (for ResNets on images of about 128 pixels)."""
     freeze_batchnorm: bool | None = None
-    """Keep BatchNorm at its pre-trained statistics and weights; null: yes unless weights is `none`."""
+    """Keep BatchNorm's pre-trained statistics and weights. null: yes, unless weights is `none`."""
     frozen_stages: int | None = None
-    """First stages that are not trained (1: stem, 2: stem and layer1, ...); null: 2, or 0 when weights is `none`."""
+    """Number of first stages that are not trained (1: stem, 2: stem and layer1, ...). null: 2, or 0 when weights is
+    `none`."""
     epochs: int = 5
     """Passes over the training images."""
     batch_size: int = 16
     """Images per optimiser step, over all devices together."""
     long_side: tuple[int, int] = (320, 640)
-    """Training images are resized so that the longer side is uniform in this range (pixels)."""
+    """Training images are resized to a longer side drawn uniformly from this range (pixels)."""
     crop: int = 512
     """Side of the random training crop (pixels); smaller images are padded with the mean colour."""
     color_jitter: float = 0.0
@@ -149,23 +149,25 @@ class ClassifierConfig:
 
 @dataclass(frozen=True)
 class SaliencyConfig:
-    """Class-discriminative saliency of the training photos, for the classes on their labels."""
+    """Class-discriminative saliency of the training photos, for the classes in their labels."""
 
     method: str = "gradcam"
-    """Method of docs/zoo.md, with parameters as in Python: gradcam, global_guidance@layer3, groupcam(groups=16)."""
+    """A method from docs/zoo.md, with parameters as in Python: gradcam, global_guidance@layer3, groupcam(groups=16)."""
     output_stride: Literal[8, 16, 32] | None = None
-    """Output stride of the classifier for the maps (ResNets); finer than it was trained with costs time only."""
+    """Output stride of the classifier when it makes the maps (ResNets). A finer one than in training only costs
+    time."""
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
-    """Input scales whose maps are summed; methods that bring their own (dcsm, cameras, sess(...)) leave this out."""
+    """Input scales whose maps are summed. Methods with scales of their own (dcsm, cameras, sess(...)) ignore this."""
     flip: bool = True
-    """Also use the mirror image at every scale; not added to sess(...) and multiscale(...)."""
+    """Also use the mirror image at every scale. Not applied to sess(...) and multiscale(...)."""
     balance: Literal["auto", "none", "area", "max"] = "auto"
-    """Weight of a scale's map in the sum. area: its number of cells (sum of CAMs); max: 1 / its maximum; none: 1; auto:
-    area for methods whose values are means over positions (gradcam and most others), max for the rest."""
+    """Weight of each scale's map in the sum. area: its number of cells (sum of CAMs); max: 1 / its maximum; none: 1;
+    auto: area for methods whose values are means over positions (gradcam and most others), max for the rest."""
     checkpoint: Literal["last", "best"] = "last"
-    """Classifier checkpoint; best: by validation mAP (image labels only), or by the training loss without it."""
+    """Classifier checkpoint. best: by validation mAP (image labels only), or by training loss if there is no
+    validation."""
     batch_size: int = 4
-    """Images of one size per forward pass; bounds the memory."""
+    """Images of equal size per forward pass; limits the memory."""
 
     def __post_init__(self) -> None:
         _check_least("saliency", self, batch_size=1)
@@ -174,29 +176,30 @@ class SaliencyConfig:
 
 @dataclass(frozen=True)
 class ExtendConfig:
-    """From seeds to the extent of objects, by what the classifier's inner layers find alike; no mask takes part."""
+    """Extends seeds to whole objects by what looks alike to the classifier's inner layers; no mask is used."""
 
     method: Literal["auto", "none", "walk", "pixels"] = "auto"
-    """walk: a random walk spreads the saliency over cells that look alike; pixels: a linear classifier of cells,
-    learnt from the seeds of many photos in rounds, then a walk; none: the CRF starts from the saliency; auto: pixels,
-    or none where classifier.weights is `none` (the features must know more than the few photos teach)."""
+    """walk: a random walk spreads the saliency over cells that look alike; pixels: a linear classifier of cells is
+    trained on the seeds of many photos, in rounds, and a walk follows; none: the CRF starts from the saliency; auto:
+    pixels, or none if classifier.weights is `none` (pixels needs features from pre-training)."""
     photos: int = 500
-    """pixels: photos that are learnt from, evenly spaced; each takes 3 to 6 MB of memory."""
+    """pixels: number of photos to learn from, evenly spaced. Each takes 3 to 6 MB of memory."""
     rounds: int = 4
-    """pixels: how often the classifier of cells is trained, each time on what the one before was sure of."""
+    """pixels: how many times the classifier of cells is trained, each time on what the previous one was sure of."""
     low: float = 0.2
-    """pixels: cells with less saliency (after the walk) are background in the first round."""
+    """pixels: cells with less saliency than this (after the walk) are background in the first round."""
     high: float = 0.35
-    """pixels: cells with more saliency are of their class in the first round; between the two they are left out."""
+    """pixels: cells with more saliency than this belong to the class in the first round. Cells between low and high are
+    left out."""
     balance: float = 0.65
-    """pixels: how much rare classes count, as (number of cells)^-balance. More: larger masks, of rare classes above
-    all; less: more precise ones (docs/segmentation.md)."""
+    """pixels: each class is weighted by (number of cells)^-balance. Larger values give larger masks, above all of rare
+    classes; smaller values give more precise ones (docs/segmentation.md)."""
     radius: int = 12
-    """Distance of the walk's steps, in cells of 8 pixels (pixels: of the last walk)."""
+    """How far one step of the walk reaches, in cells of 8 pixels (pixels: in the last walk)."""
     power: float = 15.0
-    """Exponent of the cosine similarity of two cells; larger walks stay closer to what looks the same."""
+    """Exponent of the cosine similarity of two cells. With larger values the walk stays on what looks the same."""
     steps: int = 16
-    """Steps of the walk on saliency; probabilities of cells take half as many."""
+    """Steps of the walk on saliency. Probabilities of cells take half as many."""
 
     def __post_init__(self) -> None:
         _check_least("extend", self, photos=1, rounds=1, balance=0, radius=1, steps=0)
@@ -224,10 +227,10 @@ SEGMENTERS = (
 
 
 MOST_SEED = 10**9
-"""The seed of an augmentation is made of it, the epoch and the image, and must stay below torch's 2^63."""
+"""An augmentation's seed combines it with the epoch and the image, and must stay below torch's 2^63."""
 
 NOT_WEAK = "not weakly supervised: the segmenter's backbone may have seen masks"
-"""Said beside whatever comes from a segmenter that was allowed such weights (`SegmenterConfig.mask_pretraining`)."""
+"""Printed next to every result of a segmenter that was allowed such weights (`SegmenterConfig.mask_pretraining`)."""
 
 
 @dataclass(frozen=True)
@@ -241,34 +244,34 @@ class SegmenterConfig:
     weights: str = "imagenet"
     """Backbone weights: `imagenet` (classification, never masks), `none`, `classifier` (this run's), or a path."""
     allow_mask_pretraining: bool = False
-    """Accept a file of `weights` that was trained on masks; every result then says that it is not weakly supervised."""
+    """Accept a `weights` file that was trained on masks. Every result then says that it is not weakly supervised."""
     output_stride: Literal[8, 16] | None = None
-    """Input pixels per feature of the backbone (DeepLab on ResNets); null: 8 for DeepLabV2, else 16."""
+    """Input pixels per cell of the backbone's feature map (DeepLab on ResNets). null: 8 for DeepLabV2, else 16."""
     freeze_batchnorm: bool | None = None
-    """Keep the backbone's BatchNorm at its pre-trained statistics; null: yes for `imagenet` and a path."""
+    """Keep the pre-trained statistics of the backbone's BatchNorm. null: yes for `imagenet` and a path."""
     loss: Literal["cross_entropy", "bootstrap"] = "cross_entropy"
     """bootstrap: the label is mixed with the network's own prediction (Reed et al.)."""
     bootstrap: Literal["hard", "soft"] = "hard"
     """hard: 0.8 label and 0.2 predicted class; soft: 0.95 label and 0.05 predicted probabilities."""
     label_smoothing: float = 0.0
-    """Share of a pixel's label that is spread evenly over all classes."""
+    """Share of each pixel's label that is spread evenly over all classes."""
     epochs: int = 20
     """Passes over the training images."""
     batch_size: int = 8
     """Images per optimiser step, over all devices together."""
     scale: tuple[float, float] = (0.5, 1.5)
-    """Training images are resized by a uniform factor in this range."""
+    """Training images are resized by a factor drawn uniformly from this range."""
     crop: int = 321
     """Side of the random training crop (pixels)."""
     color_jitter: float = 0.0
     """Strength of random brightness, contrast and saturation changes."""
     val_every: int = 1
-    """Epochs between validations (only where validation masks exist; never chooses the published checkpoint)."""
+    """Epochs between validations, if there are validation masks. They never choose the published checkpoint."""
     supervised: bool = False
     """Also train the same network on the true masks (an oracle), for supervised.miou and retention."""
     masks: str | None = None
-    """Train on these masks instead of the run's pseudo-masks: a folder with <id>.png of every training photo (palette
-    or grey, 0..C, 255 = not trained on). Earlier stages that nothing then reads are left out of `wsss run`."""
+    """Train on these masks instead of the run's pseudo-masks: a folder with <id>.png for every training photo (palette
+    or grey, 0..C, 255 = not trained on). `wsss run` then skips the stages whose output nothing reads."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=5e-4))
 
     def __post_init__(self) -> None:
@@ -279,22 +282,23 @@ class SegmenterConfig:
 
     @property
     def mask_pretraining(self) -> bool:
-        """Whether the backbone may have seen masks: then no result is weakly supervised, and each one says so."""
+        """Whether the backbone may have seen masks. If so, no result is weakly supervised, and each one says so."""
         return self.allow_mask_pretraining and self.weights not in ("imagenet", "none", "classifier")
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Prediction of the validation photos and scoring."""
+    """Predicting and scoring the validation photos."""
 
     ms_flip: bool = True
     """Also predict at several scales and mirrored."""
     scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     """Scales of the multi-scale prediction."""
     crf: bool = True
-    """Also refine the multi-scale prediction (or the plain one, if that is all) with a CRF (`refine.soft_crf`)."""
+    """Also refine the multi-scale prediction (or the plain one, if there is no other) with a CRF
+    (`refine.soft_crf`)."""
     oracle_images: int = 50
-    """Training images on which the oracle threshold of the CRF masks is searched (evenly spaced; 0: all)."""
+    """Number of training images on which the oracle threshold of the CRF masks is searched, evenly spaced; 0: all."""
 
     def __post_init__(self) -> None:
         _check_least("evaluate", self, oracle_images=0)
@@ -303,14 +307,14 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """Where and how to compute. None of this enters a stage's fingerprint."""
+    """Where and how to compute. None of this changes a stage's fingerprint."""
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Device to compute on."""
     devices: int = 1
     """Devices for training; more than one trains with DistributedDataParallel."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """auto: bf16 autocast where the hardware computes bf16 (Ampere or newer, AVX512-BF16, AMX), else float32."""
+    """auto: bf16 autocast if the hardware supports bf16 (Ampere or newer, AVX512-BF16, AMX), else float32."""
     workers: int | None = None
     """Processes for loading and for the CRF; null: one per core."""
     progress: bool = True
@@ -331,29 +335,31 @@ class CompareConfig:
         "multiscale(gradcam, balance=area)",
         "subtraction(gradcam)",
     )
-    """Methods of docs/zoo.md, with parameters as in Python: [gradcam, "sess(gradcam@layer3, prefilter=0.5)"]."""
+    """Methods from docs/zoo.md, with parameters as in Python: [gradcam, "sess(gradcam@layer3, prefilter=0.5)"]."""
     classifier: str = "run"
-    """run: this run's; imagenet: torchvision's 1000 classes with classifier.weights; or a run or a checkpoint."""
+    """run: this run's classifier; imagenet: torchvision's with 1000 classes, and classifier.weights; or the path of a
+    run or a checkpoint."""
     split: Literal["val", "train"] = "val"
     """Images to compare on; those without a label are left out."""
     images: int = 0
     """How many of them, evenly spaced; 0: all."""
     size: int = 224
-    """Shorter side of the images that the classifier sees, in pixels; 0: as they are."""
+    """Shorter side of the images that the classifier sees, in pixels; 0: original size."""
     threshold: float | None = None
-    """Pixels of a normalised map above it are the salient zone; null: mean + one standard deviation of each map."""
+    """Pixels of a normalised map above this are the salient zone. null: mean + one standard deviation of each map."""
     insertion_steps: int = 50
-    """Steps of insertion and deletion (RISE takes 224); 0 leaves both out."""
+    """Steps of insertion and deletion (RISE takes 224). 0 leaves both out."""
     insertion_images: int = 100
-    """How many of the images, evenly spaced, get insertion and deletion, which cost 2 x steps forwards; 0: all."""
+    """How many of the images, evenly spaced, get insertion and deletion (2 x steps forward passes each); 0: all."""
     batch_size: int = 16
-    """Images in one forward pass while scoring; bounds the memory."""
+    """Images per forward pass while scoring; limits the memory."""
     page_images: int = 8
-    """Images whose maps are shown on the page, evenly spaced."""
+    """How many images, evenly spaced, have their maps shown on the page."""
     sanity: bool = False
-    """Also randomise the classifier stage by stage from the head down, and correlate the maps with the originals."""
+    """Also randomise the classifier stage by stage from the head down, and correlate the new maps with the
+    originals."""
     sanity_images: int = 16
-    """Images of the sanity check, evenly spaced; 0: all."""
+    """How many images, evenly spaced, the sanity check uses; 0: all."""
     seed: int = 0
     """Seed of the randomised weights."""
 
@@ -385,7 +391,7 @@ class Config:
 
     @property
     def extension(self) -> Literal["none", "walk", "pixels"]:
-        """The method of the extension stage, `auto` resolved."""
+        """The method of the extension stage, with `auto` resolved."""
         if self.extend.method == "auto":
             return "none" if self.classifier.weights == "none" else "pixels"
         return self.extend.method
@@ -408,7 +414,7 @@ class Config:
 
 @dataclass(frozen=True)
 class ComparisonConfig(Config):
-    """What `wsss compare` depends on: a run, and what is compared."""
+    """What `wsss compare` depends on: a run, and what to compare."""
 
     compare: CompareConfig = field(default_factory=CompareConfig)
 

@@ -25,13 +25,13 @@ _SESS = {
     "pool": "mean",
     "smooth": True,
 }
-"""What `saliency.sess` had beside `enabled`, with its defaults, which are those of "sess(...)"."""
+"""The options of `saliency.sess` besides `enabled`, with their defaults, which are those of "sess(...)"."""
 _EXPRESSION = 'write saliency.method: "{method}"'
 _SOFT_CRF = "predictions are refined with the CRF of refine.soft_crf; set that instead"
 
 GONE: dict[str, tuple[Any, str]] = {
-    "segmenter.confidence_weighted": (False, "all pixels of a mask count alike; leave it out"),
-    "segmenter.ema": (0.0, "the weights of the last epoch are kept; leave it out"),
+    "segmenter.confidence_weighted": (False, "all pixels of a mask count alike; remove the option"),
+    "segmenter.ema": (0.0, "the weights of the last epoch are kept; remove the option"),
     "segmenter.rounds": (
         1,
         "train again on the network's own masks with two commands: `wsss predict PHOTOS --checkpoint RUN --crf "
@@ -39,7 +39,7 @@ GONE: dict[str, tuple[Any, str]] = {
     ),
     "refine.pamr_first": (
         False,
-        "`refine.method: pamr` averages along colours instead of the CRF; leave it out",
+        "`refine.method: pamr` runs PAMR instead of the CRF; remove the option",
     ),
     "saliency.sess.enabled": (False, _EXPRESSION),
     **{f"saliency.sess.{name}": (value, _EXPRESSION) for name, value in _SESS.items()},
@@ -51,32 +51,32 @@ GONE: dict[str, tuple[Any, str]] = {
     "evaluate.crf_parameters.bilateral_sxy": (67.0, _SOFT_CRF),
     "evaluate.crf_parameters.bilateral_srgb": (3.0, _SOFT_CRF),
     "evaluate.crf_parameters.bilateral_compat": (4.0, _SOFT_CRF),
-    "runtime.num_nodes": (1, "training on several machines is not supported yet; leave it out"),
+    "runtime.num_nodes": (1, "training on several machines is not supported yet; remove the option"),
 }
-"""Option that is gone -> its old default, with which it is dropped without a word, and what takes its place."""
+"""Removed option -> its old default, which is silently accepted, and what to use instead."""
 
 GONE_VALUES: dict[tuple[str, Any], str] = {
-    ("segmenter.loss", "balanced"): "write cross_entropy (or leave it out)",
+    ("segmenter.loss", "balanced"): "write cross_entropy (or remove the option)",
 }
-"""Option and a value that is gone -> what takes its place."""
+"""Option and a removed value -> what to use instead."""
 
 
 def parse_config(command: str, words: Sequence[str]) -> Config:
     """The configuration of a stage, from what follows its name on the command line.
 
     Args:
-        command: whose errors these are.
+        command: its name, for the error messages.
         words: configuration files and run directories, then ``--config FILE`` and dotted overrides.
 
     Raises:
         UsageError: unknown option, wrong type.
-        UserError: a configuration file that is missing or not one, an option that is gone, or a value out of range.
+        UserError: a configuration file that is missing or invalid, an option that was removed, or a value out of range.
     """
     return _configuration(command, words, Config)
 
 
 def parse_comparison(words: Sequence[str]) -> ComparisonConfig:
-    """The configuration of ``wsss compare``, otherwise as `parse_config`."""
+    """The configuration of ``wsss compare``; otherwise the same as `parse_config`."""
     return _configuration("compare", words, ComparisonConfig)
 
 
@@ -84,7 +84,7 @@ def _configuration(command: str, words: Sequence[str], kind: type[C]) -> C:
     parser = jsonargparse.ArgumentParser(
         prog=f"wsss {command}",
         exit_on_error=False,
-        allow_abbrev=False,  # a misspelt option must not be taken for the one it begins
+        allow_abbrev=False,  # a misspelt option must not match one that it is a prefix of
     )
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(kind, None, as_group=False)
@@ -117,15 +117,15 @@ class _Given:
     """What a command line says."""
 
     words: list[str] = field(default_factory=list)
-    """For the parser, without the options that are gone."""
+    """For the parser, without the options that were removed."""
     values: dict[str, Any] = field(default_factory=dict)
-    """Dotted name -> value, of files and of options that are gone; the last of a name counts."""
+    """Dotted name -> value, from files and from removed options; the last value of a name counts."""
     files: list[Path] = field(default_factory=list)
     """The configuration files."""
 
 
 def _understand(words: Sequence[str], options: Sequence[str], command: str) -> _Given:
-    """Read the files, and take out what this command's parser does not know although it is allowed."""
+    """Read the files, and drop what is allowed although this command's parser does not know it."""
     elsewhere = {f"compare.{one.name}" for one in fields(CompareConfig)} - set(options)
     given, left = _Given(), _with_first_words(words)
     while left:
@@ -155,7 +155,7 @@ def _understand(words: Sequence[str], options: Sequence[str], command: str) -> _
 
 
 def _with_first_words(words: Sequence[str]) -> list[str]:
-    """``FILE.yaml`` and ``RUN`` in front of the options as the options that they stand for."""
+    """Replace ``FILE.yaml`` and ``RUN`` before the options by the options that they stand for."""
     result: list[str] = []
     rest = list(words)
     while rest and not rest[0].startswith("-"):
@@ -174,7 +174,7 @@ def _with_first_words(words: Sequence[str]) -> list[str]:
 
 
 def _underscored(word: str, options: Iterable[str]) -> str:
-    """An option that is spelt with hyphens, as in other programs (--segmenter.val-every), with underscores."""
+    """The option with underscores if it is spelt with hyphens, as in other programs (--segmenter.val-every)."""
     name, equals, value = word.partition("=")
     spelt = name.removeprefix("--").replace("-", "_")
     return f"--{spelt}{equals}{value}" if name.startswith("--") and spelt in options else word
@@ -192,7 +192,7 @@ def _parsed(text: str) -> Any:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a duplicate key, of which YAML's own loader keeps the last."""
+    """Refuses duplicate keys. YAML's own loader would keep the last one."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         names: set[Any] = set()
@@ -211,7 +211,7 @@ def _read(path: Path, options: Sequence[str]) -> dict[str, Any]:
     """A configuration file as a tree.
 
     Raises:
-        UserError: it is missing, no YAML, or has a key that does not exist.
+        UserError: it is missing, is not YAML, or has a key that does not exist.
     """
     if not path.exists():
         beside = [*path.parent.glob("*.yaml"), *(run.parent for run in path.parent.glob("*/config.yaml"))]
@@ -252,7 +252,8 @@ def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, An
 
 
 def _without(tree: Mapping[Any, Any], unwanted: Any, prefix: str = "") -> dict[Any, Any]:
-    """A nested dictionary without the leaves whose dotted names are unwanted, and without what that empties."""
+    """A nested dictionary without the leaves whose dotted names are unwanted, and without sections that become
+    empty."""
     kept = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -272,16 +273,16 @@ def _may_be_null(key: str) -> bool:
     return type(None) in get_args(hint)
 
 
-# -- options that are gone --------------------------------------------------------------------------
+# -- removed options --------------------------------------------------------------------------------
 
 
 def _is_gone(key: str, options: Iterable[str]) -> bool:
-    """Whether this is an option that is gone, or a section with nothing else in it."""
+    """Whether this is a removed option, or a section that had only removed options."""
     return key not in options and any(name == key or name.startswith(f"{key}.") for name in GONE)
 
 
 def _refuse_gone(given: _Given, options: Sequence[str]) -> None:
-    """Raises UserError, with all of them, where options that are gone do not have the value they had by default."""
+    """Raises UserError if removed options have other values than their old defaults; it names all of them."""
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.values.items()}
     found: dict[str, list[str]] = {}
     for key, (default, instead) in GONE.items():
@@ -304,7 +305,7 @@ def _refuse_gone(given: _Given, options: Sequence[str]) -> None:
 
 
 def _choices(key: str) -> tuple[Any, ...]:
-    """The values that a field of the configuration takes, if they are listed."""
+    """The values that a field of the configuration accepts, if it has a fixed list."""
     hint: Any = Config
     for part in key.split("."):
         hint = get_type_hints(hint)[part]
@@ -315,7 +316,7 @@ _BASE = re.compile(r"^((?:(?:sess|subtraction|multiscale)\(\s*)*)(\w+(?:\+\+)?)(
 
 
 def _expression(values: Mapping[str, Any]) -> str:
-    """The `saliency.method` that says what `saliency.sess`, `saliency.subtraction` and `saliency.layer` said."""
+    """The `saliency.method` that replaces `saliency.sess`, `saliency.subtraction` and `saliency.layer`."""
     from wsss.saliency import SESS, ClassSubtraction, MultiScale
     from wsss.saliency.parse import parse_method
 
@@ -345,7 +346,7 @@ def _expression(values: Mapping[str, Any]) -> str:
     return f"subtraction({text})" if subtraction == "sum" else f"subtraction({text}, reduce={subtraction!r})"
 
 
-# -- complaints -------------------------------------------------------------------------------------
+# -- messages ---------------------------------------------------------------------------------------
 
 
 def _no_option(name: str, options: Iterable[str]) -> str:
@@ -357,7 +358,7 @@ def _is_given(option: str, words: Sequence[str]) -> bool:
 
 
 def _sentence(text: str) -> str:
-    """jsonargparse's complaint on one line, without the names of Python's types."""
+    """jsonargparse's message on one line, without the names of Python types."""
     text = " ".join(text.split())
     text = re.sub(r'^Parser key "([^"]+)":', r"--\1:", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text)

@@ -1,4 +1,4 @@
-"""What commands say of their options: the help of the stages, near names, and the parser of the tools.
+"""How commands describe their options: the help of the stages, suggestions, and the parser of the tools.
 
 Nothing heavy is imported.
 """
@@ -20,14 +20,14 @@ from wsss.config import ComparisonConfig, Config
 from wsss.errors import UsageError
 
 RENAMED = {"--device": "--accelerator"}
-"""Old spelling of a tool's option -> the new one; the old one works, with a note."""
+"""Old spelling of a tool's option -> the new one. The old one still works, with a note."""
 
 SHARED_SECTIONS = ("data", "evaluate", "runtime")
-"""Sections of the configuration whose options the tools take too: `--runtime.precision` is `--precision` there."""
+"""Sections of the configuration whose options the tools take too: `--runtime.precision` means `--precision` there."""
 
 
 def near(name: str, known: Iterable[str], form: str = "{}") -> str:
-    """``; did you mean NAME?`` with the most similar of the known names, else one that it begins; or nothing."""
+    """``; did you mean NAME?`` with the most similar known name, or else one that starts with `name`; or nothing."""
     known = list(known)
     found = get_close_matches(name, known, n=1) or [other for other in known if other.startswith(name)]
     return f"; did you mean {form.format(found[0])}?" if found else ""
@@ -55,14 +55,14 @@ FLAG: dict[str, Any] = {
     "type": boolean,
     "metavar": "true|false",
 }
-"""Arguments of ``add_argument`` for an option that is on when it is named alone."""
+"""Arguments of ``add_argument`` for an option that is on when it has no value."""
 
 
 class ToolParser(argparse.ArgumentParser):
     """The parser of a tool.
 
     An option has the name of the same setting in the configuration. It may be spelt with hyphens, or with the section
-    of the configuration in front (see ``SHARED_SECTIONS``). Every complaint is one sentence: a ``UsageError``.
+    of the configuration as a prefix (see ``SHARED_SECTIONS``). Every error is one sentence: a ``UsageError``.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -70,7 +70,7 @@ class ToolParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **settings)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As of the base class, which calls it for each sub-command too."""
+        """See the base class, which calls it for each sub-command too."""
         return super().parse_known_args(self._spelt(sys.argv[1:] if args is None else args), namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -78,7 +78,7 @@ class ToolParser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see `{self.prog} --help`)")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Refuse what is not among the choices, and name the nearest."""
+        """Refuse what is not among the choices, and suggest the nearest."""
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
@@ -86,13 +86,14 @@ class ToolParser(argparse.ArgumentParser):
             raise
 
     def _spelt(self, words: Sequence[str]) -> list[str]:
-        """The words with every option as it was added; a flag gets its value, so that it takes no word after it."""
+        """The words with every option spelt as it was added. A flag gets its value here, so that it does not take the
+        next word."""
         left = list(words)
         result: list[str] = []
         while left:
             word = left.pop(0)
             if word == "--" or (self._subparsers and not word.startswith("-")):
-                return [*result, word, *left]  # the rest is the sub-command's
+                return [*result, word, *left]  # the rest belongs to the sub-command
             name, equals, value = word.partition("=")
             if name.startswith("--"):
                 name = self._option(name)
@@ -102,7 +103,7 @@ class ToolParser(argparse.ArgumentParser):
         return result
 
     def _option(self, name: str) -> str:
-        """The option that is meant; raises UsageError where there is none."""
+        """The option that is meant. Raises UsageError if there is none."""
         known = [option for option in self._option_string_actions if option.startswith("--")]
         spelt = f"--{name[2:].replace('-', '_')}"
         section, _, leaf = spelt[2:].rpartition(".")
@@ -138,7 +139,7 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
     "report": (),
     "compare": ("compare", "data", "classifier.architecture", "classifier.weights", "saliency.output_stride"),
 }
-"""Command -> options, or whole sections, that its help shows besides those of `ALWAYS`."""
+"""Command -> options, or whole sections, that its help shows in addition to those of `ALWAYS`."""
 
 ALWAYS = ("output", "seed", "runtime")
 
@@ -152,13 +153,13 @@ class Option(NamedTuple):
     """Which values."""
     default: str
     text: str
-    """Its help: the string below the attribute."""
+    """Its help text: the string below the attribute."""
     section: str
     """What its section is."""
 
 
 def stage_help(command: str, about: str, everything: bool = False) -> str:
-    """The help of a stage, its own options only or all of the configuration, as wide as the terminal."""
+    """The help of a stage: its own options, or all of the configuration. Wrapped to the width of the terminal."""
     options = list(_options(ComparisonConfig() if command == "compare" else Config()))
     wanted = (*STAGE_OPTIONS[command], *ALWAYS)
     shown = [one for one in options if everything or _is_among(one.name, wanted)]
@@ -166,7 +167,7 @@ def stage_help(command: str, about: str, everything: bool = False) -> str:
     general = [
         (
             "--config FILE",
-            "A YAML file; options after it override it. Also without --config, as the first word.",
+            "A YAML file. Later options override it. As the first word it needs no --config.",
         ),
         ("--print_config", "Print the whole configuration and stop."),
         ("--help all", f"Show all {len(options)} options; every stage accepts them all."),
@@ -175,8 +176,8 @@ def stage_help(command: str, about: str, everything: bool = False) -> str:
         f"usage: wsss {command} [FILE.yaml | RUN] [--OPTION VALUE ...]",
         "",
         about,
-        "RUN is a run directory: its configuration, and output goes there.",
-        "An option is shown with its values and (its default).",
+        "RUN is a run directory: its configuration is used, and output goes there.",
+        "Each option is shown with its values and (default).",
         "",
         *(line for head, text in general for line in _entry(head, text, width)),
     ]
@@ -194,7 +195,7 @@ def _is_among(name: str, wanted: Iterable[str]) -> bool:
 
 
 def _entry(head: str, text: str, width: int) -> list[str]:
-    """An option on one line where it fits, else its text below it."""
+    """An option on one line if it fits, else with its text below it."""
     if len(line := f"  {head}  {text}") <= width:
         return [line]
     lines = textwrap.wrap(head, width, initial_indent="  ", subsequent_indent=" " * 6, break_long_words=False)
@@ -230,7 +231,7 @@ def _attribute_texts(kind: type) -> dict[str, str]:
 
 
 def _takes(hint: Any) -> str:
-    """The values of a type, as they are written: N whole numbers, X numbers."""
+    """How the values of a type are written: N is a whole number, X a number."""
     parts = get_args(hint)
     if get_origin(hint) is Literal:
         return "|".join(map(str, parts))

@@ -207,7 +207,7 @@ def test_a_value_that_is_gone_is_refused_with_what_takes_its_place(
     path.write_text("segmenter: {loss: balanced}\n")
     for words in ([path], ["--segmenter.loss", "balanced"]):
         sentence = command("run", *words).sentence
-        assert "segmenter.loss: balanced was removed: write cross_entropy (or leave it out)" in sentence
+        assert "segmenter.loss: balanced was removed: write cross_entropy (or remove the option)" in sentence
 
 
 def test_wrong_types_beside_options_that_are_gone_still_name_the_file(tmp_path: Path, command: Any) -> None:

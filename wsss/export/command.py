@@ -1,4 +1,4 @@
-"""``wsss export``: its options. Nothing heavy is imported before they are understood."""
+"""``wsss export``: its options. Nothing heavy is imported before they are parsed."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,15 +11,14 @@ examples:
   wsss export onnx --checkpoint runs/voc --output model.onnx
   wsss export torch --checkpoint runs/voc --output model.pt2
   wsss export voc-server runs/voc --kind predictions_crf --output results.tgz
-`wsss export WHAT --help` shows the options of each and how the file is used.
+`wsss export WHAT --help` shows its options and how to use the file.
 """
 
 _ONNX_USE = """\
 The network takes `image`, float32 (N, 3, H, W), RGB in 0..1 (the photo divided by 255; ImageNet's mean and
 deviation are inside), and gives `probabilities`, float32 (N, classes, H, W), background first. N, H and W are free;
-H and W are at least the `smallest_side` in the metadata. Where its
-`long_side` is a number, first reduce larger photos to that longer side, as the training did.
-Needs the extra: pip install "wsss[onnx]".
+H and W must be at least the `smallest_side` in the metadata. If its `long_side` is a number, first shrink larger
+photos to that longer side, as the training did. Needs the extra: pip install "wsss[onnx]".
 
   import json, numpy, onnxruntime
   session = onnxruntime.InferenceSession("model.onnx")
@@ -29,10 +28,10 @@ Needs the extra: pip install "wsss[onnx]".
 """
 
 _TORCH_USE = """\
-The file is an exported program (torch.export); torch alone loads it. It takes float32 (N, 3, H, W), RGB in 0..1 (the
-photo divided by 255; ImageNet's mean and deviation are inside), and gives probabilities (N, classes, H, W),
-background first. N, H and W are free; H and W are at least the `smallest_side` in the metadata.
-Where its `long_side` is a number, first reduce larger photos to that longer side, as the training did.
+The file is an exported program (torch.export), which torch loads without wsss. It takes float32 (N, 3, H, W),
+RGB in 0..1 (the photo divided by 255; ImageNet's mean and deviation are inside), and gives probabilities
+(N, classes, H, W), background first. N, H and W are free; H and W must be at least the `smallest_side` in the metadata.
+If its `long_side` is a number, first shrink larger photos to that longer side, as the training did.
 
   import json, torch
   extra = {"wsss.json": ""}
@@ -44,7 +43,7 @@ Where its `long_side` is a number, first reduce larger photos to that longer sid
 
 _SERVER_USE = """\
 The archive holds results/VOC2012/Segmentation/comp6_test_cls/<id>.png, 8-bit palette PNGs with the values 0..20. The
-same masks always give the same bytes. For the test set: predict its photos, then name its list.
+same masks always give the same bytes. For the test set, predict its photos and then pass its list.
 
   wsss predict VOCdevkit/VOC2012/JPEGImages --checkpoint runs/voc --output masks
   wsss export voc-server masks --ids VOCdevkit/VOC2012/ImageSets/Segmentation/test.txt \\
@@ -74,7 +73,7 @@ def main(words: Sequence[str]) -> int:
 def _parser() -> ToolParser:
     parser = ToolParser(
         prog="wsss export",
-        description="Take a trained segmenter, or its masks, elsewhere.",
+        description="Export a trained segmenter, or its masks, for use elsewhere.",
         epilog=_EXAMPLES,
     )
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
@@ -86,11 +85,11 @@ def _parser() -> ToolParser:
         metavar="N",
         help="version of ONNX's operators (default: %(default)s)",
     )
-    _network_parser(commands, "torch", "the segmenter as one file that torch alone loads", _TORCH_USE)
+    _network_parser(commands, "torch", "the segmenter as one file that torch loads without wsss", _TORCH_USE)
     server = commands.add_parser(
         "voc-server",
         help="an archive of masks for PASCAL VOC's test server",
-        description="Pack masks as PASCAL VOC's test server takes them.",
+        description="Pack masks in the format of PASCAL VOC's test server.",
         epilog=_SERVER_USE,
     )
     server.add_argument(
@@ -104,10 +103,13 @@ def _parser() -> ToolParser:
         help="which masks of a run directory (default: %(default)s)",
     )
     server.add_argument(
-        "--ids", type=Path, metavar="FILE", help="the list that must be whole (default: every mask there is)"
+        "--ids",
+        type=Path,
+        metavar="FILE",
+        help="list of ids; each must have a mask (default: pack every mask)",
     )
     server.add_argument(
-        "--photos", type=Path, metavar="DIR", help="JPEGImages: every mask must have its photo's size"
+        "--photos", type=Path, metavar="DIR", help="JPEGImages: check that every mask has its photo's size"
     )
     return parser
 
@@ -121,7 +123,9 @@ def _network_parser(
         description=f"Write {text}.",
         epilog=use,
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="runs/<name>, or a file")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="a run directory, or a checkpoint file"
+    )
     suffix = "onnx" if name == "onnx" else "pt2"
     parser.add_argument("--output", type=Path, required=True, metavar=f"FILE.{suffix}", help="the file")
     return parser

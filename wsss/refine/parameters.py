@@ -1,4 +1,4 @@
-"""Every constant of the refinement, once: the sections `refine.*` of a configuration are these very classes.
+"""Every constant of the refinement, defined once: a configuration's sections `refine.*` are these classes.
 
 The string below an attribute is its help text on the command line. Standard library only.
 """
@@ -10,8 +10,9 @@ from typing import Any, Literal, get_args
 from wsss.errors import UserError
 
 SMALLEST_DEVIATION = 0.1
-"""Of a CRF's kernel, in pixels or grey levels. Half of that already connects nothing but equal colours, and from
-1e-5 on the lattice leaves the whole numbers that float32 can tell apart: both backends then read foreign memory."""
+"""Smallest standard deviation of a CRF's kernel, in pixels or grey levels. Half of it already connects only equal
+colours. From 1e-5 down the lattice's coordinates exceed the integers that float32 can tell apart, and both backends
+read memory that is not theirs."""
 
 Uncertainty = Literal["auto", "agreement", "posterior", "none"]
 Backend = Literal["auto", "pydensecrf", "torch"]
@@ -20,7 +21,7 @@ Rule = Literal["calibrated", "constant", "power", "otsu"]
 
 @dataclass(frozen=True)
 class CRFParameters:
-    """Fully connected CRF; `crf` starts from seeds, `soft_crf` from probabilities, also those of predictions.
+    """Fully connected CRF. `crf` starts from seeds; `soft_crf` starts from probabilities, including predictions.
 
     The defaults are IRN's, for seeds (Ahn et al., CVPR 2019). DeepLab's, for probabilities, are
     `CRFParameters(10, 1, 3, 67, 3, 4)`.
@@ -40,7 +41,7 @@ class CRFParameters:
     """Weight of the appearance kernel."""
 
     def check(self, section: str = "crf") -> None:
-        """Refuse values without a meaning; whoever holds these constants knows the `section` to name.
+        """Refuse values that make no sense. `section` is the name that the message gives to these constants.
 
         Raises:
             UserError: a value is out of range.
@@ -60,19 +61,19 @@ class CRFParameters:
 
 @dataclass(frozen=True)
 class BackgroundParameters:
-    """The background's score beside the saliency of the classes (maximum 1 per class); no rule reads a mask.
+    """The background's score, which competes with the classes' saliency (maximum 1 per class). No rule reads a mask.
 
-    After `extend.method: pixels`, whose probabilities bring a background, it only scores the seeds.
+    After `extend.method: pixels`, whose probabilities include the background, it only scores the seeds.
     """
 
     rule: Rule = "calibrated"
-    """calibrated: what the classifier's response to the seeds prefers of these: constant: `threshold`; power:
-    (1 - max)^alpha; otsu: the threshold that best splits each image's own saliency. After `extend.method: pixels`
-    it only scores the seeds."""
+    """constant: `threshold`; power: (1 - max)^alpha; otsu: the threshold that best splits each image's own saliency;
+    calibrated: the one of these that the classifier's response to the seeds favours. After `extend.method: pixels` it
+    only scores the seeds."""
     threshold: float = 0.2
     """Background score of the constant rule; papers use 0.15 to 0.30."""
     alpha: float = 8.0
-    """Exponent of the power rule; larger means more foreground."""
+    """Exponent of the power rule. Larger means more foreground."""
 
     def __post_init__(self) -> None:
         """Refuse unknown rules and values out of range."""
@@ -90,23 +91,23 @@ class RefineParameters:
     """From saliency to pseudo-masks."""
 
     method: str = "crf"
-    """crf: dense CRF; pamr: local averages along colours, cheaper; grabcut: the baseline of Simonyan et al., from the
-    saliency (without extension) of each class. With values in brackets that go before those of `refine.*`:
-    crf(iterations=5, uncertainty=posterior), pamr(iterations=20), grabcut(iterations=3)."""
+    """crf: dense CRF; pamr: local averages that follow colours, cheaper; grabcut: the baseline of Simonyan et al., from
+    each class's saliency (without extension). Values in brackets override those of `refine.*`: crf(iterations=5,
+    uncertainty=posterior), pamr(iterations=20), grabcut(iterations=3)."""
     background: BackgroundParameters = field(default_factory=BackgroundParameters)
     uncertainty: Uncertainty = "auto"
-    """Which pixels become 255. agreement: CRFs from a generous and a strict seed disagree (IRN); posterior: unsure;
-    auto: agreement, or posterior after `extend.method: pixels`, where there are no seeds. pamr and grabcut leave none
-    out."""
+    """Which pixels become 255 (uncertain). agreement: those where CRFs from a generous and a strict seed disagree
+    (IRN); posterior: those below `posterior_limit`; none: no pixel; auto: agreement, or posterior after `extend.method:
+    pixels`, which has no seeds. pamr and grabcut leave no pixel out."""
     low_factor: float = 0.7
-    """Agreement: the generous seed has this times the background threshold."""
+    """Agreement: the generous seed uses this many times the background threshold."""
     high_factor: float = 1.5
-    """Agreement: the strict seed has this times the background threshold."""
+    """Agreement: the strict seed uses this many times the background threshold."""
     posterior_limit: float = 0.95
     """Posterior: pixels whose most probable class is less probable than this become 255 (CLIP-ES: 0.95)."""
     confidence: float = 0.7
-    """Trust of the CRF in the saliency, between 0.5 and 1: the probability of a seed's label (agreement; IRN's
-    gt_prob), or the weight of the scores against a uniform distribution. After `extend.method: pixels` unused."""
+    """How far the CRF trusts the saliency, between 0.5 and 1: the probability of a seed's label (agreement; IRN's
+    gt_prob), or the weight of the scores against a uniform distribution. Unused after `extend.method: pixels`."""
     crf: CRFParameters = field(default_factory=CRFParameters)
     soft_crf: CRFParameters = field(
         default_factory=lambda: CRFParameters(
@@ -114,8 +115,8 @@ class RefineParameters:
         )
     )
     backend: Backend = "auto"
-    """Where the CRF is computed; they agree. auto: torch on a GPU, else pydensecrf in processes, else torch.
-    Predictions are always refined as by auto on a CPU."""
+    """What computes the CRF; the backends agree. auto: torch on a GPU, else pydensecrf in processes, else torch.
+    Predictions are always refined as auto does on a CPU."""
 
     def __post_init__(self) -> None:
         """Refuse unknown rules and values out of range."""
@@ -135,6 +136,6 @@ class RefineParameters:
 
 
 def _check_choice(name: str, value: str, choices: Any) -> None:
-    """Python does not hold a caller to a Literal; the command line does."""
+    """Python does not enforce a Literal; the command line does."""
     if value not in get_args(choices):
         raise UserError(f"{name} is {value!r}, but must be one of {', '.join(get_args(choices))}")
