@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Bad input: the message is one clear sentence that names the file (or option) and the mend.
+    """Bad input: the message is one clear sentence that names the file (or option) and the fix.
 
     The command line prints it without a traceback and exits with status 1; everything else that is
     raised is a bug of ours and keeps its traceback.
@@ -17,7 +17,7 @@ class UsageError(UserError):
 
 
 def _innermost(message: str) -> str:
-    """The sentence itself where torch hands on the error of a worker process as text with a traceback.
+    """The sentence itself if torch passes on a worker process's error as text with a traceback.
 
     ``torch._utils.ExceptionWrapper.reraise`` (DataLoader) and ``torch.multiprocessing.spawn`` (DDP) do.
     """

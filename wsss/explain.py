@@ -35,8 +35,8 @@ from wsss.saliency.sess import Crops
 from wsss.tasks.classification import load_classifier
 
 LONGEST_SIDE, SHORTEST_SIDE = 1024, 32
-"""Photos are brought into these bounds, in pixels, unless a size is asked for: larger ones need gigabytes
-at the first layers, and of smaller ones the last layers have nothing left."""
+"""Photos are resized to within these bounds, in pixels, unless a size is given. Larger ones need gigabytes at the first
+layers; smaller ones leave nothing for the last layers."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,19 @@ class Subject:
     classes: tuple[str, ...]
     """Names in the order of the logits."""
     layer: str
-    """Where methods look that take a layer and were given none."""
+    """The layer of methods that take one and were given none."""
     score: Literal["sigmoid", "softmax"]
     """What turns its logits into probabilities."""
 
 
 def trained_subject(checkpoint: Path, layer: str | None = None) -> Subject:
-    """A multi-label classifier that `wsss classify` trained; UserError where the file is none."""
+    """A multi-label classifier that `wsss classify` trained. UserError if the file is not one."""
     network, classes, config = load_classifier(checkpoint)
     return Subject(network, classes, layer or classifier_backbone(config.architecture).layout.last, "sigmoid")
 
 
 def imagenet_subject(architecture: str, weights: str, layer: str | None = None) -> Subject:
-    """torchvision's classifier of the 1000 ImageNet classes; UserError as `load_imagenet_classifier`."""
+    """torchvision's classifier of the 1000 ImageNet classes. Raises UserError like `load_imagenet_classifier`."""
     network, classes = load_imagenet_classifier(architecture, weights)
     return Subject(network, classes, layer or classifier_backbone(architecture).layout.last, "softmax")
 
@@ -83,9 +83,9 @@ def explain(
             `<name>.patches-<n>.png` the crops of the n-th pair of SESS method and class.
         subject: the classifier.
         methods: expressions of saliency methods, see `wsss.saliency.parse`.
-        classes: names (or indices where the names are ImageNet's); none: what the classifier sees.
-        size: shorter side of the photo in pixels; None: as it is, within bounds.
-        patches: also draw the crops of those methods that are SESS; there must be one.
+        classes: names (or indices, for ImageNet); none: the classes that the classifier sees.
+        size: shorter side of the photo in pixels; None: its own, within bounds.
+        patches: also draw the crops of SESS methods; there must be at least one.
         accelerator: device.
 
     Raises:
@@ -122,7 +122,7 @@ def explain(
 
 @contextmanager
 def _notes() -> Iterator[None]:
-    """Shows the warnings of the methods as sentences, each once, without Python's file and line."""
+    """Print the methods' warnings as sentences, each once, without Python's file and line."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
@@ -134,7 +134,7 @@ def _notes() -> Iterator[None]:
 
 
 def find_class(name: str, subject: Subject) -> int:
-    """Index of the class that the user means: its name, in any case, or for ImageNet its index.
+    """Index of the class that the user means, by name (upper or lower case) or, for ImageNet, by index.
 
     Raises:
         UserError: there is no such class; the closest names are listed.
@@ -156,7 +156,7 @@ def find_class(name: str, subject: Subject) -> int:
 
 
 def _proposal(name: str, folded: Sequence[str], classes: Sequence[str]) -> str:
-    """What to write instead of a name that does not exist."""
+    """A suggestion for a name that does not exist."""
     inside = [i for i, other in enumerate(folded) if re.search(rf"\b{re.escape(name)}\b", other)]
     near = [folded.index(other) for other in get_close_matches(name, folded, n=3)]
     found = [classes[i] for i in dict.fromkeys([*inside[:5], *near])]
@@ -175,7 +175,7 @@ def _probabilities(network: nn.Module, images: Tensor, score: str) -> list[float
 
 
 def _top_classes(probabilities: Sequence[float], score: str) -> list[int]:
-    """The most probable class; of a multi-label classifier all that are more probable than not, up to five."""
+    """The most probable class; for a multi-label classifier all that are more probable than not, up to five."""
     ranked = _ranked(probabilities)
     likely = [index for index in ranked[:5] if probabilities[index] > 0.5]
     return likely if score == "sigmoid" and likely else ranked[:1]
@@ -194,7 +194,8 @@ def _ranked(probabilities: Sequence[float]) -> list[int]:
 
 
 def _resized(pixels: Tensor, size: int | None) -> Tensor:
-    """The photo (1, 3, H, W) uint8 with a shorter side of `size`, or within bounds; says so where it is not."""
+    """The photo (1, 3, H, W) uint8, resized to a shorter side of `size` or to within bounds. Prints a line if it
+    resizes."""
     height, width = pixels.shape[-2:]
     shorter, longer = sorted((height, width))
     factor = max(min(1.0, LONGEST_SIDE / longer), SHORTEST_SIDE / shorter) if size is None else size / shorter
@@ -248,7 +249,7 @@ def _write_patches(
 
 
 def _panels(pixels: Tensor, crops: Crops, target: int) -> list[Panel]:
-    """The normalised maps of the crops of one target, at their windows, and the weights they get."""
+    """The normalised maps of one target's crops, at their windows, and their weights."""
     maps, weights = crops.maps(target), crops.weights[target].tolist()
     panels = []
     for frame, same in groupby(enumerate(crops.windows), key=lambda pair: pair[1].frame):
@@ -269,7 +270,7 @@ def _panels(pixels: Tensor, crops: Crops, target: int) -> list[Panel]:
 
 
 def _check_output(output: Path, photo: Path) -> None:
-    """Raises UserError where the output is no PNG or would replace the photo."""
+    """Raises UserError if the output is not a PNG or would replace the photo."""
     if output.suffix.lower() != ".png":
         raise UserError(f"--output is {output}, but must end with .png")
     if output.resolve() == photo.resolve():

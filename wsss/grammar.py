@@ -1,6 +1,6 @@
-"""Names with values as text, as in `sess(gradcam@layer3, pool=max)` or `crf(iterations=5)`.
+"""Names with values as text, such as `sess(gradcam@layer3, pool=max)` or `crf(iterations=5)`.
 
-What saliency methods and refiners have in common. Standard library only.
+Saliency methods and refiners share it. Standard library only.
 """
 
 import ast
@@ -19,28 +19,28 @@ _PLUS = "_plus_plus"  # "gradcam++" is no Python name; expressions are parsed as
 
 @dataclass(frozen=True)
 class Grammar(Generic[K]):
-    """What the expressions of one kind of thing may say, and the words for it."""
+    """What the expressions for one kind of thing may contain, and the words for it."""
 
     noun: str
     """"saliency method": what one expression names."""
     plural: str
     """"methods", of the list of names in messages."""
     example: str
-    """What a message proposes to write."""
+    """The example that a message gives."""
     known: Mapping[str, type[K]]
     """The classes under their names; a class may also be called by its own name, as in its `repr`."""
     parameters: Callable[[type[K]], Mapping[str, Any]]
     """Names and types of the values that a class takes, in order."""
 
     def parse(self, text: str, source: str | None = None) -> ast.expr:
-        """The syntax tree of an expression, of which nothing is executed.
+        """The syntax tree of an expression. Nothing in it is executed.
 
         Args:
             text: the expression, which messages repeat.
-            source: its Python, where that is another text.
+            source: the expression in Python, if that is a different text.
 
         Raises:
-            UserError: it is no expression.
+            UserError: it is not an expression.
         """
         try:
             return ast.parse((source or text).strip().replace("++", _PLUS), mode="eval").body
@@ -50,7 +50,7 @@ class Grammar(Generic[K]):
     def read(
         self, tree: ast.expr, text: str, nested: Mapping[str, Callable[[ast.expr], Any]] | None = None
     ) -> tuple[str, type[K], dict[str, Any]]:
-        """What a name, or a call with values, says.
+        """Read a name, or a call with values.
 
         Args:
             tree: of `parse`.
@@ -62,7 +62,7 @@ class Grammar(Generic[K]):
             The name, its class, and the values by the names of its parameters.
 
         Raises:
-            UserError: a name is unknown (the closest one is named), given twice, or its value of another type.
+            UserError: a name is unknown (the closest one is suggested) or given twice, or a value has the wrong type.
         """
         match tree:
             case ast.Name(id=name):
@@ -143,7 +143,7 @@ def _reader(text: str) -> Callable[[ast.expr], Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of the type of its parameter; whole numbers are floats too, single ones no tuples."""
+    """Whether a value has the type of its parameter. Whole numbers are floats too; a single value is not a tuple."""
     options = get_args(hint)
     if get_origin(hint) is Literal:
         return value in options

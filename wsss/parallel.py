@@ -19,8 +19,8 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "33554432",
     "MALLOC_TRIM_THRESHOLD_": "1073741824",
 }
-"""Of the workers: the processes share the cores, so one thread each; and glibc keeps freed memory instead of giving
-it back to the system and asking for it again in every iteration of a CRF, 20 MB and 15 of 200 ms a photo."""
+"""Environment of the workers. The processes share the cores, so each has one thread. glibc keeps freed memory instead
+of returning it to the system and asking for it again in every iteration of a CRF: 20 MB, and 15 of 200 ms per photo."""
 
 
 def _quiet_threads() -> None:
@@ -35,7 +35,8 @@ def _quiet_threads() -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed cannot end its pool: its workers would stay, with their memory."""
+    """End the worker with its parent. A killed parent cannot end its pool, and the workers would stay, with their
+    memory."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -44,7 +45,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Worker processes, or None for 0 or 1. They are spawned: a fork of a process with threads may hang."""
+    """Worker processes, or None for 0 or 1. They are spawned, because a fork of a process with threads may hang."""
     if workers <= 1:
         yield None
         return
@@ -54,7 +55,7 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
 
 @contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables for what starts in the block; then those from before are back."""
+    """Set environment variables for what starts in the block, and restore them afterwards."""
     before = {name: os.environ[name] for name in values if name in os.environ}
     os.environ.update(values)
     try:
@@ -84,7 +85,7 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
 def unordered(
     executor: Executor | None, function: Callable[[T], R], items: Iterable[T], ahead: int
 ) -> Iterator[R]:
-    """Apply ``function`` to ``items``, yielding results as they come; at most ``ahead`` are in memory."""
+    """Apply ``function`` to ``items`` and yield results as they come; at most ``ahead`` are in memory."""
     if executor is None:
         yield from map(function, items)
         return

@@ -10,8 +10,8 @@
     evaluate    predict the validation photos, score them
     report      one page with everything
 
-Each stage is a file in ``stages/``: its work, and what it reads, follows and writes. What is done is skipped, what
-changed is made again, what was cut off is continued (see ``runner`` and ``rundir``).
+Each stage is a file in ``stages/``: its work, and what it reads, follows and writes. A finished stage is skipped, one
+whose input changed runs again, and an interrupted one continues (see ``runner`` and ``rundir``).
 """
 
 from wsss.stages.base import Stage

@@ -1,4 +1,4 @@
-"""Masks for anybody's photos, with a trained segmenter."""
+"""Masks for any photos, from a trained segmenter."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ OVERLAY_SIDE = 2048
 """Longest side of an overlay in pixels: enough for a screen."""
 
 RECORD = "predictions.json"
-"""Beside the masks: the class of each index, the checkpoint and the options that made them."""
+"""File next to the masks: the class of each index, the checkpoint and the options that made them."""
 
 Strips = Iterator[tuple[int, Tensor]]
 
@@ -44,23 +44,23 @@ class PredictOptions:
     ms_flip: bool = False
     """Predict at several scales and mirrored."""
     scales: tuple[float, ...] = EvaluateConfig().scales
-    """Of ``ms_flip``; whatever the run's were, the default is that of ``evaluate.scales``."""
+    """Scales of ``ms_flip``. The default is that of ``evaluate.scales``, not the run's own value."""
     crf: bool = False
     """Refine with the dense CRF, DeepLab's constants (the default of ``refine.soft_crf``), tile by tile."""
     tile: int = 1024
     """Photos with a longer side than this many pixels are predicted in overlapping tiles."""
     long_side: int | None = None
-    """Predict photos that are larger at this longer side; results have the photo's size all the same. None: what the
-    photos of the training were shrunk to (``data.long_side``), if they were; 0: the photo's own size."""
+    """Shrink larger photos to this longer side for predicting; results have the photo's own size. None: as the
+    training's photos were shrunk (``data.long_side``), if they were; 0: never shrink."""
     overlay: bool = False
     """Also write ``<name>_overlay.jpg``, its longer side at most ``OVERLAY_SIDE``."""
     probabilities: bool = False
     """Also write ``<name>.npz``."""
     skip_existing: bool = False
-    """Leave out photos of which every file is there; they must be of the same network and options."""
+    """Skip photos whose files all exist; they must come from the same network and options."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be."""
+        """Refuse impossible sizes."""
         if self.tile < SMALLEST_TILE:
             raise UserError(
                 f"--tile is {self.tile}, but a tile needs at least {SMALLEST_TILE} pixels per side"
@@ -76,7 +76,7 @@ class PredictOptions:
 
     @property
     def endings(self) -> tuple[str, ...]:
-        """What is appended to a photo's name for each of its files; the mask, written last, ends the tuple."""
+        """Endings that turn a photo's name into its files' names. The mask comes last, because it is written last."""
         return (
             *(("_overlay.jpg",) if self.overlay else ()),
             *((".npz",) if self.probabilities else ()),
@@ -88,11 +88,11 @@ def find_photos(paths: Sequence[Path], output: Path) -> dict[str, Path]:
     """Photos named on the command line, folders searched: output name -> file.
 
     Args:
-        paths: photos or folders of photos; what `wsss predict` wrote into folders below them is left out.
-        output: likewise, where nothing was written yet that says so.
+        paths: photos or folders of photos; folders that `wsss predict` wrote are skipped.
+        output: skipped too, even if nothing was written to it yet.
 
     Raises:
-        UserError: a path does not exist, a folder holds no photo, or two photos would get one name.
+        UserError: a path does not exist, a folder has no photos, or two photos would get the same name.
     """
     photos: dict[str, Path] = {}
     for path in paths:
@@ -121,7 +121,8 @@ def predict_files(
     options: PredictOptions | None = None,
     hardware: RuntimeConfig | None = None,
 ) -> str:
-    """Write ``output/<name>.png`` (palette, size of the photo) for every photo, what ``options`` ask for, ``RECORD``.
+    """Write ``output/<name>.png`` (palette, size of the photo) for every photo, the files that ``options`` ask for, and
+    ``RECORD``.
 
     Args:
         paths: photos or folders of photos.
@@ -131,11 +132,11 @@ def predict_files(
         hardware: device and precision; None means ``RuntimeConfig()``.
 
     Returns:
-        A table of the classes that were found, in how many of the photos; and whether the segmenter's backbone may
-        have seen masks.
+        A table of the classes that were found and the number of photos with each; and whether the segmenter's backbone
+        may have seen masks.
 
     Raises:
-        UserError: unreadable checkpoint or photos; the readable photos are predicted all the same.
+        UserError: unreadable checkpoint or photos. The readable photos are predicted first.
     """
     options = options or PredictOptions()
     photos = find_photos(paths, output)
@@ -158,7 +159,9 @@ def predict_files(
             )
         todo = [(name, path) for name, path in todo if not _is_done(name, output, options)]
     elif other:
-        for name in photos:  # else, if this run is cut off, the record would pass them off as its own
+        for (
+            name
+        ) in photos:  # otherwise, if this run is interrupted, the record would claim old masks as its own
             (output / f"{name}.png").unlink(missing_ok=True)
     hardware = hardware or RuntimeConfig()
     model = runtime.prepare(model, hardware)
@@ -207,7 +210,7 @@ def _record(
 
 
 def _differences(path: Path, record: dict[str, Any]) -> list[str]:
-    """The options by which the masks that are there, with their record at ``path``, differ from ``record``'s."""
+    """The options in which the existing masks, whose record is at ``path``, differ from ``record``."""
     if not path.is_file():
         return []
     before = read_json(path)
@@ -224,7 +227,7 @@ def _is_done(name: str, output: Path, options: PredictOptions) -> bool:
 
 
 def _check_targets(photos: Mapping[str, Path], output: Path, options: PredictOptions) -> None:
-    """Raises UserError where a file that is written would replace one of the photos."""
+    """Raises UserError if an output file would replace one of the photos."""
     originals = {path.resolve() for path in photos.values()}
     for name in photos:
         for ending in options.endings:
@@ -236,7 +239,7 @@ def _check_targets(photos: Mapping[str, Path], output: Path, options: PredictOpt
 
 
 def _check_strangers(photos: Mapping[str, Path], output: Path, options: PredictOptions) -> None:
-    """Raises UserError where a target is there that no `wsss predict` made: true masks, perhaps."""
+    """Raises UserError if an output file exists that `wsss predict` did not write: true masks, perhaps."""
     if options.skip_existing or (output / RECORD).is_file():
         return
     for name in photos:
@@ -250,7 +253,7 @@ def _check_strangers(photos: Mapping[str, Path], output: Path, options: PredictO
 
 
 def _summary(found: Mapping[int, int], classes: Sequence[str], new: int, kept: int, output: Path) -> str:
-    """Number of photos, and below it mask index, class and number of photos for the classes that were found."""
+    """The number of photos, and below it a row for each class that was found: index, name, number of photos."""
     rows = [f"{index:5}  {classes[index]:<20}{found[index]:6}" for index in sorted(found)]
     head = f"{new} photos predicted, masks in {output}" + (f"; {kept} were there already" if kept else "")
     return "\n".join([head, *(["index  class               photos", *rows] if rows else [])])
@@ -329,7 +332,7 @@ def photo_strips(image: Tensor, predict: Callable[[Tensor], Tensor], options: Pr
 
 
 def enlarged_rows(probabilities: Tensor, size: tuple[int, int], rows: int = 256) -> Strips:
-    """Bilinear upsampling to ``size``, in strips so that the whole never is in memory.
+    """Bilinear upsampling to ``size``, in strips, so that the whole is never in memory.
 
     Args:
         probabilities: (C, h, w) float32.

@@ -1,10 +1,10 @@
-"""The run directory: where everything of a run lies, what is done, and what must be redone.
+"""The run directory: where the files of a run are, what is done, and what must be redone.
 
 A stage is identified by its *fingerprint*, a hash of what it reads: its part of the
 configuration, its input images and labels, the fingerprints of the stages before it and the
 code version. ``manifest.json`` holds the fingerprint and the state (``running`` or ``done``) of
-every stage. A stage whose stored fingerprint differs is emptied and made again; one that is
-``running`` with the same fingerprint is continued.
+every stage. A stage whose stored fingerprint differs is emptied and run again; one that is ``running`` with the same
+fingerprint is continued.
 """
 
 import fcntl
@@ -30,28 +30,29 @@ StageState = Literal["missing", "stale", "partial", "done"]
 
 
 CLASSIFIER, SEGMENTER, SUPERVISED = "classifier", "segmenter", "segmenter_supervised"
-"""Folders of the trainings; the last one is that of the twin that is trained on true masks."""
+"""Folders of the trainings. The last one belongs to the twin that is trained on true masks."""
 
 SALIENCY, EXTENDED = "saliency", "extended"
-"""Folders of maps: of the saliency stage, and after the extension to whole objects."""
+"""Folders of maps: from the saliency stage, and after the extension to whole objects."""
 
 LABELS, MASKS = "pseudo_labels", "pseudo_masks"
-"""Folders of the arg-max labels (no 255; what mask.miou scores) and of the masks with 255 (what is trained on)."""
+"""Folders of the arg-max labels (no 255; mask.miou scores them) and of the masks with 255 (the segmenter is trained on
+them)."""
 
 PLAIN, MS_FLIP, CRF = "predictions", "predictions_ms_flip", "predictions_crf"
-"""Folders of the three kinds of prediction; the CRF refines the best of the other two that is made."""
+"""Folders of the three kinds of prediction. The CRF refines the better one of the other two that exists."""
 
 SUPERVISED_PLAIN = f"supervised_{PLAIN}"
 """Folder of the twin's predictions."""
 
 CALIBRATION, EXTENSION = "calibration.json", "extension.npz"
-"""Files of the background rules that were compared, and of the extension's classifier of cells."""
+"""Files with the background rules that were compared, and with the extension's classifier of cells."""
 
 COMPARE, RESIZED = "compare", "resized"
 """Folders of the leaderboard of ``wsss compare`` and of the copies of large photos."""
 
 BEFORE_A_RUN = {".lock", COMPARE, RESIZED}
-"""What a run directory may hold before the first stage."""
+"""What a run directory may contain before the first stage."""
 
 
 def fingerprint(*parts: Any) -> str:
@@ -61,7 +62,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def file_stamp(path: Path) -> tuple[str, int] | None:
-    """What a fingerprint knows of an input file: its name and size in bytes; None if it is not there."""
+    """What a fingerprint knows about an input file: its name and size in bytes; None if it does not exist."""
     try:
         return (path.name, path.stat().st_size)
     except OSError:
@@ -69,7 +70,7 @@ def file_stamp(path: Path) -> tuple[str, int] | None:
 
 
 def content_digest(path: Path) -> str | None:
-    """SHA-256 of a file's content, for files whose size says nothing; None if it is not there."""
+    """SHA-256 of a file's content, for files whose size says nothing; None if it does not exist."""
     try:
         facts = path.stat()
         return _digest(path, facts.st_size, facts.st_mtime_ns)
@@ -79,7 +80,7 @@ def content_digest(path: Path) -> str | None:
 
 @lru_cache(maxsize=8)
 def _digest(path: Path, size: int, modified: int) -> str:
-    """Read once for every state (size, time of modification) of the file: a command asks several times."""
+    """Cached by the file's size and time of modification, because a command asks several times."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -147,15 +148,15 @@ class RunDirectory:
         return self.root / folder / f"{identifier}.png"
 
     def check_own(self) -> None:
-        """Refuse a folder of something else, whose files a stage would replace or remove.
+        """Refuse a folder with other content, which a stage would replace or remove.
 
         Raises:
-            UserError: the folder is not empty and no run directory.
+            UserError: the folder is not empty and not a run directory.
         """
         try:
             names = {path.name for path in self.root.iterdir()}
         except OSError:
-            return  # not there yet, or what `locked` explains
+            return  # it does not exist yet, or `locked` explains what is wrong
         if names - BEFORE_A_RUN and not self.manifest.is_file():
             raise UserError(
                 f"{self.root} is not empty and not a run directory (no {self.manifest.name} in it), and a run replaces "
@@ -172,7 +173,7 @@ class RunDirectory:
     def stage_state(self, stage: str, expected: str, files: Iterable[Path] = ()) -> StageState:
         """Compare the stored fingerprint of ``stage`` with the ``expected`` one.
 
-        A stage that is done but lacks one of ``files`` (somebody removed it) is ``partial``.
+        A finished stage that lacks one of ``files`` (somebody removed it) is ``partial``.
         """
         entry = self.read_manifest().get("stages", {}).get(stage)
         if entry is None:
@@ -191,11 +192,11 @@ class RunDirectory:
                 path.unlink(missing_ok=True)
 
     def record(self, stage: str, **entry: Any) -> None:
-        """Write facts of one stage into the manifest, keeping the rest."""
+        """Write facts about one stage into the manifest and keep the rest."""
         self.replace(stage, {**self.read_manifest().get("stages", {}).get(stage, {}), **entry})
 
     def replace(self, stage: str, entry: dict[str, Any]) -> None:
-        """Replace everything that the manifest holds of one stage, in one write."""
+        """Replace everything that the manifest says about one stage, in one write."""
         manifest = self.read_manifest()
         write_json(self.manifest, {**manifest, "stages": {**manifest.get("stages", {}), stage: entry}})
 
@@ -203,9 +204,9 @@ class RunDirectory:
     def running(
         self, stage: str, expected: str, outputs: Sequence[str], *, shared: bool = False
     ) -> Iterator[dict[str, Any]]:
-        """Run a stage: empty it if it is stale, mark it running, and done if the block ends well.
+        """Run a stage: empty it if it is stale, mark it as running, and as done if the block succeeds.
 
-        ``shared``: other processes work on it too, maybe already, so that a temporary file may be theirs.
+        ``shared``: other processes work on it too, perhaps already, so a temporary file may be theirs.
         Yields a dictionary for facts (``images``, ...) that end up in the manifest. The seconds of
         an interrupted and continued stage add up.
         """
@@ -213,7 +214,7 @@ class RunDirectory:
         if state in ("stale", "missing"):
             self.clear(outputs)
         for leftover in [path for name in outputs for path in (self.root / name).rglob(".*.tmp")]:
-            # Of a killed process; or what another process of a shared stage is writing now.
+            # Left by a killed process, or being written by another process of a shared stage.
             if not shared:
                 leftover.unlink(missing_ok=True)
         before = self.read_manifest().get("stages", {}).get(stage, {}) if state == "partial" else {}
@@ -242,7 +243,7 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run directory for this process; the lock goes with the process, also when killed."""
+        """Lock the run directory for this process. The lock ends with the process, even if it is killed."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -269,7 +270,7 @@ _HELD: set[int] = set()
 
 
 def _let_go() -> None:
-    """In a forked worker: else one that outlives a killed run would keep the run's directory locked."""
+    """Close them in a forked worker, which would otherwise keep the directory locked if it outlives a killed run."""
     for handle in _HELD:
         os.close(handle)
     _HELD.clear()
@@ -334,7 +335,7 @@ def _commit() -> str | None:
 
 
 def find_checkpoint(path: Path, network: Literal["classifier", "segmenter"]) -> Path:
-    """The checkpoint that a user means by a file, by a run directory, or by a network's folder in one.
+    """The checkpoint that a user means by a file, a run directory, or a network's folder in one.
 
     Raises:
         UserError: the folder holds no such checkpoint.

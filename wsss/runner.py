@@ -1,4 +1,4 @@
-"""Running the stages of a command in a run directory: what is done is skipped, the rest follows in order."""
+"""Running the stages of a command in a run directory. Finished stages are skipped; the others run in order."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ def run_command(config: Config, command: str, arguments: Sequence[str] = ()) -> 
     """Run the stages of ``command`` (see ``COMMANDS``) in ``config.output``.
 
     Raises:
-        UserError: bad input, a stage before the asked one is missing, or the directory is in use.
+        UserError: bad input, an earlier stage is missing, or the directory is in use.
     """
     check_names(config)
     if command in shards.SHARED and shards.rank_and_world()[0] > 0:
@@ -51,7 +51,7 @@ def run_command(config: Config, command: str, arguments: Sequence[str] = ()) -> 
     if config.data.long_side is None:
         warn_of_large_photos(dataset)
     context = Context(config, dataset, run)
-    runtime.device(config.runtime)  # complains before anything is written
+    runtime.device(config.runtime)  # fails before anything is written
     with run.locked():
         expected = fingerprints(config, dataset)
         stages = stages_of(command, config)
@@ -70,7 +70,7 @@ def run_command(config: Config, command: str, arguments: Sequence[str] = ()) -> 
 
 
 def check_names(config: Config) -> None:
-    """Refuse what the configuration says in words that only the code behind them knows, before a photo is read.
+    """Check the expressions in the configuration, which only the code behind them understands, before a photo is read.
 
     Raises:
         UserError: an unknown method, or a parameter that it does not have.
@@ -81,9 +81,9 @@ def check_names(config: Config) -> None:
 
 
 def stages_of(command: str, config: Config) -> list[str]:
-    """The stages of a command, in order: those that the configuration asks for.
+    """The stages of a command that the configuration asks for, in order.
 
-    `run` with `segmenter.masks` trains on them: what no training reads then is left out.
+    `run` with `segmenter.masks` trains on those masks and skips the stages whose output nothing reads.
     """
     asked = COMMANDS[command]
     if command == "run" and config.segmenter.masks is not None:
@@ -118,7 +118,7 @@ def _state(name: str, context: Context, expected: dict[str, str]) -> StageState:
 
 
 def _optional(command: str, config: Config) -> dict[str, tuple[str, str]]:
-    """Stage -> the stage without which the command leaves it out, and what is said then."""
+    """Stage -> the stage without which the command skips it, and the message then."""
     if command != "evaluate":
         return {}
     without = {
@@ -136,7 +136,7 @@ def _optional(command: str, config: Config) -> dict[str, tuple[str, str]]:
 
 
 def _check_ready(command: str, stages: Sequence[str], context: Context, expected: dict[str, str]) -> None:
-    """Refuse before anything is written where a stage could not succeed, or something to build on is not there."""
+    """Fail before anything is written if a stage could not succeed or a stage that it builds on is missing."""
     config = context.config
     for name in stages:
         if (check := STAGES[name].check) is not None:
@@ -162,7 +162,7 @@ def _not_ready(name: str, other: str, state: str, run: RunDirectory) -> str:
 
 
 def _retire(context: Context, expected: dict[str, str]) -> None:
-    """Take out of metrics.json what was measured under another configuration or on other data."""
+    """Remove from metrics.json what was measured with another configuration or other data."""
     stale = [name for name in STAGES if context.run.stage_state(name, expected[name]) == "stale"]
     for name in stale:
         context.run.record(name, state="outdated")
@@ -193,7 +193,7 @@ def _run_stage(name: str, context: Context, expected: dict[str, str], command: s
 
 
 def _describe(context: Context, arguments: Sequence[str]) -> None:
-    """Write the resolved configuration and what is known of this machine."""
+    """Write the resolved configuration and what is known about this machine."""
     run, config = context.run, context.config
     write_text(run.config, yaml.safe_dump(to_dict(config), sort_keys=False))
     manifest = {**run.read_manifest(), **describe_machine(), "seed": config.seed, "command": list(arguments)}
@@ -203,7 +203,7 @@ def _describe(context: Context, arguments: Sequence[str]) -> None:
 
 
 def print_summary(context: Context) -> None:
-    """The table of the numbers, and where the report is."""
+    """Print the table of numbers and the report's path."""
     metrics = context.run.read_metrics()
     notes = [f"  {note}" for note in (dry_run_note(metrics), size_note(metrics)) if note]
     print("\n".join([*notes, *summary(context.config, metrics)]))

@@ -21,13 +21,13 @@ def device(config: RuntimeConfig) -> torch.device:
     """The device of the per-image stages.
 
     Raises:
-        UserError: a GPU is asked for and there is none.
+        UserError: a GPU is asked for, but there is none.
     """
     if config.accelerator == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
         local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
-        # Of several processes on one machine (see `shards`) each has its own.
+        # Each of several processes on one machine (see `shards`) has its own.
         return torch.device("cuda", int(local) % torch.cuda.device_count()) if local else torch.device("cuda")
     if config.accelerator == "gpu":
         raise UserError("a GPU is asked for, but torch sees no CUDA device; use cpu or auto")
@@ -37,7 +37,7 @@ def device(config: RuntimeConfig) -> torch.device:
 def uses_bf16(config: RuntimeConfig) -> bool:
     """Whether to compute under bf16 autocast.
 
-    ``auto`` takes it where it is fast: on GPUs from Ampere on, and on CPUs with bf16 matrix or
+    ``auto`` uses it where it is fast: on GPUs from Ampere on, and on CPUs with bf16 matrix or
     dot-product units, where channels_last + bf16 runs ResNets 2 to 5 times faster than float32.
     """
     if config.precision != "auto":
@@ -74,7 +74,7 @@ def workers(config: RuntimeConfig) -> int:
 
 
 def loader_workers(config: RuntimeConfig) -> int:
-    """Processes that decode photos: all but one core beside a CPU training, which needs the cores itself."""
+    """Processes that decode photos. Next to a training on the CPU, one core less, because it needs the cores itself."""
     count = workers(config)
     return max(1, count - 1) if config.workers is None and device(config).type == "cpu" else count
 
@@ -82,12 +82,12 @@ def loader_workers(config: RuntimeConfig) -> int:
 def progress(
     items: Iterable[T], config: RuntimeConfig, title: str, total: int, unit: str = "img"
 ) -> "tqdm[T]":
-    """Iterate with a progress bar on stderr; a line every half minute where stderr is no terminal."""
+    """Iterate with a progress bar on stderr; if stderr is not a terminal, with a line every half minute."""
     return tqdm(items, desc=title, total=total, **{**_style(config), "unit": unit})
 
 
 def bar(config: RuntimeConfig, title: str, total: int, done: int) -> "tqdm[Any]":
-    """The same as a bar to be updated by hand, starting at ``done``."""
+    """The same, as a bar that the caller updates, starting at ``done``."""
     return tqdm(desc=title, total=total, initial=done, **_style(config))
 
 
@@ -102,5 +102,5 @@ def _style(config: RuntimeConfig) -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    """Print one line for the person who watches, on stderr."""
+    """Print one line for the user, on stderr."""
     print(text, file=sys.stderr, flush=True)
