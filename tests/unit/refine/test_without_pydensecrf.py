@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import wsss
 from wsss.config import RuntimeConfig
 from wsss.data.dataset import Record
 from wsss.data.files import Saliency, read_mask, write_saliency
@@ -52,6 +53,6 @@ def test_refinement_writes_the_same_masks_without_pydensecrf(
 
 
 def test_nothing_of_ours_imports_pydensecrf_but_its_backend() -> None:
-    package = Path(stage.__file__).parents[1]
+    package = Path(wsss.__file__).parent
     importers = [path for path in package.rglob("*.py") if "import pydensecrf" in path.read_text("utf-8")]
     assert [path.name for path in importers] == ["crf.py"]
