@@ -1,9 +1,12 @@
-"""The scores of `wsss.metrics.segmentation.score_folder` as text for the terminal."""
+"""Scores as text: the table of `wsss.metrics.segmentation.score_folder` for the terminal, and shares as percent."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
+
+DASH = "\N{EN DASH}"
 
 NO_ANSWER = "no answer"
 """How the predicted value 255 is called."""
@@ -66,6 +69,11 @@ def top_confusions(
         if count and predicted != true
     ]
     return sorted(errors, key=lambda error: -error[0])[:number]
+
+
+def percent(value: float | None) -> str:
+    """A measure in [0, 1] as percent with one decimal; None and NaN as an en dash."""
+    return DASH if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
 def _percent(value: float | None, undefined: str, unit: str = "") -> str:

@@ -19,13 +19,13 @@ from PIL import Image
 
 from wsss.data.files import write_text
 from wsss.data.working import shrink
+from wsss.metrics.table import DASH, percent
 from wsss.report.chart import Chart, draw
 from wsss.report.css import CSS
 from wsss.report.overlay import heat_palette
 
 THUMBNAIL_SIDE = 256
 """Longest side of a gallery picture in pixels: five of them take about 80 kB."""
-DASH = "\N{EN DASH}"
 
 Colour = tuple[int, int, int]
 
@@ -182,11 +182,6 @@ def page(
 </body>
 </html>
 """
-
-
-def percent(value: float | None) -> str:
-    """A measure in [0, 1] as percent with one decimal; None and NaN as an en dash."""
-    return DASH if value is None or np.isnan(value) else f"{100 * value:.1f}"
 
 
 def picture(image: npt.NDArray[np.uint8], alternative: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from wsss.config import NOT_WEAK, Config
 from wsss.data.dataset import with_masks
+from wsss.metrics.table import percent
 from wsss.rundir import CRF, MS_FLIP, PLAIN, SUPERVISED_PLAIN
 from wsss.stages.base import Context, Stage, after, train_truth
 from wsss.stages.measures import (
@@ -59,15 +60,11 @@ def _best(config: Config) -> str:
     return "multi-scale + flip" if config.evaluate.ms_flip else "single scale"
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
 def _mask_notes(entry: Entry) -> str:
-    kept = "" if entry.get("kept_miou") is None else f" with mIoU {_percent(entry['kept_miou'])}"
+    kept = "" if entry.get("kept_miou") is None else f" with mIoU {percent(entry['kept_miou'])}"
     return (
-        f"training keeps {_percent(entry['coverage'])} % of the pixels{kept}; oracle: best background on "
-        f"{entry['oracle_images']} photos (this run there: {_percent(entry['miou_on_oracle_images'])})"
+        f"training keeps {percent(entry['coverage'])} % of the pixels{kept}; oracle: best background on "
+        f"{entry['oracle_images']} photos (this run there: {percent(entry['miou_on_oracle_images'])})"
     )
 
 

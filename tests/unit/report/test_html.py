@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from wsss.metrics.table import percent
 from wsss.report.html import (
     ClassTable,
     Facts,
@@ -19,7 +20,6 @@ from wsss.report.html import (
     Report,
     SummaryRow,
     Tile,
-    percent,
     render,
     write_report,
 )
