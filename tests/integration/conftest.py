@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from wsss.cli import main
+from wsss.data.files import read_saliency, write_saliency
 
 TRAIN, VAL, SIZE = 16, 6, 64
 
@@ -140,6 +141,31 @@ def mask_pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished run, modification times kept."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def with_evidence(run: Path) -> Path:
+    """A copy of the finished run whose classifier finds every class everywhere, however its training went."""
+    for path in (run / "classifier").glob("*.ckpt"):
+        checkpoint = torch.load(path, weights_only=True)
+        head = [value for name, value in checkpoint["state_dict"].items() if name.endswith("weight")][-1]
+        head.abs_()
+        torch.save(checkpoint, path)
+    return run
+
+
+@pytest.fixture
+def with_ramps(run: Path) -> Path:
+    """A copy of the finished run, before its masks; each class's saliency runs from 0 to 1 across the photo."""
+    for path in (run / "saliency").iterdir():
+        archive = read_saliency(path)
+        ramp = np.linspace(0, 1, 16, dtype=np.float16)
+        ramps = [np.tile(ramp if index % 2 else ramp[::-1], (16, 1)) for index in range(len(archive.classes))]
+        maps = np.stack(ramps) if ramps else archive.maps
+        write_saliency(path, replace(archive, maps=maps))
+    for name in ("pseudo_masks", "pseudo_labels"):
+        shutil.rmtree(run / name)
+    return run
 
 
 @pytest.fixture

@@ -250,7 +250,10 @@ def test_validation_every_other_epoch(run: Path, tiny: list[str], command: Any) 
     ],
     ids=["global guidance", "subtraction", "sess", "best"],
 )
-def test_saliency_of_other_methods(run: Path, tiny: list[str], command: Any, words: list[str]) -> None:
+def test_saliency_of_other_methods(
+    with_evidence: Path, tiny: list[str], command: Any, words: list[str]
+) -> None:
+    run = with_evidence
     assert command("saliency", *tiny, "--output", run, *words).status == 0
     archives = [read_saliency(path) for path in (run / "saliency").iterdir()]
     assert len(archives) == 16
@@ -261,13 +264,15 @@ def test_saliency_of_other_methods(run: Path, tiny: list[str], command: Any, wor
 @pytest.mark.parametrize(
     "words",
     [
+        [],
         ["--refine.uncertainty", "posterior"],
         ["--refine.uncertainty", "none", "--refine.background.rule", "otsu"],
         ["--refine.background.rule", "power", "--refine.background.alpha", "4"],
     ],
-    ids=["posterior", "otsu", "power"],
+    ids=["default", "posterior", "otsu", "power"],
 )
-def test_refinement_of_other_rules(run: Path, tiny: list[str], command: Any, words: list[str]) -> None:
+def test_refinement_of_other_rules(with_ramps: Path, tiny: list[str], command: Any, words: list[str]) -> None:
+    run = with_ramps
     done = command("refine", *tiny, "--output", run, *words)
     assert done.status == 0
     assert "image label" in done.out  # how many of them the masks show
