@@ -1,7 +1,7 @@
-"""What a stage is, what it gets, and the stamps by which its fingerprint knows its input files.
+"""What a stage is, what it gets, and the stamps of its input files for its fingerprint.
 
 A stage's fingerprint is a hash of what it reads and of the fingerprints of the stages that it follows (see
-``rundir``); by this ``runner`` knows what is to be done.
+``rundir``); ``runner`` decides by it what to run.
 """
 
 from collections.abc import Callable, Iterable
@@ -39,23 +39,23 @@ class Stage:
 
     title: str
     work: Callable[[Context], dict[str, Any]]
-    """Does it; returns facts for the manifest, the number of ``images`` among them."""
+    """Does the work. Returns facts for the manifest, including the number of ``images``."""
     reads: Callable[[Config, Dataset], Any]
     """The part of the configuration and of the data set that its result depends on (JSON)."""
     follows: Callable[[Config], tuple[str, ...]]
-    """The stages whose result it builds on."""
+    """The stages whose results it builds on."""
     writes: tuple[str, ...] = ()
-    """Its files and folders in the run directory; they go when it becomes stale."""
+    """Its files and folders in the run directory. They are removed when it becomes stale."""
     files: Callable[[Context], Iterable[Path]] = _nothing
-    """What must be there when it is done."""
+    """The files that must exist when it is done."""
     wanted: Callable[[Config], bool] = _always
     """Whether this configuration asks for it at all."""
     check: Callable[[Context], None] | None = None
-    """Raises UserError where it could not succeed; called before anything is written."""
+    """Raises UserError if it could not succeed. Called before anything is written."""
 
 
 def after(*names: str) -> Callable[[Config], tuple[str, ...]]:
-    """``Stage.follows`` of a stage that follows the same ones under every configuration."""
+    """``Stage.follows`` of a stage that follows the same stages under every configuration."""
     return lambda config: names
 
 
@@ -95,5 +95,5 @@ def val_inputs(dataset: Dataset) -> list[Any]:
 
 
 def weights_stamp(value: str) -> Any:
-    """Initial weights given as a file count with its content: those of one architecture are all of one size."""
+    """A weights file counts with its content, because all files of one architecture have the same size."""
     return value if value in ("imagenet", "none", "classifier") else [value, content_digest(Path(value))]

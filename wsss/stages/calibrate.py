@@ -1,7 +1,7 @@
 """The background rule that the classifier itself prefers (``refine.background.rule: calibrated``).
 
-Chosen only where something depends on it: for the maps that the refinement cuts by a rule, and for the saliency where
-seeds are scored. No mask takes part; where there are masks, what they would choose is printed beside.
+It is chosen only if something depends on it: for the maps that the refinement cuts by a rule, and for the saliency if
+seeds are scored. No mask is used. If there are masks, their choice is printed next to it.
 """
 
 from collections.abc import Sequence
@@ -27,19 +27,19 @@ from wsss.stages.shards import rank_and_world, wait_for
 from wsss.tasks.classification import load_classifier
 
 PHOTOS = 50
-"""Photos that are looked at, evenly spaced over the training list; each costs two dozen forwards a class."""
+"""Number of photos to look at, evenly spaced over the training list. Each costs two dozen forward passes per class."""
 LONG_SIDE = 320
-"""Larger photos are reduced to this, in pixels: the classifier answers the same, in less time."""
+"""Larger photos are shrunk to this, in pixels. The classifier answers the same, in less time."""
 
 
 @dataclass
 class Candidate:
-    """A background rule and what is known of it."""
+    """A background rule and what is known about it."""
 
     rule: BackgroundParameters
     evidence: Evidence
     truth: ConfusionMatrix
-    """Of its seeds on the same photos, where there are masks; printed beside, never used."""
+    """Of its seeds on the same photos, if there are masks. Printed, never used."""
 
     @property
     def miou(self) -> float | None:
@@ -49,7 +49,7 @@ class Candidate:
 def chosen_rule(context: Context, source: str) -> RefineParameters:
     """The refinement of the configuration with the background rule for the maps of ``source``.
 
-    Where it is `calibrated` and not chosen yet, it is chosen now: by process 0, the others wait for it.
+    If the rule is `calibrated` and not chosen yet, process 0 chooses it now, and the others wait.
     """
     refine, run = context.config.refine, context.run
     if refine.background.rule != "calibrated":
@@ -64,13 +64,13 @@ def chosen_rule(context: Context, source: str) -> RefineParameters:
 
 
 def _stored(run: RunDirectory) -> dict[str, Any]:
-    """Folder of maps -> the rules that were compared for them, and the chosen one."""
+    """Folder of maps -> the rules that were compared for it, and the chosen one."""
     facts: dict[str, Any] = read_json(run.calibration) if run.calibration.is_file() else {}
     return facts
 
 
 def calibrate(context: Context, source: str) -> None:
-    """Choose the background rule of the largest gain for the maps in ``source``.
+    """Choose the background rule with the largest gain for the maps in ``source``.
 
     Adds it to ``calibration.json`` and prints the table. Without any image label it is the constant
     `refine.background.threshold`.
@@ -89,7 +89,7 @@ def calibrate(context: Context, source: str) -> None:
 def judge(
     config: Config, sample: Sequence[Record], classes: int, run: RunDirectory, source: str = SALIENCY
 ) -> list[Candidate]:
-    """Every candidate on every photo of the sample."""
+    """Try every candidate on every photo of the sample."""
     path = run.checkpoint(CLASSIFIER, config.saliency.checkpoint)
     network = runtime.prepare(load_classifier(path)[0], config.runtime)
     parts: list[list[Evidence]] = [[] for _ in CANDIDATES]
@@ -123,7 +123,7 @@ def _probabilities(network: nn.Module, images: Tensor, hardware: RuntimeConfig) 
 
 
 def table(candidates: Sequence[Candidate], best: Candidate, photos: int, source: str = SALIENCY) -> str:
-    """What the person sees: the criterion, and beside it the seeds' mIoU where there are masks."""
+    """What the user sees: the criterion, and next to it the seeds' mIoU if there are masks."""
     oracle = max((c.miou for c in candidates if c.miou is not None), default=None)
     lines = [
         f"background rules for the maps in {source}/ on {photos} training photos: "

@@ -17,7 +17,7 @@ from wsss.tasks.fit import fit, validate
 
 
 def train_classifier(context: Context) -> dict[str, Any]:
-    """Fine-tune the classifier; validated after every epoch where validation photos have labels."""
+    """Fine-tune the classifier. It is validated after every epoch if validation photos have labels."""
     config, dataset, run = context.config, context.dataset, context.run
     settings, hardware = config.classifier, config.runtime
     seed_everything(config.seed, verbose=False)
@@ -50,7 +50,7 @@ def score_classifier(context: Context) -> dict[str, Any]:
 
 
 def _labelled_val(context: Context) -> DataLoader[Any] | None:
-    """The validation photos that have labels, one by one; None without any."""
+    """The validation photos that have labels, one by one; None if none has."""
     config, dataset = context.config, context.dataset
     val = LabelledPhotos(dataset.val, len(dataset.classes), sum(config.classifier.long_side) // 2)
     workers = runtime.loader_workers(config.runtime)

@@ -75,7 +75,7 @@ def predict_records(
 
     Args:
         model: the segmenter.
-        records: photos; their labels and masks are not looked at.
+        records: photos; their labels and masks are not read.
         write: (folder, id) -> path of the PNG.
         config: kinds of prediction.
         crf: constants of the CRF that refines them.
@@ -128,7 +128,7 @@ def label_map(probabilities: torch.Tensor) -> npt.NDArray[np.uint8]:
 
 def _reads(config: Config, dataset: Dataset) -> list[Any]:
     settings = to_dict(config.evaluate)
-    del settings["oracle_images"]  # of the scores of the pseudo-masks
+    del settings["oracle_images"]  # belongs to the scores of the pseudo-masks
     crf = to_dict(config.refine.soft_crf) if config.evaluate.crf else None
     return [settings, crf, val_inputs(dataset)]
 

@@ -3,9 +3,9 @@
 `walk` spreads each photo's saliency by a random walk over cells that the classifier's inner layers find alike
 (`extension.affinity`). `pixels` first learns what the seeds have in common (`extension.pixels`):
 
-    1. on some photos, the saliency takes the walk, and its clear cells become labels
+    1. on some photos, the saliency is walked, and its clear cells become labels
     2. a linear classifier of cells is trained on them, on frozen features
-    3. its probabilities, restricted to each photo's labels, take the walk; what is clear becomes labels again
+    3. its probabilities, restricted to each photo's labels, are walked, and the clear cells become the new labels
     4. steps 2 and 3 are repeated; then every photo gets the probabilities of its cells, after a finer walk
 
 The CRF then starts from these probabilities instead of thresholded saliency.
@@ -47,9 +47,10 @@ from wsss.stages.shards import rank_and_world, shares, wait_for_file
 from wsss.tasks.classification import load_classifier
 
 LEARN_STRIDE, WALK_STRIDE = 16, 8
-"""Pixels per cell where the classifier of cells learns and answers, and where the last walk goes."""
+"""Pixels per cell: on which the classifier of cells learns and answers, and of the last walk."""
 LEARN_RADIUS = 6
-"""Radius of the walks on the coarse grid, in its cells: as far in pixels as the default on the fine one."""
+"""Radius of the walks on the coarse grid, in its cells. In pixels it is the default radius on the fine grid."""
+
 READ = {
     "none": (),
     "walk": ("radius", "power", "steps"),
@@ -58,7 +59,7 @@ READ = {
 """Method -> the settings of ``extend`` that it reads."""
 
 SHRUNK = 0.5
-"""Share of the clear cells of objects that must be left after the rounds; below it the user is told."""
+"""Share of the objects' clear cells that must be left after the rounds. Below it the user is warned."""
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Lesson:
 
 
 class PixelExtension:
-    """A classifier, the layers that are compared, and the constants."""
+    """A classifier, the layers to compare, and the constants."""
 
     def __init__(self, network: nn.Module, config: ExtendConfig, hardware: RuntimeConfig) -> None:
         """Move the network to the device; its last layer joins the two that the walk compares."""
@@ -81,7 +82,7 @@ class PixelExtension:
         self.layers = last_stages(network)
 
     def activations(self, images: Tensor) -> list[Tensor]:
-        """Of the layers, for photos (B, 3, H, W) in [0, 1]."""
+        """The layers' activations for photos (B, 3, H, W) in [0, 1]."""
         device = runtime.device(self.hardware)
         with runtime.autocast(self.hardware):
             return activations(self.network, normalize_image(images.to(device)), self.layers)
@@ -117,8 +118,8 @@ class PixelExtension:
     def _read(
         self, records: Sequence[Record], run: RunDirectory
     ) -> tuple[Tensor, list[tuple[Record, Lesson]], int]:
-        """Features (N, D) float16 of all cells of the photos, where each photo's are, and how many of the D
-        belong to the layers of the walk."""
+        """Features (N, D) float16 of all cells of the photos, where each photo's cells are, and how many of the D
+        features belong to the layers of the walk."""
         features, lessons, end, depth = torch.zeros(0), [], 0, 0
         total = sum(_cells(image_size(record.image)) for record in records)
         with runtime.bar(self.hardware, "read cells", len(records), 0) as bar:
@@ -153,7 +154,7 @@ class PixelExtension:
         return probable_labels(found, lesson.classes).flatten()
 
     def _walk(self, features: Tensor, depth: int, lesson: Lesson, maps: Tensor, steps: int) -> Tensor:
-        """A walk on the coarse grid of a photo that is learnt from; maps (K, h, w)."""
+        """A walk on the coarse grid of one of the photos to learn from; maps (K, h, w)."""
         if len(maps) == 0 or steps == 0:
             return maps
         compared = nn.functional.normalize(_image(features[lesson.rows, :depth], lesson.size), dim=0)
@@ -215,13 +216,13 @@ def _write(
                 path = run.maps(EXTENDED, photo.record.id)
                 if (
                     not path.is_file()
-                ):  # another process may have made it meanwhile (see `wsss.stages.shards`)
+                ):  # another process may have written it meanwhile (see `wsss.stages.shards`)
                     write_saliency(path, extend(photo))
             bar.update(len(photos))
 
 
 def sample(records: Sequence[Record], config: ExtendConfig) -> list[Record]:
-    """The photos that are learnt from."""
+    """The photos to learn from."""
     return evenly([record for record in records if record.labels], config.photos)
 
 
@@ -231,7 +232,7 @@ def write_layer(path: Path, layer: nn.Linear) -> None:
 
 
 def read_layer(path: Path) -> nn.Linear:
-    """What `write_layer` wrote. Raises UserError where the file is none."""
+    """What `write_layer` wrote. Raises UserError if the file is damaged."""
     arrays = read_arrays(path, ("weight", "bias"))
     weight, bias = (torch.from_numpy(arrays[name]) for name in ("weight", "bias"))
     layer = nn.Linear(weight.shape[1], weight.shape[0])
@@ -240,7 +241,7 @@ def read_layer(path: Path) -> nn.Linear:
 
 
 def _objects(labels: Tensor) -> float:
-    """Share of the cells of objects among the cells with a label."""
+    """Share of object cells among the cells with a label."""
     clear = labels[labels != IGNORE]
     return float((clear != BACKGROUND).float().mean()) if len(clear) else 0.0
 
@@ -290,7 +291,7 @@ def extend(context: Context) -> dict[str, Any]:
 
 
 def _settings(config: Config) -> list[Any]:
-    """The extension's method, and of its settings what that one reads."""
+    """The extension's method, and the settings that this method reads."""
     settings, kind = to_dict(config.extend), config.extension
     read = {name: settings[name] for name in READ[kind]}
     return {"none": ["none"], "walk": ["walk", read], "pixels": ["pixels", read, config.seed]}[kind]

@@ -8,7 +8,7 @@ from wsss.rundir import SALIENCY, RunDirectory
 
 
 def load_maps(run: RunDirectory, record: Record, source: str = SALIENCY) -> tuple[Saliency, Maps]:
-    """The stored maps of a photo, and what they are at the photo's size.
+    """The stored maps of a photo, as stored and at the photo's size.
 
     Returns:
         The archive; and (K, H, W) saliency of maximum 1, or (K + 1, H, W) probabilities with the background first

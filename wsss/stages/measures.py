@@ -1,6 +1,6 @@
-"""How the entries of metrics.json are measured: files of the run directory against the true masks, where there are any.
+"""How the entries of metrics.json are measured: the run directory's files against the true masks, if there are any.
 
-No true mask ever chooses anything in a run. The oracles do choose with them, and say so.
+No true mask ever chooses anything in a run. Only oracles choose with them, and they say so.
 """
 
 import math
@@ -34,14 +34,14 @@ T = TypeVar("T")
 Entry = dict[str, Any]
 
 Measure = Callable[[Context, Mapping[str, Any]], Any]
-"""(context, the other entries of metrics.json) -> the entry, or None where there is nothing to measure."""
+"""(context, the other entries of metrics.json) -> the entry, or None if there is nothing to measure."""
 
 # A factor of about 1.4 between the candidates of the oracle; each costs two CRFs an image.
 ORACLE_THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 ORACLE_FACTORS = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
 
 SEEDS_AT_ONCE = 16
-"""Photos whose sweeps are summed before a worker hands them back; a sweep has a count for each threshold and class."""
+"""Photos whose sweeps a worker sums before it returns them. A sweep has a count for each threshold and class."""
 
 
 def accumulate(
@@ -61,8 +61,8 @@ def accumulate(
         records: photos with true masks.
         hardware: processes and progress.
         title: of the progress bar.
-        start: the sum of nothing.
-        at_once: records that one worker sums before it hands the sum back.
+        start: the empty sum.
+        at_once: number of records that a worker sums before it returns the sum.
         parallel: False scores in this process.
     """
     workers = runtime.workers(hardware) if parallel else 0
@@ -173,7 +173,7 @@ class Matrices(dict[float, ConfusionMatrix]):
 
 
 def mask_entry(context: Context, known: Mapping[str, Any]) -> Entry | None:
-    """``mask``: the labels after the refinement, what a training sees of the masks, and the oracle beside them."""
+    """``mask``: the labels after the refinement, what a training sees of the masks, and the oracle."""
     records = with_masks(context.dataset.train)
     if not records:
         return None
@@ -192,7 +192,7 @@ def mask_entry(context: Context, known: Mapping[str, Any]) -> Entry | None:
 
 
 def _reliability(context: Context, records: Sequence[Record]) -> Entry:
-    """Coverage against accuracy as the confidence that is asked for falls, on the sample of the oracle.
+    """Coverage against accuracy as the required confidence falls, on the oracle's sample.
 
     Refines once more and writes nothing.
     """
@@ -221,7 +221,8 @@ def _score_confidence(
 
 
 def _mask_oracle(context: Context, records: Sequence[Record]) -> Entry:
-    """Best constant background after the refinement, on a sample: every candidate costs a CRF or two per photo."""
+    """Best constant background after the refinement, on a sample, because every candidate costs a CRF or two per
+    photo."""
     config, classes, soft = context.config, len(context.dataset.class_names), is_soft(context.config)
     sample = evenly(records, config.evaluate.oracle_images)
     refiners = _oracle_refiners(context, soft)
@@ -269,7 +270,7 @@ def score_oracle(
 
 
 def _oracle(kind: str, best: float, value: float, own: float) -> Entry:
-    """The best constant, or None where the run's own rule (which may differ by photo) beats them all."""
+    """The best constant, or None if the run's own rule (which may differ by photo) beats them all."""
     return {"oracle_miou": _number(max(best, own)), f"oracle_{kind}": value if best >= own else None}
 
 
@@ -291,7 +292,7 @@ def prediction_entry(folder: str) -> Measure:
 
 
 def retention(context: Context, known: Mapping[str, Any]) -> float | None:
-    """``retention`` = val.miou / supervised.miou, where both are known."""
+    """``retention`` = val.miou / supervised.miou, if both are known."""
     weak, ceiling = ((known.get(name) or {}).get("miou") for name in ("val", "supervised"))
     return weak / ceiling if weak is not None and ceiling else None
 

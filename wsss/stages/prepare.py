@@ -15,10 +15,10 @@ from wsss.data.working import with_copies
 from wsss.rundir import RunDirectory
 
 LARGE = 2_500_000
-"""Pixels of a photo from which on a run says how to work on smaller copies."""
+"""From this many pixels per photo on, a run tells how to work on smaller copies."""
 
 LOOKED_AT = 20
-"""Photos, evenly spaced, whose size is looked at for that."""
+"""Number of photos, evenly spaced, whose size is checked for that."""
 
 
 def prepare_dataset(config: Config) -> Dataset:
@@ -54,7 +54,7 @@ def prepare_dataset(config: Config) -> Dataset:
 
 
 def warn_of_large_photos(dataset: Dataset) -> None:
-    """One line where photos of a camera would be worked on at their full size."""
+    """Print one line if photos from a camera would be used at full size."""
     for record in evenly([*dataset.train, *dataset.val], LOOKED_AT):
         height, width = image_size(record.image)
         if height * width > LARGE:

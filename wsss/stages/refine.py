@@ -1,4 +1,4 @@
-"""Pseudo-masks of the training photos: their maps through a refiner (a dense CRF by default)."""
+"""Pseudo-masks of the training photos: a refiner (by default a dense CRF) makes them from the maps."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ from wsss.stages.maps import has_background, load_maps
 from wsss.stages.shards import rank_and_world, shares
 
 GPU_THREADS = 4
-"""Enough to read and write while one of them has the GPU."""
+"""Threads: enough to read and write while one of them uses the GPU."""
 
 MENTIONED = 3
-"""Classes that the sentence on labels without a pixel names."""
+"""How many classes the sentence about labels without a pixel names."""
 
 
 def refine(context: Context) -> dict[str, Any]:
@@ -88,13 +88,13 @@ def write_all(
 
 
 def _workers(place: Place, workers: int) -> AbstractContextManager[Executor | None]:
-    """Where a refiner runs: processes, threads that share a GPU, or here, one photo after the other."""
+    """Where a refiner runs: in processes, in threads that share a GPU, or here, one photo after the other."""
     return ThreadPoolExecutor(GPU_THREADS) if place == "threads" else pool(0 if place == "main" else workers)
 
 
 def _refine_one(run: RunDirectory, refiner: Refiner, source: str, record: Record) -> None:
     if is_done(run, record):
-        return  # another process made it meanwhile (see `wsss.stages.shards`)
+        return  # another process wrote it meanwhile (see `wsss.stages.shards`)
     refined = refine_stored(run, refiner, source, record)
     write_mask(run.mask(LABELS, record.id), refined.labels)
     write_mask(run.mask(MASKS, record.id), refined.mask)  # last: it marks the image as done
@@ -109,7 +109,7 @@ def refine_stored(run: RunDirectory, refiner: Refiner, source: str, record: Reco
     """The refined mask of the stored maps of a photo.
 
     Raises:
-        UserError: the photo is not the one that the maps were made of.
+        UserError: the photo changed since its maps were made.
     """
     (stored, maps), image = load_maps(run, record, source), read_image(record.image)
     if image.shape[:2] != stored.size:
@@ -117,14 +117,14 @@ def refine_stored(run: RunDirectory, refiner: Refiner, source: str, record: Reco
     return refiner(maps, stored.classes[has_background(stored) :], image)
 
 
-# -- labels that the masks do not show --------------------------------------------------------------
+# -- labels that have no pixels in the masks --------------------------------------------------------
 
 
 def absent_labels(records: Sequence[Record], run: RunDirectory) -> dict[int, tuple[int, int]]:
-    """Image labels that have no pixel in ``pseudo_labels/<id>.png``: a fault that shows without true masks.
+    """Image labels that have no pixel in ``pseudo_labels/<id>.png``: an error that can be seen without true masks.
 
     Returns:
-        Mask index (1..C) of each class on a label -> (photos whose mask has none of it, photos with the label).
+        Mask index (1..C) of each labelled class -> (photos whose mask lacks it, photos with the label).
     """
     absent: Counter[int] = Counter()
     total: Counter[int] = Counter()
@@ -137,7 +137,7 @@ def absent_labels(records: Sequence[Record], run: RunDirectory) -> dict[int, tup
 
 
 def describe_absent(absent: dict[int, tuple[int, int]], names: Sequence[str]) -> str:
-    """One sentence on `absent_labels`; ``names`` has the background first."""
+    """One sentence about `absent_labels`; ``names`` starts with the background."""
     total = sum(photos for _, photos in absent.values())
     lost = sum(count for count, _ in absent.values())
     if lost == 0:

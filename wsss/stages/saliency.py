@@ -1,4 +1,4 @@
-"""Class-discriminative saliency of the training photos, for the classes on their labels."""
+"""Class-discriminative saliency of the training photos, for the classes in their labels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,10 +24,10 @@ from wsss.tasks.classification import load_classifier
 
 
 def build_method(config: SaliencyConfig, architecture: str) -> SaliencyMethod:
-    """The composed method: the expression, at several scales and mirrored.
+    """The method: the expression, at several scales and mirrored.
 
-    A method that brings its own scales (`own_scales`: dcsm, cameras) is only mirrored where `flip` asks for it; an
-    expression with SESS or MultiScale, such as "sess(gradcam)", is taken as it is.
+    A method with its own scales (`own_scales`: dcsm, cameras) is only mirrored, if `flip` is set. An expression with
+    SESS or MultiScale, such as "sess(gradcam)", is used unchanged.
 
     Raises:
         UserError: there is no such method.
@@ -78,7 +78,7 @@ def write_all(
     classifier = runtime.prepare(classifier, hardware)
     with runtime.bar(hardware, "saliency", len(records), len(records) - len(todo)) as bar:
         for batch in same_size_batches(todo, config.batch_size, workers=runtime.loader_workers(hardware)):
-            # Another process may have made some meanwhile (see `wsss.stages.shards`).
+            # Another process may have written some meanwhile (see `wsss.stages.shards`).
             photos = [photo for photo in batch if not run.saliency(photo.record.id).is_file()]
             if photos:
                 for photo, maps in zip(
@@ -131,12 +131,12 @@ def write_saliency_of_photos(context: Context) -> dict[str, Any]:
 
 
 def _check(context: Context) -> None:
-    """A misspelt method must not show only after hours of training."""
+    """Find a misspelt method before hours of training."""
     build_method(context.config.saliency, context.config.classifier.architecture)
 
 
 def _settings(config: SaliencyConfig) -> dict[str, Any]:
-    """Without the size of the batches, which changes no map."""
+    """The settings without the batch size, which changes no map."""
     return {key: value for key, value in to_dict(config).items() if key != "batch_size"}
 
 

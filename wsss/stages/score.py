@@ -1,4 +1,4 @@
-"""Every number of metrics.json: one table says what it is, which stage measures it and how it is shown.
+"""Every number in metrics.json. One table says what each is, which stage measures it and how it is shown.
 
 `measure` fills metrics.json from the table; the summary on the terminal and the report's rows read the same table.
 """
@@ -35,19 +35,19 @@ class Metric:
     """None: the stage itself writes the entry."""
     wanted: Callable[[Config], bool] = field(default=lambda config: True)
     headline: str = "miou"
-    """Key of the number that is shown; where the entry is a number, it is that."""
+    """Key of the number that is shown; unused if the entry is a number itself."""
     name: str = ""
     """Its name in the report's tables of IoU; empty: not in them."""
     protocol: Callable[[Config], str] = field(default=lambda config: "")
     """What is scored and how, for the report."""
     notes: Callable[[Entry], str] = field(default=lambda entry: "")
-    """What the report says of this entry beside the protocol."""
+    """What the report says about this entry besides the protocol."""
     tile: tuple[str, str] | None = None
     """Title and note of its tile at the top of the report."""
     optional: bool = False
-    """Whether its tile is left out where the entry is not there (else it shows that it is missing)."""
+    """Whether its tile is left out if the entry is missing (otherwise the tile shows that it is missing)."""
     oracle: str = ""
-    """Title of the summary's row of ``oracle_<headline>``; empty: no row."""
+    """Title of the summary's row for ``oracle_<headline>``; empty: no row."""
 
     def value(self, entry: Any) -> float | None:
         """The number that is shown of an entry."""
@@ -150,7 +150,7 @@ METRICS: dict[str, Metric] = {
         optional=True,
     ),
 }
-"""Entry of metrics.json -> what it is; in the order of the summary and of the report."""
+"""Entry of metrics.json -> what it is, in the order of the summary and the report."""
 
 
 def metrics_of(stage: str) -> tuple[str, ...]:
@@ -159,7 +159,7 @@ def metrics_of(stage: str) -> tuple[str, ...]:
 
 
 def measure(context: Context, stage: str) -> None:
-    """Write the stage's entries of metrics.json; what this configuration does not ask for is removed."""
+    """Write the stage's entries of metrics.json, and remove what this configuration does not ask for."""
     found: dict[str, Any] = {}
     for key in metrics_of(stage):
         metric = METRICS[key]
@@ -170,7 +170,7 @@ def measure(context: Context, stage: str) -> None:
 
 
 def summary(config: Config, metrics: Mapping[str, Any]) -> list[str]:
-    """A line for every number that is known, for the terminal."""
+    """A line for every known number, for the terminal."""
     rows = []
     for key, metric in METRICS.items():
         entry = metrics.get(key)

@@ -23,7 +23,7 @@ from wsss.tasks.fit import fit
 
 
 def train_segmenter(context: Context) -> dict[str, Any]:
-    """Train the segmenter on the pseudo-masks, or on those of ``segmenter.masks``."""
+    """Train the segmenter on the pseudo-masks, or on the masks in ``segmenter.masks``."""
     settings, run = context.config.segmenter, context.run
     if settings.loss != "bootstrap":
         tell(unused("segmenter", settings, ["bootstrap"], f"segmenter.loss is {settings.loss}"))
@@ -65,7 +65,7 @@ def _train(context: Context, records: Sequence[Record], folder: Path) -> dict[st
     return {"images": len(records)}
 
 
-# -- masks of the user's ----------------------------------------------------------------------------
+# -- the user's own masks ---------------------------------------------------------------------------
 
 
 def _mask_of(folder: str) -> Callable[[str], Path]:
@@ -74,7 +74,7 @@ def _mask_of(folder: str) -> Callable[[str], Path]:
 
 
 def check_own_masks(folder: Path, records: Sequence[Record]) -> None:
-    """Raises UserError where a training photo has no mask in ``folder``, or one of another size."""
+    """Raises UserError if a training photo has no mask in ``folder``, or one of another size."""
     if not folder.is_dir():
         raise UserError(
             f"segmenter.masks is {folder}, but there is no such folder; give the folder of <id>.png"
@@ -124,12 +124,12 @@ def _reads(config: Config, dataset: Dataset) -> list[Any]:
 
 
 def _classifier(config: Config) -> tuple[str, ...]:
-    """The stage `classify`, where the training starts from its network."""
+    """The stage `classify`, if the training starts from its network."""
     return ("classify",) if config.segmenter.weights == "classifier" else ()
 
 
 def _check_batch(context: Context, images: int) -> None:
-    """DeepLab's image pooling has one value a channel, which BatchNorm cannot normalise over one image."""
+    """DeepLab's image pooling has one value per channel, which BatchNorm cannot normalise over one image."""
     settings = context.config.segmenter
     share = min(settings.batch_size, images) // context.config.runtime.devices
     if settings.architecture != "light" and share < 2:

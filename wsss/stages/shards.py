@@ -1,9 +1,8 @@
 """Sharing a per-image stage among processes that were started together.
 
 `torchrun --nproc-per-node 4 -m wsss saliency ...` or `srun -n 4 wsss refine ...` on one file system: process 0
-owns the run directory and its manifest, the others only write files of their shard. Every file says itself
-that it is done, so nobody waits for anybody: process 0 makes what is still missing after its own shard,
-also where another process died.
+owns the run directory and its manifest, the others only write files of their shard. A file that exists is done, so no
+process waits for another. After its own shard, process 0 makes what is still missing, even if another process died.
 """
 
 import os
@@ -25,7 +24,7 @@ PATIENCE = 600.0
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Index of this process and how many were started, as torchrun or Slurm's srun tell; (0, 1) without them."""
+    """Index of this process and number of processes, from torchrun or Slurm's srun; (0, 1) without them."""
     for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
         if rank in os.environ and world in os.environ:
             return int(os.environ[rank]), max(1, int(os.environ[world]))
@@ -33,9 +32,9 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def shares(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """What this process works through: its own shard and, for process 0, then everything, last first.
+    """What this process works through: its own shard and, for process 0, everything after that, in reverse order.
 
-    By then most is done and skipped; from the end, process 0 meets the others late.
+    By then most is done and skipped. In reverse order, process 0 meets the others late.
     """
     rank, world = rank_and_world()
     if world > 1:

@@ -25,7 +25,7 @@ class Groups(NamedTuple):
 
 
 class BaseTask(LightningModule):
-    """A network in training: frozen BatchNorm, optimiser and schedule, checks, and reading its checkpoint.
+    """A network in training: frozen BatchNorm, optimiser and schedule, checks, and loading from a checkpoint.
 
     A task's first two arguments are its configuration as a plain dictionary and its list of classes; it saves them as
     hyper-parameters. `pretrained=False` skips the initial weights, to load a checkpoint.
@@ -33,9 +33,9 @@ class BaseTask(LightningModule):
     Args:
         config: the configuration.
         model: the network.
-        classes: number of its logits.
+        classes: number of logits.
         pretrained_weights: whether the network starts from weights whose BatchNorm is worth keeping;
-            ``config.freeze_batchnorm`` overrules it.
+            ``config.freeze_batchnorm`` overrides it.
     """
 
     kind: ClassVar[Literal["classifier", "segmenter"]]
@@ -68,7 +68,7 @@ class BaseTask(LightningModule):
 
         Args:
             path: the checkpoint.
-            changes: entries of the configuration that are not as they were in the training.
+            changes: entries of the configuration that differ from the training's.
 
         Raises:
             UserError: the file is missing, damaged or not a checkpoint of this kind of task.
@@ -86,7 +86,7 @@ class BaseTask(LightningModule):
         return logits
 
     def train(self, mode: bool = True) -> Self:
-        """As nn.Module.train, but frozen BatchNorm stays in eval mode."""
+        """Like nn.Module.train, but frozen BatchNorm stays in eval mode."""
         super().train(mode)
         if self.frozen_batchnorm:
             freeze_batchnorm(self.trunk())
@@ -98,7 +98,7 @@ class BaseTask(LightningModule):
         return loss
 
     def scores(self, images: Tensor) -> Tensor:
-        """The logits of photos that the network is validated on.
+        """The logits of validation photos.
 
         Raises:
             UserError: some are infinite or not a number.
@@ -108,7 +108,7 @@ class BaseTask(LightningModule):
         return logits
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """A learning rate for each of `groups`, poly schedule per step."""
+        """A learning rate for each of `groups`, and the poly schedule per step."""
         groups = self.groups()
         optimizer = build_optimizer(groups.backbone, groups.head, self.config.optimizer, groups.head_biases)
         steps = int(self.trainer.estimated_stepping_batches)
@@ -117,7 +117,7 @@ class BaseTask(LightningModule):
 
 
 def check_finite(values: Tensor, what: str, kind: str) -> None:
-    """Raises UserError, with what to change, where a value is infinite or not a number.
+    """Raises UserError, which says what to change, if a value is infinite or not a number.
 
     Args:
         values: of any shape.

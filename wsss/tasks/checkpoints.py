@@ -17,8 +17,8 @@ T = TypeVar("T")
 def parse_config(cls: type[T], values: dict[str, Any]) -> T:
     """Rebuild a configuration dataclass from the plain dictionary of :func:`wsss.config.to_dict`.
 
-    Unknown keys and words that are no choice any more are dropped and missing ones take their defaults, so that
-    older checkpoints load.
+    Unknown keys and choices that no longer exist are dropped, and missing keys take their defaults, so that older
+    checkpoints load.
     """
     hints = typing.get_type_hints(cls)
     arguments: dict[str, Any] = {}
@@ -66,9 +66,9 @@ def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
 
 
 def published_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that a checkpoint stands for: the mean over the steps, where it was trained with ``segmenter.ema``.
+    """The weights that a checkpoint stands for: the mean over the steps if it was trained with ``segmenter.ema``.
 
-    That option is gone; such checkpoints hold the mean of ``model.`` as ``average.network.``, beside a counter.
+    That option was removed. Such checkpoints hold the mean of ``model.`` as ``average.network.``, and a counter.
     """
     prefix = "average.network."
     mean = {f"model.{name.removeprefix(prefix)}": state[name] for name in state if name.startswith(prefix)}
@@ -76,7 +76,7 @@ def published_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of all weights and their names: a network that was trained anew has another."""
+    """SHA-256 of all weights and their names. A network that is trained again has another one."""
     found = hashlib.sha256()
     for name, value in model.state_dict().items():
         found.update(name.encode())

@@ -37,7 +37,7 @@ class ClassificationTask(BaseTask):
         frozen = settings.frozen_stages
         freeze_stages(self.model, self.layout, (0 if fresh else 2) if frozen is None else frozen)
         self.loss = nn.MultiLabelSoftMarginLoss()
-        # torchmetrics takes two labels or more: a single class gets an empty second column.
+        # torchmetrics needs at least two labels, so a single class gets an empty second column.
         self.average_precision = MultilabelAveragePrecision(
             max(2, self.classes), average=None, thresholds=None
         )
@@ -64,7 +64,7 @@ class ClassificationTask(BaseTask):
         """Collect scores for the average precision.
 
         Raises:
-            UserError: the network answers with what is no number.
+            UserError: some of the network's scores are infinite or NaN.
         """
         images, labels = batch
         scores, spare = self.scores(images).float(), (0, self.average_precision.num_labels - self.classes)
@@ -103,7 +103,7 @@ def load_classifier(
 
 
 def load_task(path: Path, output_stride: int | None = None) -> ClassificationTask:
-    """The whole task with its trained weights, to validate it; arguments and errors as `load_classifier`."""
+    """The whole task with its trained weights, for validation. Arguments and errors as in `load_classifier`."""
     changes = {} if output_stride is None else {"output_stride": output_stride}
     return ClassificationTask.from_checkpoint(path, **changes)
 

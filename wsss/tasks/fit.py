@@ -1,4 +1,4 @@
-"""Fitting a task with Lightning so that a killed training continues where it stopped."""
+"""Fitting a task with Lightning, so that a killed training continues where it stopped."""
 
 import csv
 import io
@@ -36,7 +36,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
         """A kill at any moment leaves the previous checkpoint whole.
 
         Raises:
-            UserError: the disk refuses.
+            UserError: the file cannot be written.
         """
         with atomic_path(Path(path)) as temporary:
             try:
@@ -48,7 +48,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class SeedEpochs(Callback):
-    """Seed torch at every epoch, so that a continued training draws what an uninterrupted one would."""
+    """Seeds torch at every epoch, so that a continued training draws what an uninterrupted one would."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -64,7 +64,7 @@ class SeedEpochs(Callback):
 
 
 class StopDivergence(Callback):
-    """Ends a training whose loss is no number any more, before its checkpoint replaces the epoch's before."""
+    """Stops when the loss is NaN or infinite, before the previous checkpoint is overwritten."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the epoch's mean loss.
@@ -77,7 +77,7 @@ class StopDivergence(Callback):
 
 
 class EpochLog(Callback):
-    """``metrics.csv`` (a row an epoch) and one line an epoch on stderr."""
+    """Writes ``metrics.csv`` (one row per epoch) and one line per epoch to stderr."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -95,7 +95,7 @@ class EpochLog(Callback):
         self.validated = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """This epoch has validation numbers of its own."""
+        """This epoch has its own validation numbers."""
         self.validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -136,9 +136,9 @@ def fit(
 
     Args:
         task: the LightningModule with its initial weights.
-        train: batches of a device.
+        train: batches for one device.
         val: validation batches, or None.
-        folder: of the stage.
+        folder: the stage's folder.
         epochs: passes over ``train``.
         monitor: (logged value, ``min`` or ``max``) that chooses best.ckpt; without ``val`` it is the training loss.
         config: devices and precision.
@@ -159,8 +159,8 @@ def fit(
         every_n_epochs=val_every if validates else 1,
         **checkpoints,
     )
-    # Not save_last=True: since Lightning 2.6 that writes only where the monitored value is the best so far.
-    # After `best`, so that it holds the state of that one.
+    # Not save_last=True: since Lightning 2.6 it writes only if the monitored value is the best so far.
+    # It comes after `best`, so that it holds the state of that one.
     newest = ModelCheckpoint(filename="last", every_n_epochs=1, **checkpoints)
     log = EpochLog(folder / "metrics.csv")
     callbacks: list[Callback] = [SeedEpochs(seed), log, StopDivergence(), best, newest]
@@ -171,7 +171,7 @@ def fit(
         trainer = _trainer(config, callbacks, bar, max_epochs=epochs, check_val_every_n_epoch=val_every)
         last = folder / "last.ckpt"
         if last.is_file():
-            read_checkpoint(last, task.hparams["config"]["kind"])  # names a damaged file
+            read_checkpoint(last, task.hparams["config"]["kind"])  # its error names a damaged file
         task.to(memory_format=torch.channels_last)
         with _plain_errors():
             trainer.fit(task, train, val, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
@@ -179,7 +179,7 @@ def fit(
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Undo what Lightning and torch make of Ctrl-C and of errors in DDP's processes."""
+    """Undo what Lightning and torch do to Ctrl-C and to errors in DDP's processes."""
     try:
         yield
     except SystemExit as stop:  # Lightning exits with status 1 on Ctrl-C
@@ -201,7 +201,7 @@ def _trainer(config: RuntimeConfig, callbacks: list[Callback], bar: bool, **argu
     return Trainer(
         accelerator=_ACCELERATORS[runtime.device(config).type],
         devices=config.devices,
-        # spawn: DDP's default launcher would run the whole command once more on every rank
+        # spawn: DDP's default launcher would run the whole command again on every rank
         strategy="ddp_spawn" if config.devices > 1 else "auto",
         precision="bf16-mixed" if runtime.uses_bf16(config) else "32-true",
         callbacks=callbacks,
@@ -216,7 +216,7 @@ def _trainer(config: RuntimeConfig, callbacks: list[Callback], bar: bool, **argu
 
 
 class quiet_lightning(warnings.catch_warnings):
-    """Without Lightning's hints about worker counts, loggers and checkpoint folders."""
+    """Hides Lightning's hints about worker counts, loggers and checkpoint folders."""
 
     def __enter__(self) -> None:
         """Filter them."""
@@ -237,6 +237,6 @@ class quiet_lightning(warnings.catch_warnings):
             ".*isinstance.treespec, LeafSpec.*",
             ".*No positive samples found in target.*",
             ".*Found keys that are not in the model state dict.*",
-            ".*The dirpath has changed.*",  # a run that was moved, or a network that became another round's
+            ".*The dirpath has changed.*",  # a run that was moved
         ):
             warnings.filterwarnings("ignore", pattern)

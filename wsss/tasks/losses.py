@@ -2,7 +2,7 @@
 
 Everywhere: logits (B, classes, H, W) float32; masks (B, H, W) int64, 0..classes - 1 or 255, which is left out;
 label_smoothing in [0, 1), the share of a pixel's label that is spread evenly over all classes. The result is a scalar,
-the mean over the pixels that count; zero (not NaN) where none does.
+the mean over the pixels that count; zero (not NaN) if none does.
 """
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from wsss.data.labels import IGNORE
 
-# Trust in the label, with which Reed et al. report their experiments.
+# Trust in the label: the values in the experiments of Reed et al.
 HARD_BETA, SOFT_BETA = 0.8, 0.95
 
 

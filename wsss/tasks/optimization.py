@@ -19,7 +19,7 @@ def build_optimizer(
 ) -> Optimizer:
     """SGD or AdamW over the trainable parameters, the head with ``lr * head_factor``.
 
-    ``head_biases`` learn at twice the head's rate and without weight decay, as Caffe's recipes for DeepLab have it.
+    ``head_biases`` learn at twice the head's rate and without weight decay, as in Caffe's recipes for DeepLab.
     """
     groups: list[dict[str, Any]] = [
         {"params": [p for p in backbone if p.requires_grad], "lr": config.lr},

@@ -24,7 +24,7 @@ class SegmentationTask(BaseTask):
         classes: class names, background first.
         initial: backbone weights for ``weights: classifier``.
         pretrained: False skips the initial weights, to load a checkpoint.
-        long_side: what the training's photos were shrunk to (``data.long_side``); None: they were as they are.
+        long_side: what the training's photos were shrunk to (``data.long_side``); None: they were not shrunk.
     """
 
     kind = "segmenter"
@@ -50,7 +50,7 @@ class SegmentationTask(BaseTask):
         return self.model.backbone
 
     def groups(self) -> Groups:
-        """Backbone and head; of DeepLabV2 the head's biases too."""
+        """Backbone and head; for DeepLabV2 also the head's biases."""
         head = dict(self.model.head.named_parameters())
         own = isinstance(self.model.head, AtrousClassifiers)
         biases = [name for name in head if own and name.endswith("bias")]
@@ -79,7 +79,7 @@ class SegmentationTask(BaseTask):
         """Photos of one size (B, 3, H, W) and true masks (B, H, W).
 
         Raises:
-            UserError: the network answers with what is no number.
+            UserError: some of the network's scores are infinite or NaN.
         """
         images, masks = batch
         predicted = self.scores(images).argmax(1).to(torch.uint8).cpu().numpy()
@@ -87,7 +87,7 @@ class SegmentationTask(BaseTask):
             self.confusion.update(prediction, truth)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mIoU; it is shown, never used to choose anything that is published."""
+        """Log the mIoU. It is shown, and never used to choose anything that is published."""
         self.log("val_mIoU", torch.tensor(self.confusion.miou()), prog_bar=True)
         self.confusion = ConfusionMatrix(self.classes)
 
@@ -114,11 +114,11 @@ class Trained:
     """Names, background first."""
     config: SegmenterConfig
     long_side: int | None
-    """What the photos of the training were shrunk to, where they were larger; None: they were as they are."""
+    """What larger photos of the training were shrunk to; None: they were not shrunk."""
 
 
 def load_trained(path: Path) -> Trained:
-    """As ``load_segmenter``, with what else the checkpoint says."""
+    """Like ``load_segmenter``, with what else the checkpoint says."""
     task = SegmentationTask.from_checkpoint(path)
     return Trained(task.model.eval(), tuple(task.hparams["classes"]), task.config, task.hparams["long_side"])
 
