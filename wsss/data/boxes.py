@@ -1,7 +1,7 @@
 """Bounding boxes of VOC annotations: ground truth of the pointing game where there are no masks.
 
-VOC writes 1-based pixel coordinates, both ends included: xmin = 1 is the first column, xmax = width the
-last. Here a box is 0-based and half-open, as slices are: columns xmin .. xmax - 1, and xmax - xmin of them.
+VOC writes 1-based pixel coordinates with both ends included: xmin = 1 is the first column, xmax = width the last. Here
+a box is 0-based and half-open, like a slice: columns xmin .. xmax - 1, which are xmax - xmin columns.
 """
 
 import math
@@ -107,7 +107,7 @@ def difficult_classes(masks: Mapping[int, npt.NDArray[np.bool_]]) -> frozenset[i
         masks: class index -> (H, W) bool, for every class that the image contains.
 
     Returns:
-        The difficult ones among them; none where there is one class only.
+        The difficult ones among them; none if there is only one class.
     """
     if len(masks) < 2:
         return frozenset()

@@ -1,4 +1,4 @@
-"""The doctor (`wsss data check`): reads every file of a data set and lists what is wrong, all at once."""
+"""The doctor (`wsss data check`): reads every file of a data set and reports all errors at once."""
 
 import hashlib
 import os
@@ -28,7 +28,7 @@ from wsss.errors import UserError
 
 @dataclass
 class _Check:
-    """What is known while checking; the steps below fill it."""
+    """What is known so far; the steps below fill it."""
 
     root: Path
     layout: str
@@ -45,7 +45,7 @@ class _Check:
 
 @dataclass(frozen=True)
 class _Scan:
-    """What reading one image and its mask gave."""
+    """What reading one image and its mask found."""
 
     problems: tuple[Problem, ...]
     present: tuple[int, ...] | None
@@ -60,7 +60,7 @@ def check_dataset(root: Path, classes: Path | None, labels: str | None) -> Check
         labels: "xml" or a CSV; None = Annotations/ where it exists, else root/labels.csv.
 
     Raises:
-        UserError: `root` is no folder. Everything else is in the report.
+        UserError: `root` is not a folder. Everything else is in the report.
     """
     check_root(root)
     check = _Check(root, "voc" if (root / "JPEGImages").is_dir() else "folder")
@@ -112,7 +112,7 @@ def _index(check: _Check, files: Iterable[tuple[str, Path]]) -> dict[str, Path]:
 
 
 def _label_source(check: _Check, labels: str | None) -> Path | None:
-    """Annotations folder or CSV file; None (and a finding) where there is neither."""
+    """Annotations folder or CSV file; None (and a finding) if there is neither."""
     annotations, csv = check.root / "Annotations", check.root / "labels.csv"
     if labels == "xml" and check.layout == "folder":
         labels = None  # the configuration's default, which means labels.csv there
@@ -172,7 +172,7 @@ def _read_csv(check: _Check, path: Path) -> None:
     except UserError as error:
         if str(error) not in {
             problem.message for problem in check.problems
-        }:  # the class list may have said it
+        }:  # the class list may have reported it
             check.add("error", "labels", path, str(error))
         return
     index = {name: number for number, name in enumerate(check.classes, 1)}

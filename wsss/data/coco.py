@@ -3,15 +3,15 @@
 ROOT/annotations/instances_{train2014,val2014}.json    (one of them may be missing)
 ROOT/{train2014,val2014}/<id>.jpg                      photos; the id is the file name without suffix
 
-The pipeline reads labels and masks per image, and the annotation files are hundreds of megabytes of JSON
-that every command would parse anew. So the first use of a split writes what the pipeline needs, and later
-uses read only that:
+The pipeline reads labels and masks per image. The annotation files are hundreds of megabytes of JSON, which every
+command would have to parse again. So the first use of a split writes what the pipeline needs, and later uses read only
+that:
 
 ROOT/SegmentationClass/<id>.png     mode-P masks, 0 = background, 1..80 = classes, 255 = ignore
-ROOT/labels_<split>.csv             image,labels; written last: where it is newer than the JSON, all is done
+ROOT/labels_<split>.csv             image,labels; written last: if it is newer than the JSON, all is done
 
-This is a loader and not a converter to the VOC layout because photos then stay where they are, under the
-configuration's own `data.kind`, and there is no second command to know.
+This is a loader, not a converter to the VOC layout: photos stay where they are, and there is no second command to
+learn.
 """
 
 import csv
@@ -81,10 +81,10 @@ def load_coco(root: Path, labels: str, classes: Path | None, train: str | None, 
         labels: "xml" (the configuration's default) = the annotated categories, crowds included; or a CSV.
         classes: must be None: the masks have COCO's 80 classes.
         train: "train2014", "val2014" or a list file; None = train2014.
-        val: likewise; None = val2014 where it is there, and is not the training split.
+        val: likewise; None = val2014 if it exists and is not the training split.
 
     Raises:
-        UserError: naming the file and the mend, for whatever is missing or inconsistent.
+        UserError: something is missing or inconsistent; the message names the file and the fix.
     """
     check_root(root)
     if classes is not None:
@@ -146,7 +146,7 @@ def _ids(
 
 
 def _prepare(root: Path, split: str) -> Path:
-    """The split's label CSV; where it is missing or older than the JSON, masks and CSV are written."""
+    """The split's label CSV. If it is missing or older than the JSON, masks and CSV are written first."""
     source, target = _json(root, split), root / f"labels_{split}.csv"
     if target.is_file() and target.stat().st_mtime >= source.stat().st_mtime:
         return target
@@ -170,7 +170,7 @@ def read_instances(path: Path) -> tuple[CocoImage, ...]:
     """Reads a file of COCO instances; every annotation gets the key "class", its mask index 1..80.
 
     Raises:
-        UserError: not such a file, a category that is not COCO's, a file name that leaves its folder.
+        UserError: not a COCO instances file, a category that COCO does not have, a file name that leaves its folder.
     """
     content = read_json(path)
     try:
@@ -206,8 +206,8 @@ def _class_index(categories: Sequence[Mapping[str, Any]], path: Path) -> dict[in
 def coco_mask(annotations: Sequence[Annotation], size: tuple[int, int], where: str) -> npt.NDArray[np.uint8]:
     """The class mask of an image's instances.
 
-    Where instances overlap the smaller one (by its pixels) is on top: it is the one in front, or a part of
-    the other. Regions of crowds (iscrowd = 1) are 255, below all instances.
+    Where instances overlap, the smaller one (in pixels) is on top: it is in front, or a part of the other. Regions of
+    crowds (iscrowd = 1) are 255, below all instances.
 
     Args:
         annotations: with "class", "iscrowd" and "segmentation" (polygons or run lengths).
@@ -247,7 +247,7 @@ def region(segmentation: Any, size: tuple[int, int], where: str) -> npt.NDArray[
                 raise ValueError("run lengths that do not add up to the image")
             parts = [codec.frPyObjects(segmentation, height, width) if plain else segmentation]
         else:
-            # Four numbers would be taken for a box by pycocotools.
+            # pycocotools would take four numbers for a box.
             if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
                 raise ValueError("a polygon needs three points or more")
             parts = codec.frPyObjects(segmentation, height, width) if segmentation else []

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the package: a class list and the records of two splits."""
+"""What a data set is for the rest of the package: a class list and the records of two splits."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,7 +63,7 @@ class Dataset:
 
 
 def check_trainable(dataset: Dataset) -> None:
-    """Raises UserError where the data set is for the evaluation of saliency only."""
+    """Raises UserError if the data set is only for evaluating saliency."""
     if dataset.evaluation_only:
         raise UserError(
             "this data set has no training images and no masks (data.kind imagenet): use it with wsss compare, "
@@ -89,12 +89,12 @@ def first(items: Sequence[str], number: int = 3) -> str:
 
 
 def count(items: Sequence[object], noun: str) -> str:
-    """ "1 image is", "3 images are": the beginning of a message."""
+    """ "1 image is", "3 images are": the start of a message."""
     return f"1 {noun} is" if len(items) == 1 else f"{len(items)} {noun}s are"
 
 
 def found_in(root: Path) -> str:
-    """What `root` holds, for a message: 'found there: "a", "b", …'."""
+    """What `root` contains, for a message: 'found there: "a", "b", …'."""
     try:
         names = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
     except OSError:
@@ -103,7 +103,7 @@ def found_in(root: Path) -> str:
 
 
 def check_root(root: Path) -> None:
-    """Raises UserError where `root` is no folder."""
+    """Raises UserError if `root` is not a folder."""
     if not root.exists():
         raise UserError(
             f"{root} does not exist: set --data.root to the data set's folder (see data/README.md)"
@@ -135,7 +135,9 @@ def walk_images(folder: Path, *, nested: bool, exclude: Sequence[Path] = ()) -> 
             if nested
             and not name.startswith(".")
             and (here / name).absolute() not in left_out
-            and not here.resolve().is_relative_to((here / name).resolve())  # a link to where it is: a circle
+            and not here.resolve().is_relative_to(
+                (here / name).resolve()
+            )  # a link to a folder above it: a circle
         ]
         prefix = "" if here == folder else here.relative_to(folder).as_posix() + "/"
         found += [
@@ -166,7 +168,7 @@ def read_split(path: Path, images: Mapping[str, Path], *, nested: bool) -> tuple
     """Reads a list of ids that must all have an image.
 
     Raises:
-        UserError: see `read_ids`; or ids without image, naming the first of them.
+        UserError: see `read_ids`; or ids without image, of which the message names the first.
     """
     ids = read_ids(path, nested=nested)
     check_images(ids, images, str(path))
@@ -174,7 +176,7 @@ def read_split(path: Path, images: Mapping[str, Path], *, nested: bool) -> tuple
 
 
 def check_images(ids: Iterable[str], images: Mapping[str, Path], source: str) -> None:
-    """Raises UserError, with the likeliest mend, where ids of `source` have no image."""
+    """Raises UserError, with the likeliest fix, if ids in `source` have no image."""
     missing = [identifier for identifier in ids if identifier not in images]
     if not missing:
         return
@@ -185,7 +187,7 @@ def check_images(ids: Iterable[str], images: Mapping[str, Path], source: str) ->
 
 
 def namesake(identifier: str, images: Iterable[str]) -> str | None:
-    """The only id of `images` with the same name in another folder, None if there is none or several."""
+    """The id in `images` with the same name in another folder; None unless there is exactly one."""
     tail = identifier.rpartition("/")[2]
     near = [known for known in images if known.rpartition("/")[2] == tail]
     return near[0] if len(near) == 1 else None
@@ -194,12 +196,12 @@ def namesake(identifier: str, images: Iterable[str]) -> str | None:
 def make_records(
     ids: Iterable[str], images: Mapping[str, Path], labels: Labels, masks: Mapping[str, Path]
 ) -> tuple[Record, ...]:
-    """Records in the order of `ids`; labels and masks are None where they are not known."""
+    """Records in the order of `ids`; unknown labels and missing masks are None."""
     return tuple(Record(name, images[name], labels.get(name), masks.get(name)) for name in ids)
 
 
 def check_labelled(ids: Sequence[str], labels: Labels, source: str, option: str = "data.train") -> None:
-    """Raises UserError where images of the split that `option` names have no labels, naming the first."""
+    """Raises UserError if images of the split that `option` names have no labels; the message names the first."""
     missing = [identifier for identifier in ids if identifier not in labels]
     if missing:
         noun = "training images" if option == "data.train" else "images"

@@ -2,7 +2,7 @@
 
 Needs numpy and Pillow only. Photos are (H, W, 3) uint8 RGB, masks (H, W) uint8 class indices, both in
 pixels of the original image (after EXIF orientation). Every write goes to a temporary file in the same
-folder and is renamed, so a reader sees a whole file or none.
+folder and is renamed, so a reader sees a complete file or none.
 """
 
 import errno
@@ -35,7 +35,7 @@ _ORIENTATIONS = {
     7: _TURN.TRANSVERSE,
     8: _TURN.ROTATE_90,
 }
-"""EXIF tag 0x0112 -> what shows the photo upright (EXIF 2.3, section 4.6.4)."""
+"""EXIF tag 0x0112 -> the operation that turns the photo upright (EXIF 2.3, section 4.6.4)."""
 
 _ORIENTATION_TAG = 0x0112
 _SWAPS_SIDES = (5, 6, 7, 8)
@@ -95,7 +95,7 @@ def _write_fix(error: OSError) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text, atomically. Raises UserError where the disk refuses."""
+    """Writes UTF-8 text, atomically. Raises UserError if the file cannot be written."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -104,8 +104,8 @@ def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically.
 
     Raises:
-        ValueError: `value` holds NaN or infinity, which are no JSON (write None).
-        UserError: the disk refuses.
+        ValueError: `value` contains NaN or infinity, which JSON does not have (write None).
+        UserError: the file cannot be written.
     """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -155,7 +155,7 @@ def _damage(path: Path, error: Exception) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8; 1 where there is none or the EXIF block itself is damaged, as viewers do."""
+    """EXIF orientation 1..8. It is 1 if there is none or the EXIF block is damaged, as in image viewers."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except _DECODE_ERRORS:
@@ -201,7 +201,7 @@ def write_photo(path: Path, image: npt.NDArray[np.uint8]) -> None:
     """Writes (H, W, 3) uint8 RGB as JPEG with little loss (quality 95, full colour resolution), atomically.
 
     Raises:
-        UserError: the disk refuses.
+        UserError: the file cannot be written.
     """
     with atomic_path(path) as temporary:
         Image.fromarray(image).save(temporary, format="JPEG", quality=95, subsampling=0)
@@ -225,7 +225,7 @@ def read_mask(path: Path) -> npt.NDArray[np.uint8]:
         (H, W) uint8, C-contiguous. No EXIF orientation: masks are arrays, not photos.
 
     Raises:
-        UserError: naming the file: missing, damaged, RGB or another mode than P and L, or stored lossily.
+        UserError: naming the file: missing, damaged, not of mode P or L (RGB, for example), or stored lossily.
     """
     with _opened(path) as image:
         _check_indices(path, image)
@@ -233,7 +233,7 @@ def read_mask(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def _check_indices(path: Path, image: Image.Image) -> None:
-    """Raises UserError where an opened mask cannot hold class indices."""
+    """Raises UserError if an opened mask cannot hold class indices."""
     if image.format in ("JPEG", "MPO", "WEBP"):
         raise UserError(f"{path} is a {image.format} file, which changes class indices: save masks as PNG")
     if image.mode not in ("P", "L"):
@@ -244,7 +244,7 @@ def _check_indices(path: Path, image: Image.Image) -> None:
 
 
 def check_mask_header(path: Path, photo: Path) -> None:
-    """What `read_truth` checks as far as the headers of both files tell: mode, format and size.
+    """Check what `read_truth` checks, from the headers of both files: mode, format and size.
 
     Raises:
         UserError: naming the file.
@@ -297,7 +297,7 @@ def write_mask(path: Path, mask: npt.NDArray[np.uint8]) -> None:
 
     Raises:
         ValueError: another shape or dtype.
-        UserError: the disk refuses.
+        UserError: the file cannot be written.
     """
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise ValueError(f"a mask is (H, W) uint8, got {mask.shape} {mask.dtype}")
@@ -309,7 +309,7 @@ def write_mask(path: Path, mask: npt.NDArray[np.uint8]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Saliency:
-    """The saliency maps of one photo, one per class on its label.
+    """The saliency maps of one photo, one per class in its labels.
 
     Attributes:
         classes: (K,) int16 mask indices 1..C, K may be 0. Index 0 first: the maps are probabilities.
@@ -338,7 +338,7 @@ def write_saliency(path: Path, saliency: Saliency) -> None:
     """Writes one photo's saliency as a compressed .npz without pickles, atomically.
 
     Raises:
-        UserError: the disk refuses.
+        UserError: the file cannot be written.
     """
     size = np.array(saliency.size, dtype=np.int32)
     with atomic_path(path) as temporary, temporary.open("wb") as stream:  # a stream: savez would add a suffix
@@ -366,7 +366,7 @@ def read_saliency(path: Path) -> Saliency:
 
 
 def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
-    """Writes numeric arrays as an .npz without pickles, atomically. Raises UserError where the disk refuses."""
+    """Writes numeric arrays as an .npz without pickles, atomically. Raises UserError if the file cannot be written."""
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]  # numpy's stub takes them for its flag
 

@@ -15,10 +15,10 @@ class Problem:
     """One finding.
 
     Attributes:
-        severity: "error" = a run stops or its numbers are worthless; "warning" = look at it.
+        severity: "error" = a run fails or its numbers are worthless; "warning" = check it.
         kind: short headline that similar findings share.
         file: where it is.
-        message: what exactly, and the mend where it is not obvious.
+        message: the details, and the fix if it is not obvious.
     """
 
     severity: Severity

@@ -1,8 +1,8 @@
-"""Photos of one's own: a folder of images, a CSV of tags, a class list; masks are optional.
+"""Your own photos: a folder of images, a CSV of tags, a class list; masks are optional.
 
 ROOT/images/**/<name>.jpg   (or directly in ROOT; jpg, jpeg, png, webp, bmp, tif)
 ROOT/labels.csv             image,labels
-ROOT/classes.txt            one class a line; without it: the labels of the CSV, sorted
+ROOT/classes.txt            one class per line; without it: the sorted labels of the CSV
 ROOT/masks/**/<name>.png    optional, for scoring only
 """
 
@@ -27,7 +27,7 @@ from wsss.data.tags import read_csv_classes, read_label_csv
 from wsss.errors import UserError
 
 VAL_SHARE = 0.1
-"""Share of the labelled images that become val where no list says otherwise."""
+"""Share of the labelled images that become val unless a list says otherwise."""
 
 
 def load_folder(root: Path, labels: str, classes: Path | None, train: str | None, val: str | None) -> Dataset:
@@ -42,11 +42,11 @@ def load_folder(root: Path, labels: str, classes: Path | None, train: str | None
             configuration's default) means root/labels.csv.
         classes: the class list; None = root/classes.txt, or the labels of the CSV, sorted.
         train: a list file or the <name> of root/<name>.txt; None = every labelled image that is not in val.
-        val: likewise; None with a train list = every labelled image that is not in it, None without =
-            about a tenth of the labelled images, by a hash of the id: it stays when images are added.
+        val: likewise; None with a train list = every labelled image that is not in it, None without one = about a tenth
+            of the labelled images, chosen by a hash of the id, so that the choice stays when images are added.
 
     Raises:
-        UserError: naming the file and the mend, for whatever is missing or inconsistent.
+        UserError: something is missing or inconsistent; the message names the file and the fix.
     """
     check_root(root)
     images = index_folder(root)
@@ -82,7 +82,7 @@ def image_folder(root: Path) -> Path:
 
 
 def index_folder(root: Path) -> dict[str, Path]:
-    """Image id -> photo. Raises UserError where there is no photo or two photos share an id."""
+    """Image id -> photo. Raises UserError if there is no photo or two photos share an id."""
     images = index_images(image_folder(root), nested=True, exclude=(root / "masks",))
     if not images:
         raise UserError(
@@ -96,8 +96,8 @@ def index_masks(root: Path, images: Mapping[str, Path]) -> dict[str, Path]:
     """Image id -> true mask, for those photos that have one. Only headers are read.
 
     Raises:
-        UserError: no mask bears the name of a photo; or a mask is no palette or grey image of its photo's size,
-            which would else show only after the training.
+        UserError: no mask has the name of a photo; or a mask is not a palette or grey image of its photo's size, which
+            would otherwise be found only after the training.
     """
     found = index_images(root / "masks", nested=True)
     masks = {identifier: path for identifier, path in found.items() if identifier in images}
@@ -113,7 +113,7 @@ def index_masks(root: Path, images: Mapping[str, Path]) -> dict[str, Path]:
 
 
 def find_csv(root: Path, labels: str) -> Path:
-    """The label CSV of a folder data set. Raises UserError where there is none."""
+    """The label CSV of a folder data set. Raises UserError if there is none."""
     wanted = root / "labels.csv" if labels == "xml" else Path(labels)
     path = resolve_file(wanted, root)
     if path is None:
@@ -134,7 +134,7 @@ def folder_classes(root: Path, classes: Path | None, labels: Path) -> tuple[str,
 
 
 def find_list(root: Path, name: str) -> Path:
-    """The list file `name`, or root/<name>.txt. Raises UserError where neither exists."""
+    """The list file `name`, or root/<name>.txt. Raises UserError if neither exists."""
     named = root / f"{name}.txt"
     path = named if named.is_file() else resolve_file(name, root)
     if path is None:

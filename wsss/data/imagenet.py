@@ -1,6 +1,6 @@
 """ImageNet's validation images, for drop, increase, insertion and deletion: labels, no masks, no training.
 
-Either folders, one a class:
+Either one folder per class:
 
 ROOT/<wnid>/*.JPEG          class index = rank of the folder's name, as torchvision's ImageFolder counts
 ROOT/<number>/*.JPEG        class index = the number itself (0..999; leading zeros allowed)
@@ -34,25 +34,24 @@ from wsss.data.labels import check_id, image_id, read_text
 from wsss.errors import UserError
 
 CLASSES = 1000
-"""Of ILSVRC 2012."""
+"""Number of classes of ILSVRC 2012."""
 
 
 def load_imagenet(
     root: Path, labels: str, classes: Path | None, train: str | None, val: str | None
 ) -> Dataset:
-    """Loads ImageNet's val, or a part of it.
+    """Loads ImageNet's validation images, or some of them.
 
     Args:
         root: folder of class folders or of images.
         labels: "xml" (the configuration's default) = class folders; else the list file `name index`.
-        classes: text file with one folder name a line in the order of the class indices; only the first
-            word counts, so that `n01440764 tench, …` does. It is needed where the folders are a part of the
-            1,000 wnids and the classifier knows all of them. None = the rule of the module.
-        train: must be None.
-        val: a list file of image ids (<folder>/<name>); None = all images.
+        classes: text file with one folder name per line, in the order of the class indices; only the first
+            word counts, so that `n01440764 tench, …` does. It is needed if there are only some of the 1,000 wnids and
+        the classifier knows all of them. None = the rule of the module. train: must be None. val: a list file of image
+        ids (<folder>/<name>); None = all images.
 
     Raises:
-        UserError: naming the file and the mend, for whatever is missing or inconsistent.
+        UserError: something is missing or inconsistent; the message names the file and the fix.
     """
     check_root(root)
     if train is not None:
@@ -121,7 +120,7 @@ def _folder_indices(folders: Sequence[str], root: Path) -> dict[str, int]:
 
 
 def _read_order(path: Path) -> dict[str, int]:
-    """Folder name -> class index, from a file with one folder a line (its first word)."""
+    """Folder name -> class index, from a file with one folder per line (its first word)."""
     names = [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
     twice = [name for name in names if names.count(name) > 1]
     if not names or twice or len(names) > CLASSES:

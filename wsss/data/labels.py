@@ -30,7 +30,7 @@ VOC_CLASSES = (
 """PASCAL VOC, official order: aeroplane is mask index 1, tvmonitor 20."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""File name endings that are cut off an image's name to give its id (compared in lower case)."""
+"""File name endings that are removed from an image's name to get its id (compared in lower case)."""
 
 _MAX_PART_BYTES = 200  # file systems allow 255; room for suffixes and the temporary names of atomic writes
 _DEEPLAB_LINE = re.compile(r"/?JPEGImages/(\S+)\s+/?SegmentationClass\w*/\S+")
@@ -79,7 +79,7 @@ def check_classes(names: Iterable[str], source: str, *, masks: bool = True) -> t
 
 
 def read_classes(path: Path | None) -> tuple[str, ...]:
-    """Reads a class list: one name a line, index 1 first, blank lines skipped.
+    """Reads a class list: one name per line, index 1 first; blank lines are skipped.
 
     Args:
         path: the text file; None gives the 20 VOC classes.
@@ -138,7 +138,7 @@ def image_id(name: str) -> str:
 
 
 def read_ids(path: Path, *, nested: bool = True) -> tuple[str, ...]:
-    """Reads a list of image ids, one a line, in the order of the file; blank lines are skipped.
+    """Reads a list of image ids, one per line, in the order of the file; blank lines are skipped.
 
     Three spellings are understood: an id (with or without image suffix; it may contain spaces); VOC's
     class lists, where every line is "id 1", "id 0" or "id -1" (every id is taken, whatever its flag);
@@ -167,7 +167,7 @@ def _list_id(line: str, flagged: bool) -> str:
 
 
 def check_new(identifier: str, line: int, seen: dict[str, int], path: Path) -> None:
-    """Notes the line of an id in ``seen``. Raises UserError where it is there already."""
+    """Stores the line of an id in ``seen``. Raises UserError if the id is a duplicate."""
     if identifier in seen:
         raise UserError(
             f'{path}: duplicate image "{identifier}" on lines {seen[identifier]} and {line}: '

@@ -12,7 +12,7 @@ from wsss.data.voc import load_voc
 from wsss.errors import UserError
 
 Loader = Callable[[Path, str, Path | None, str | None, str | None], Dataset]
-"""(root, labels, classes, train, val), as of `load_dataset`."""
+"""(root, labels, classes, train, val), as in `load_dataset`."""
 
 
 def load_shapes(root: Path, labels: str, classes: Path | None, train: str | None, val: str | None) -> Dataset:
@@ -28,7 +28,7 @@ LOADERS: dict[str, Loader] = {
     "coco": load_coco,
     "imagenet": load_imagenet,
 }
-"""``data.kind`` -> what loads it."""
+"""``data.kind`` -> its loader."""
 
 
 def load_dataset(

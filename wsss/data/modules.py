@@ -1,8 +1,7 @@
 """Torch data sets and loaders for training, and the ordered photo stream of the per-image stages.
 
-Shuffling and augmentation depend on (seed, epoch, image) alone: the same run gives the same batches
-with any number of worker processes, and a training that is continued from a checkpoint sees what an
-uninterrupted one would have seen.
+Shuffling and augmentation depend only on (seed, epoch, image). A run gives the same batches with any number of worker
+processes, and a training that continues from a checkpoint sees what an uninterrupted one would have seen.
 """
 
 from collections.abc import Iterator, Sequence
@@ -56,7 +55,7 @@ def _rank_and_world() -> tuple[int, int]:
 
 
 class _Augmented(Dataset[tuple[Tensor, ...]]):
-    """Base of the training sets: decodes, then augments with a generator state of its own."""
+    """Base of the training sets: decodes, then augments with its own generator state."""
 
     def __init__(self, records: Sequence[Record], transform: TrainTransform, seed: int) -> None:
         self.records, self.transform, self.seed = records, transform, seed
@@ -150,7 +149,7 @@ class Photo:
     image: Tensor
     """(3, H, W) uint8 RGB."""
     mask: Tensor | None = None
-    """(H, W) uint8 ground truth, where it was asked for and exists."""
+    """(H, W) uint8 ground truth, if it was asked for and exists."""
 
 
 class Photos(Dataset[Photo]):

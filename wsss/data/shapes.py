@@ -1,4 +1,5 @@
-"""The procedural data set `shapes`: drawn from a seed in seconds, in the layout of PASCAL VOC or as a tagged folder.
+"""The procedural data set `shapes`: drawn from a seed in seconds, in the layout of PASCAL VOC or as a folder of tagged
+photos.
 
 Seven cartoon classes, each with a form, an interior texture and a hue range that overlaps those of its
 neighbours, so that no single cue decides a class. Objects differ in size by more than 1:5 and hide each
@@ -24,7 +25,7 @@ Layout = Literal["voc", "folder"]
 
 MARKER = "shapes.json"
 VERSION = 1
-"""Raise this when the drawing changes, so that a folder of an older look is not taken for a finished one."""
+"""Increase this when the drawing changes, so that a folder with older drawings does not count as finished."""
 
 
 def write_shapes(
@@ -51,10 +52,10 @@ def write_shapes(
         size: Height and width in pixels, at least 64.
         seed: Seed of the drawing.
         layout: "voc": JPEGImages, SegmentationClass, Annotations, ImageSets/Segmentation, labels.csv and
-            classes.txt. "folder": what somebody has who has tagged photos: the training photos in images/, with
-            labels.csv and classes.txt; the validation photos lie in untagged/, for `wsss predict`.
-        masks: Whether to write masks/ of the tagged photos in the folder layout (the voc layout always has them).
-        progress: Whether to show a progress bar.
+            classes.txt. "folder": what someone with tagged photos has: the training photos in images/, with labels.csv
+        and classes.txt. The validation photos are in untagged/, for `wsss predict`. masks: Whether to write masks/ of
+        the tagged photos in the folder layout (the voc layout always has them). progress: Whether to show a progress
+        bar.
 
     Raises:
         UserError: If a number is out of range, or `root` holds other data or other parameters.

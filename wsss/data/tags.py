@@ -1,6 +1,6 @@
 """Tags of photos from a CSV: `image,labels` with ";" between labels, or a 0/1 column for each class.
 
-Needs the standard library only. What labels and ids are is said in `labels`.
+Needs the standard library only. `labels` explains what labels and ids are.
 """
 
 import csv
@@ -56,7 +56,7 @@ def read_label_rows(path: Path, *, nested: bool = True) -> tuple[LabelRow, ...]:
             if not header:
                 header = _check_header(values, path)
                 continue
-            if delimiter == ";" and _is_tags(header):  # there a;cat;dog has a cell for each label
+            if delimiter == ";" and _is_tags(header):  # in such a file a;cat;dog has one cell per label
                 values = [values[0], ";".join(values[1:])]
             row = _label_row(values, header, path, reader.line_num, nested)
             check_new(row.identifier, row.line, seen, path)
@@ -105,11 +105,11 @@ def _label_row(values: list[str], header: list[str], path: Path, line: int, nest
 
 
 def read_csv_classes(path: Path) -> tuple[str, ...]:
-    """The class list that a label CSV implies: all its labels that occur, sorted.
+    """The class list that a label CSV implies: all its labels, sorted.
 
     Raises:
-        UserError: see `read_label_rows` and `check_classes`; no label at all; labels that look like mistakes,
-            which a class list of one's own would allow: with a comma inside, or that differ by case only.
+        UserError: see `read_label_rows` and `check_classes`; no label at all; labels that look like mistakes: with a
+            comma inside, or differing only by case. A class list allows them.
     """
     names = sorted({name for row in read_label_rows(path) for name in row.names})
     if not names:
@@ -127,7 +127,7 @@ def read_csv_classes(path: Path) -> tuple[str, ...]:
 
 
 def read_label_csv(path: Path, classes: Sequence[str], *, nested: bool = True) -> dict[str, tuple[int, ...]]:
-    """Reads image labels from a CSV `image,labels` (labels separated by ";") or with one 0/1 column a class.
+    """Reads image labels from a CSV `image,labels` (labels separated by ";") or with one 0/1 column per class.
 
     Returns:
         image id (without image suffix) -> sorted mask indices 1..C; () where the cell is empty.
@@ -147,7 +147,7 @@ def read_label_csv(path: Path, classes: Sequence[str], *, nested: bool = True) -
 
 
 def unknown_label(name: str, classes: Sequence[str]) -> str:
-    """The sentence for a label outside the class list, with the nearest class where one is near."""
+    """The sentence for a label outside the class list, with the nearest class if one is near."""
     folded = {candidate.casefold(): candidate for candidate in classes}
     near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
     if near:

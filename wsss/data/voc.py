@@ -1,4 +1,4 @@
-"""The PASCAL VOC devkit layout (2007 and 2012), and data sets of one's own in that layout.
+"""The PASCAL VOC devkit layout (2007 and 2012), and other data sets in that layout.
 
 ROOT/JPEGImages/<id>.jpg             photos
 ROOT/Annotations/<id>.xml            image labels (or a CSV)
@@ -38,13 +38,13 @@ def load_voc(root: Path, labels: str, classes: Path | None, train: str | None, v
             relative to the working directory, or to `root`.
         classes: text file of class names; None = the 20 VOC classes.
         train: a split name, a list file (for train_aug), or None = every labelled image that is not in val.
-        val: a split name, a list file, or None = the split "val" where it exists, else no validation images.
+        val: a split name, a list file, or None = the split "val" if it exists, else no validation images.
 
     Returns:
-        Train records all have labels (maybe ()), val records may have None; masks are None where missing.
+        Train records all have labels (maybe ()), val records may have None; missing masks are None.
 
     Raises:
-        UserError: naming the file and the mend, for whatever is missing or inconsistent.
+        UserError: something is missing or inconsistent; the message names the file and the fix.
     """
     check_root(root)
     images = _images(root)
@@ -84,7 +84,7 @@ def _images(root: Path) -> dict[str, Path]:
 
 
 def _class_file(root: Path, classes: Path | None) -> Path | None:
-    """The configured class list; refuses to take VOC's list where the data set brings another one."""
+    """The configured class list. Refuses VOC's list if the data set comes with another one."""
     own = root / "classes.txt"
     if classes is None and own.is_file() and read_classes(own) != VOC_CLASSES:
         raise UserError(f"{own} lists classes other than VOC's 20: set --data.classes {own}")
@@ -92,7 +92,7 @@ def _class_file(root: Path, classes: Path | None) -> Path | None:
 
 
 def find_labels(root: Path, labels: str) -> Path:
-    """The label CSV that `data.labels` names. Raises UserError where there is none."""
+    """The label CSV that `data.labels` names. Raises UserError if there is none."""
     path = resolve_file(labels, root)
     if path is None:
         raise UserError(
@@ -128,10 +128,10 @@ def _val_ids(root: Path, val: str | None, images: Mapping[str, Path]) -> tuple[s
 
 
 def _all_ids(root: Path, images: Iterable[str]) -> tuple[str, ...]:
-    """The images whose annotations are complete: both trainval lists, or every image where there are none.
+    """The images whose annotations are complete: both trainval lists, or every image if there are no lists.
 
     VOC 2012 also holds photos of the action and person-layout tasks, in which only people are annotated,
-    and the test photos of 2007 lie in the same folder: neither may become training images.
+    and the test photos of 2007 are in the same folder. Neither may become training images.
     """
     lists = [path for folder in SPLIT_FOLDERS if (path := root / folder / "trainval.txt").is_file()]
     if not lists:

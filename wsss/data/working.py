@@ -1,4 +1,4 @@
-"""Working copies of large photos, so that memory, time and the reach of every filter do not grow with the camera.
+"""Working copies of large photos, so that memory, time and the reach of filters do not depend on the camera.
 
 Walks and CRFs spread over a fixed number of pixels, and the classifier knows objects at the size at which it was
 trained: a photo of 12 megapixels is too large for all of them. With `data.long_side` every stage of a run sees
@@ -24,15 +24,15 @@ from wsss.parallel import pool, unordered
 Array = TypeVar("Array", bound=npt.NDArray[np.generic])
 
 PHOTOS, MASKS = "photos", "masks"
-"""Folders of the copies of the photos (JPEG) and of their true masks (PNG)."""
+"""Folders for the copies of the photos (JPEG) and of their true masks (PNG)."""
 
 FEW = 16
-"""So many photos are shrunk before worker processes would have started."""
+"""Up to this many photos are shrunk faster than worker processes start."""
 
 
 @dataclass(frozen=True)
 class _Copy:
-    """A record, and where its copies go."""
+    """A record, and the files of its copies."""
 
     record: Record
     photo: Path
@@ -40,7 +40,7 @@ class _Copy:
 
 
 def with_copies(dataset: Dataset, folder: Path, long_side: int, workers: int, progress: Any) -> Dataset:
-    """The data set, with records of small photos as they are, and of large ones with copies in ``folder``.
+    """The data set, in which the records of large photos point to copies in ``folder``; small photos stay as they are.
 
     A copy is made again when its original or `long_side` changed.
 
@@ -80,7 +80,7 @@ def _planned(record: Record, folder: Path, long_side: int) -> Record | _Copy:
 
 
 def _check_targets(plans: Sequence[_Copy]) -> None:
-    """Raises UserError where the folder of the copies holds the data set, so that a copy would replace an original."""
+    """Raises UserError if a copy would replace an original, because the data set is in the folder of the copies."""
     files = [(plan.record.image, plan.photo) for plan in plans]
     files += [(plan.record.mask, plan.mask) for plan in plans if plan.record.mask and plan.mask]
     originals = {original.resolve() for original, _ in files}
@@ -102,7 +102,7 @@ def _is_fresh(plan: _Copy, long_side: int) -> bool:
     pairs = [(plan.record.image, plan.photo), *([(plan.record.mask, plan.mask)] if plan.mask else [])]
     return (
         all(
-            # Whole seconds: not every file system keeps more of the time that the copy takes over.
+            # Whole seconds: not every file system stores fractions of the time that the copy gets.
             copy.is_file()
             and original is not None
             and int(copy.stat().st_mtime) == int(original.stat().st_mtime)
@@ -122,7 +122,7 @@ def _make(long_side: int, classes: int, plan: _Copy) -> None:
 
 
 def _take_time(original: Path, copy: Path) -> None:
-    """The copy gets the original's time of modification, by which a changed original is noticed."""
+    """Give the copy the original's time of modification, which shows later whether the original changed."""
     stamp = original.stat()
     os.utime(copy, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
 

@@ -1,7 +1,7 @@
-"""Backbones: one record each, which holds whatever the rest of the package needs to know of a network.
+"""Backbones: one record each, with everything that the rest of the package needs to know about a network.
 
 A new backbone is an entry of `BACKBONES`. Classifier, segmenter, extension, DCSM, Relevance-CAM, `wsss explain` and
-`wsss compare` find it there by its name, or by `layout_of` where they have a network and no name.
+`wsss compare` find it there by name, or with `layout_of` if they have a network but no name.
 """
 
 from collections.abc import Callable
@@ -25,12 +25,12 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a network has what, as `get_submodule` paths.
+    """Which layer of a network does what, as `get_submodule` paths.
 
     Attributes:
         stages: layers that give the feature maps (B, k, u, v), fine to coarse; each one is in `path`.
-        path: modules in the order of the forward pass, from the photo to the logits, where each one takes what the
-            one before gives; empty where that is not known.
+        path: modules in the order of the forward pass, from the photo to the logits, where each module takes the output
+            of the one before; empty if that is unknown.
         head: the module that scores the classes.
         guided: activations that DCSM differentiates at; empty: the last three stages.
         convolutions: the convolutions of these activations, for DCSM's variant "caffe"; empty: the last three stages.
@@ -69,7 +69,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Remodelled:
-    """A classifier that is more than the library's network with another head."""
+    """A classifier that differs from the library's network by more than its head."""
 
     build: Callable[[int], nn.Module]
     """Number of classes -> (B, 3, H, W) -> logits (B, classes)."""
@@ -80,7 +80,7 @@ class Remodelled:
 
 @dataclass(frozen=True)
 class Backbone:
-    """What is known of a network that was trained on ImageNet."""
+    """What is known about a network that was trained on ImageNet."""
 
     name: str
     build: Callable[[], nn.Module]
@@ -93,9 +93,9 @@ class Backbone:
     channels: tuple[int, ...]
     """Of each stage's map."""
     dilate: Callable[[nn.Module, int], None] | None = None
-    """Replaces the stride of a stage by a dilation; None: the strides are what they are."""
+    """Replaces the stride of a stage by a dilation; None: the strides are fixed."""
     stem_pooling: str | None = None
-    """The pooling that small images do without; None: there is none."""
+    """The pooling that is dropped for small images; None: there is none."""
     mean: tuple[float, float, float] = MEAN
     """Of the input's channels, RGB in 0..1."""
     deviation: tuple[float, float, float] = STD
@@ -107,7 +107,7 @@ class Backbone:
     segments: bool = True
     """Whether it can be the trunk of a segmenter."""
     remodelled: Remodelled | None = None
-    """The classifier, where it is not the library's network with a linear head without bias."""
+    """The classifier, if it is not the library's network with a bias-free linear head."""
 
     @property
     def classifier_layout(self) -> Layout:
@@ -118,7 +118,7 @@ class Backbone:
         """The library's network with fresh weights.
 
         Args:
-            output_stride: 32, 16 or 8, counted with the full stem; only where it can be dilated.
+            output_stride: 32, 16 or 8, counted with the full stem; only for backbones that can be dilated.
             small_images: without the pooling of the stem, which halves every stride.
         """
         model = self.build()
@@ -156,13 +156,13 @@ class Backbone:
 
 
 def with_layout(network: nn.Module, layout: Layout) -> nn.Module:
-    """The network itself, which `layout_of` now knows."""
+    """The network itself, registered for `layout_of`."""
     object.__setattr__(network, "layout", layout)
     return network
 
 
 def layout_of(network: nn.Module) -> Layout | None:
-    """The layout of a network that was built here, or of one of torchvision's ResNets and VGGs; None of others."""
+    """The layout of a network that was built here, or of one of torchvision's ResNets and VGGs; None for others."""
     known = getattr(network, "layout", None)
     if isinstance(known, Layout):
         return known
@@ -190,11 +190,11 @@ def find_backbone(name: str, option: str, fits: Callable[[Backbone], bool]) -> B
 
     Args:
         name: of `BACKBONES`.
-        option: where the name comes from, for the message.
+        option: the option that gives the name, for the message.
         fits: what the backbone must be able to do.
 
     Raises:
-        UserError: there is no such backbone; close names are proposed.
+        UserError: there is no such backbone; the message suggests close names.
     """
     names = [other for other, backbone in BACKBONES.items() if fits(backbone)]
     if name not in names:

@@ -30,5 +30,5 @@ def build_classifier(config: ClassifierConfig, classes: int, *, pretrained: bool
 
 
 def classifier_backbone(architecture: str) -> Backbone:
-    """The backbone that ``classifier.architecture`` names; UserError where there is none."""
+    """The backbone that ``classifier.architecture`` names. UserError if there is none."""
     return find_backbone(architecture, "classifier.architecture", lambda backbone: backbone.classifies)

@@ -30,7 +30,7 @@ def load_imagenet_classifier(
         raise UserError(
             "--weights none leaves nothing to explain; give `imagenet` or the path of a state dict"
         )
-    with torch.device("meta"):  # without the seconds of an initialisation that is overwritten
+    with torch.device("meta"):  # saves the seconds of an initialisation that is overwritten anyway
         model: nn.Module = backbone.build()
     model = model.to_empty(device="cpu")
     names = imagenet_classes()
@@ -47,7 +47,7 @@ def imagenet_classes() -> tuple[str, ...]:
 
 
 def _check_head(state: dict[str, Tensor], head: str, classes: int, weights: str) -> None:
-    """Raises UserError where the weights are a backbone's alone, or score other classes."""
+    """Raises UserError if the weights have no head or score other classes."""
     if head not in state:
         raise UserError(
             f"--weights {weights} has no {head}: it is a network without a head, or of another architecture; "

@@ -1,7 +1,7 @@
-"""Weights that were trained on masks: recognised by the names in the file, and refused unless they are asked for.
+"""Weights that were trained on masks: recognised by the names in the file, and refused unless the user asks for them.
 
-A backbone that has seen masks makes the segmenter's score worthless as a weakly supervised one. A file whose
-names are those of a bare classifier cannot be told from one, wherever it comes from.
+A backbone that has seen masks makes the segmenter's score worthless as a weakly supervised one. A file with the names
+of a bare classifier cannot be told from one, wherever it comes from.
 """
 
 from torch import Tensor

@@ -20,11 +20,11 @@ from wsss.models.pretraining import backbone_state
 from wsss.models.weights import load_into, load_weights
 
 HEADS = ("deeplabv2", "deeplabv3", "deeplabv3plus", "lraspp")
-"""What may stand before the underscore of ``segmenter.architecture``."""
+"""The heads: what may come before the underscore of ``segmenter.architecture``."""
 
 
 def check_architecture(config: Config) -> None:
-    """Raises UserError where classifier or segmenter are on a backbone that does not exist."""
+    """Raises UserError if the classifier or the segmenter uses a backbone that does not exist."""
     classifier_backbone(config.classifier.architecture)
     split_architecture(config.segmenter.architecture)
 
@@ -35,7 +35,7 @@ def split_architecture(architecture: str) -> tuple[str, Backbone]:
     The head is one of `HEADS`, ``light`` or ``smp``.
 
     Raises:
-        UserError: an unknown head, backbone or encoder; close names are proposed.
+        UserError: an unknown head, backbone or encoder; the message suggests close names.
     """
     if architecture.startswith("smp:"):
         return "smp", BACKBONES[smp.split_name(architecture)[1]]
@@ -77,7 +77,7 @@ def build_segmenter(
     name, backbone = split_architecture(config.architecture)
     trunk, head = _parts(name, backbone, config, classes)
     if pretrained and (state := _initial_state(config, backbone, initial)) is not None:
-        # Other code calls the head of a ResNet `classifier`.
+        # Other code calls a ResNet's head `classifier`.
         ignore = (*(f"{name}." for name in backbone.layout.above), "classifier.")
         source = f"segmenter.weights {config.weights}"
         load_into(trunk.get_submodule("network"), state, ignore=ignore, source=source)
@@ -134,7 +134,7 @@ class Segmenter(nn.Module):
     """Backbone, head, and bilinear upsampling to the input's size.
 
     Args:
-        backbone: of which ``network`` has the names of a classifier's state dict.
+        backbone: its ``network`` has the names of a classifier's state dict.
         head: takes what the backbone gives.
         multiple: the backbone sees heights and widths that are multiples of this, padded with zeros (the mean colour)
             on the right and at the bottom.

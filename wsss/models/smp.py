@@ -1,7 +1,7 @@
 """Networks of segmentation-models-pytorch, an extra: ``smp:Unet``, ``smp:UPerNet/resnet101``.
 
-Its own weights are never asked for: the encoder is a ResNet with torchvision's names and takes the weights of
-``segmenter.weights`` as every other backbone does.
+Its own weights are never used. The encoder is a ResNet with torchvision's names and takes the weights of
+``segmenter.weights``, like every other backbone.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Predicting photos of any size in overlapping tiles, whose probabilities are blended without seams."""
+"""Predicting photos of any size in overlapping tiles whose probabilities are blended without seams."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -19,9 +19,9 @@ Windows = list[tuple[int, Tensor]]
 def windows(length: int, tile: int) -> Windows:
     """Divides one side of a photo among tiles.
 
-    Neighbours share at least a quarter of a tile. In what they share, the weight of one falls while the other's
-    rises along sin^2; the outermost quarter of the shared pixels has no weight at all, because there a network
-    sees the tile's border and not the photo. Where the tile ends with the photo it keeps its full weight.
+    Neighbours share at least a quarter of a tile. In the shared pixels the weight of one falls while the other's rises
+    along sin^2; the outermost quarter of the shared pixels has no weight at all, because there a network sees the
+    tile's border and not the photo. Where the tile ends with the photo it keeps its full weight.
 
     Args:
         length: pixels of the side.
