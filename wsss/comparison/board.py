@@ -1,4 +1,4 @@
-"""From the numbers of single targets to the leaderboard: columns, means, the terminal's table, CSV."""
+"""From the numbers of single targets to the leaderboard: columns, means, the table for the terminal, CSV."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ class Column:
 
     Attributes:
         title: short.
-        better: where the better values are.
+        better: whether higher or lower values are better.
         text: what it is, in a sentence or two.
         group: the terminal shows one table for each.
         percent: whether it is in [0, 1] and shown in percent.
@@ -126,10 +126,10 @@ class Row:
     """One method on the leaderboard.
 
     Attributes:
-        name: as it was asked for.
+        name: as the user wrote it.
         method: its `repr`.
-        values: key of `COLUMNS` -> number, None where nothing could be measured.
-        counts: key -> number of targets behind it (images behind the milliseconds).
+        values: key of `COLUMNS` -> number, None if nothing could be measured.
+        counts: key -> number of targets that were measured (for the milliseconds: of images).
         per_class: class name -> hit rate of TorchRay's pointing game.
     """
 
@@ -141,7 +141,7 @@ class Row:
 
 
 def summarize(name: str, method: str, entries: Sequence[Entry], classes: Sequence[str]) -> Row:
-    """The row of a method from what is stored for its images; `classes` are names, index 1 first."""
+    """The row of a method, from the stored values of its images; `classes` are names, index 1 first."""
     targets: list[Values] = [target for entry in entries for target in entry["targets"]]
     difficult = [target for target in targets if target.get("difficult")]
     values: dict[str, float | None] = {}
@@ -236,7 +236,7 @@ def sanity_table(stages: Sequence[str], methods: Mapping[str, Sequence[float]]) 
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """One line a method: its numbers, then how many targets are behind each."""
+    """One line per method: its numbers, then how many targets were measured for each."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["method", *COLUMNS, *(f"{key}_n" for key in COLUMNS), "repr"])

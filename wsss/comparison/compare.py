@@ -2,7 +2,7 @@
 
 <run>/compare/
   leaderboard.json, leaderboard.csv, index.html
-  values/<method>/<image>.json     what was measured; made with the same settings, it is not measured again
+  values/<method>/<image>.json     what was measured; not measured again with the same settings
   maps/<method>/<image>.npz        the maps of the images on the page
   sanity/<method>/<stage>.json     rank correlations of the sanity check
 """
@@ -30,7 +30,7 @@ from wsss.saliency import normalize
 
 
 def compare(config: ComparisonConfig, command: Sequence[str] = ()) -> None:
-    """Measures what is not measured yet, and writes the leaderboard to `<output>/compare`.
+    """Measures what has not been measured yet, and writes the leaderboard to `<output>/compare`.
 
     Raises:
         UserError: an unknown method, no classifier, no labelled image, or results that cannot be written.
@@ -59,7 +59,7 @@ def measure_all(comparison: Comparison) -> None:
         for contestant in comparison.contestants
     }
     for contestant, records in todo.items():
-        if records:  # not counted in the times; and a method that does not fit shows before hours of others
+        if records:  # warms up before the timing, and finds a method that does not fit before hours of others
             _explain(comparison, contestant, comparison.judge.model, comparison.subject(records[0]))
     total = len(comparison.contestants) * len(comparison.records)
     done = total - sum(len(records) for records in todo.values())
@@ -88,7 +88,7 @@ def measure_one(comparison: Comparison, contestant: Contestant, record: Record, 
         labels = np.array(subject.labels, np.int16)
         write_saliency(comparison.maps(contestant, record), Saliency(labels, small, subject.size))
     else:
-        comparison.maps(contestant, record).unlink(missing_ok=True)  # of other settings
+        comparison.maps(contestant, record).unlink(missing_ok=True)  # made with other settings
     expected = comparison.expected(contestant, record)
     values = {"milliseconds": milliseconds, "truth": subject.truth.kind, "targets": targets}
     save(comparison.values(contestant, record), expected, values)

@@ -25,7 +25,7 @@ class Judge:
         model: (B, 3, H, W) -> logits (B, C), in eval mode.
         names: of its C classes.
         score: how its logits become probabilities.
-        layer: of the methods that take one and name none.
+        layer: for methods that take one and name none.
         source: where it comes from.
         digest: SHA-256 of its weights.
     """
@@ -38,7 +38,7 @@ class Judge:
     digest: str
 
     def facts(self) -> dict[str, Any]:
-        """What the results say of it."""
+        """What the results say about it."""
         return {
             "source": self.source,
             "sha256": self.digest,

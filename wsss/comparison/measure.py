@@ -57,7 +57,7 @@ def load_subject(
     """Reads a photo and its ground truth.
 
     Args:
-        record: the photo; of its label, the classes in `known` are taken.
+        record: the photo; of its labels, the classes in `known` are used.
         names: class names, index 1 first.
         known: mask index -> index of the classifier.
         short_side: pixels after resizing (bilinear, antialiased, as torchvision's Resize); 0: as it is.
@@ -132,7 +132,7 @@ def _in_photo(maps: Tensor, subject: Subject, threshold: float | None) -> tuple[
 
 
 def perturb(maps: Tensor, subject: Subject, score: Scorer, threshold: float | None) -> dict[str, Tensor]:
-    """Score, and its drop and increase for saliency and context images, each (K,); maps (K, h, w) of the image."""
+    """Score, and its drop and increase for saliency and context images, each (K,), for maps (K, h, w) of the image."""
     kept, removed = zone_images(subject.image, metrics.zones(maps, threshold))
     images = torch.cat((subject.image.expand_as(kept), kept, removed))
     before, after_kept, after_removed = score(images, subject.classes.repeat(3)).chunk(3)

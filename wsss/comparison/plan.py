@@ -23,7 +23,7 @@ from wsss.stages.prepare import prepare_dataset
 
 @dataclass(frozen=True)
 class Contestant:
-    """A method on the leaderboard: its name as it was asked for, its folder, and itself."""
+    """A method on the leaderboard: its name as the user wrote it, its folder, and the method itself."""
 
     name: str
     slug: str
@@ -90,7 +90,7 @@ class Comparison:
         return self.folder / "maps" / contestant.slug / f"{record.id}.npz"
 
     def stored(self, contestant: Contestant, record: Record) -> dict[str, Any] | None:
-        """What was measured of one method and image; None where it is missing or of other settings."""
+        """What was measured for one method and image; None if it is missing or was made with other settings."""
         if record.id in self.on_page and not self.maps(contestant, record).is_file():
             return None
         return load(self.values(contestant, record), self.expected(contestant, record))
@@ -125,11 +125,11 @@ class Comparison:
 
 
 def plan(config: ComparisonConfig) -> Comparison:
-    """Reads classifier, methods and data set; complains before anything is computed or written."""
+    """Reads classifier, methods and data set. Errors come before anything is computed or written."""
     runtime.device(config.runtime)
     judge = load_judge(config)
     contestants = parse_contestants(config.compare.methods, judge)
-    # Of copies (data.long_side) there is no need: `compare.size` says what the classifier sees.
+    # No copies (data.long_side) are needed: `compare.size` says what the classifier sees.
     dataset = prepare_dataset(replace(config, data=replace(config.data, long_side=None)))
     known = match_classes(dataset.classes, judge)
     if missing := [name for label, name in enumerate(dataset.classes, 1) if label not in known]:

@@ -20,7 +20,7 @@ class Truth:
 
     Attributes:
         kind: what it comes from.
-        regions: class index 1..C -> (H, W) bool, for the classes on the label that have a region.
+        regions: class index 1..C -> (H, W) bool, for the labelled classes that have a region.
         ignored: (H, W) bool, pixels of 255; None where there are none by definition (boxes).
         difficult: the classes of the "difficult" subset of the pointing game.
     """
@@ -38,10 +38,10 @@ class Truth:
 
 
 def truth_of(record: Record, classes: Sequence[str]) -> Truth:
-    """The regions of the classes on a photo's label.
+    """The regions of a photo's labelled classes.
 
-    A mask goes before boxes. Of boxes, objects that VOC flags as difficult belong to the region, but a class
-    of nothing else has none (both as in TorchRay).
+    A mask is preferred to boxes. With boxes, objects that VOC flags as difficult belong to the region, but a class that
+    has only such objects has no region (both as in TorchRay).
 
     Args:
         record: the photo.
@@ -65,13 +65,13 @@ def truth_of(record: Record, classes: Sequence[str]) -> Truth:
 
 
 def annotation(record: Record) -> Path | None:
-    """The VOC annotation that lies beside the photos' folder, if there is one."""
+    """The photo's VOC annotation next to the photos' folder, if there is one."""
     path = record.image.parent.parent / "Annotations" / f"{record.id}.xml"
     return path if path.is_file() else None
 
 
 def _difficult(regions: Mapping[int, Tensor], labels: Sequence[int]) -> frozenset[int]:
-    """Classes of the difficult subset; a labelled class without region still makes the image one of several."""
+    """Classes of the difficult subset. A labelled class without a region still counts as one of several classes."""
     if not regions:
         return frozenset()
     empty = torch.zeros_like(next(iter(regions.values())))

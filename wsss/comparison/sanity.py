@@ -74,7 +74,7 @@ def randomize(stage: Stage, seed: int) -> None:
 
 
 def cascade(classifier: nn.Module, seed: int) -> Iterator[tuple[str, nn.Module]]:
-    """(stage, a copy of the classifier without the weights of this stage and of those before)."""
+    """(stage, a copy of the classifier in which this stage and those before it are randomised)."""
     broken = copy.deepcopy(classifier)
     for number, stage in enumerate(randomization_stages(broken)):
         randomize(stage, seed + number)
@@ -95,7 +95,7 @@ def correlations(
     Args:
         classifier: with its trained weights.
         methods: the compared methods.
-        files: for each method, the file of a stage's results; what is there is not computed again.
+        files: for each method, the file of a stage's results; existing results are not computed again.
         expected: for each method, the fingerprint of its results.
         images: number of images.
         seed: of the weights.

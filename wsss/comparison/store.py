@@ -1,4 +1,4 @@
-"""Small JSON files of what is measured already: one for each method and image."""
+"""Small JSON files with what was measured, one for each method and image."""
 
 import hashlib
 import re

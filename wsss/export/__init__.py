@@ -1,1 +1,1 @@
-"""What leaves the package: segmenters for other programs, and masks for the VOC test server."""
+"""Exports: segmenters for other programs, and masks for the VOC test server."""

@@ -1,4 +1,4 @@
-"""The archive of masks that PASCAL VOC's test server takes (development kit of 2012, section "Submission")."""
+"""The archive of masks that PASCAL VOC's test server expects (development kit of 2012, section "Submission")."""
 
 import gzip
 import io
@@ -30,13 +30,13 @@ def export_archive(
 
     Args:
         source: a run directory with the folder `kind`, or a folder of <id>.png masks.
-        output: the archive; written when every mask is found to be right, else nothing is.
+        output: the archive; written only if every mask is valid.
         kind: folder in a run directory.
-        ids: list whose ids all must have a mask, no other mask is packed; None = every PNG of the folder.
-        photos: folder of the photos, of which every mask must have the size; None = sizes are not checked.
+        ids: list of ids, each of which must have a mask; no other mask is packed. None = every PNG of the folder.
+        photos: folder of the photos, whose sizes the masks must have; None = sizes are not checked.
 
     Returns:
-        What was written, for people.
+        A summary for the user.
 
     Raises:
         UserError: naming the first id or mask: no mask, a value that is not 0..20, another size than the photo.
@@ -57,7 +57,7 @@ def export_archive(
 
 
 def _mask_folder(source: Path, kind: str) -> Path:
-    """`source` itself where it holds masks, else its folder `kind`."""
+    """Its folder `kind`, or `source` itself if it holds masks."""
     if not source.is_dir():
         raise UserError(f"{source} is not a folder: give a run directory or a folder of <id>.png masks")
     if (source / kind).is_dir():
@@ -102,7 +102,7 @@ def _packed_mask(path: Path, photo: Path | None) -> bytes:
 def encode_mask(mask: npt.NDArray[np.uint8]) -> bytes:
     """(H, W) uint8 -> PNG of 8 bits a pixel with the whole VOC palette.
 
-    Pillow would store few colours in 1, 2 or 4 bits, which MATLAB's `imread` gives another class of numbers.
+    Pillow would store few colours in 1, 2 or 4 bits, for which MATLAB's `imread` returns another class of numbers.
     """
     image = Image.fromarray(np.ascontiguousarray(mask))
     image.putpalette(voc_palette().tobytes())
@@ -115,7 +115,7 @@ def write_archive(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
     """Writes (name, content) as tar.gz, atomically; the same members always give the same bytes.
 
     Raises:
-        UserError: the disk refuses; whatever making the members raises goes through, and nothing is written.
+        UserError: the file cannot be written. If making a member raises, nothing is written.
     """
     with (
         atomic_path(path) as temporary,
@@ -124,7 +124,7 @@ def write_archive(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
         tarfile.open(fileobj=compressed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
     ):
         for name, content in members:
-            entry = tarfile.TarInfo(name)  # of no owner, 1970, mode 0644
+            entry = tarfile.TarInfo(name)  # no owner, 1970, mode 0644
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
 

@@ -2,7 +2,7 @@
 
 Both come from one capture of the network (torch.export), with the normalisation inside: ``image`` float32
 (N, 3, H, W), RGB in 0..1, to ``probabilities`` float32 (N, classes, H, W), background first. TorchScript and the ONNX
-exporter that is built on it need fewer packages, but torch has deprecated both.
+exporter built on it need fewer packages, but torch has deprecated both.
 """
 
 import json
@@ -31,12 +31,12 @@ METADATA = "wsss.json"
 """Name of the metadata in an exported program."""
 
 TOLERANCE = 1e-4
-"""Largest difference of a probability between the file that was written and the network that it came from."""
+"""Largest allowed difference of a probability between the written file and its network."""
 
 # torch.export takes a side of one cell for a constant; at this side the coarsest maps (stride 32) have two cells.
 SMALLEST_SIDE = 33
 
-# Batches and sizes unlike the example's, odd and even, that the written file is checked on.
+# Batches and sizes on which the written file is checked: unlike the example's, odd and even.
 _CHECKED = ((1, 64, 96), (2, 75, 50), (1, SMALLEST_SIDE, 131))
 _EXAMPLE = (2, 97, 130)
 
@@ -44,7 +44,7 @@ Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 
 class PhotoSegmenter(nn.Module):
-    """Photos as anybody has them to probabilities: normalisation, network, softmax."""
+    """From ordinary photos to probabilities: normalisation, network, softmax."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -61,14 +61,14 @@ class PhotoSegmenter(nn.Module):
 
 
 def export_torch(checkpoint: Path, output: Path) -> str:
-    """Writes a segmenter as exported program, which ``torch.export.load`` reads without this package.
+    """Writes a segmenter as an exported program, which ``torch.export.load`` reads without this package.
 
     Args:
         checkpoint: of a segmenter.
         output: the file, usually ``*.pt2``.
 
     Returns:
-        What was written and how far it is from the network, for people.
+        A summary for the user, with the largest difference from the network.
 
     Raises:
         UserError: unreadable checkpoint, a network that cannot be captured, a difference above ``TOLERANCE``.
@@ -86,7 +86,7 @@ def export_torch(checkpoint: Path, output: Path) -> str:
 
 
 def export_onnx(checkpoint: Path, output: Path, opset: int = 18) -> str:
-    """Writes a segmenter as ONNX and compares what onnxruntime makes of it with torch.
+    """Writes a segmenter as ONNX and compares onnxruntime's results with torch's.
 
     Args:
         checkpoint: of a segmenter.
@@ -94,7 +94,7 @@ def export_onnx(checkpoint: Path, output: Path, opset: int = 18) -> str:
         opset: version of ONNX's operators.
 
     Returns:
-        What was written and how far it is from the network, for people.
+        A summary for the user, with the largest difference from the network.
 
     Raises:
         UserError: packages are missing, unreadable checkpoint, a network or an opset that cannot be exported, a
@@ -114,7 +114,7 @@ def export_onnx(checkpoint: Path, output: Path, opset: int = 18) -> str:
 
 
 def check_onnx_packages() -> None:
-    """Raises UserError where the packages of the extra ``onnx`` are missing."""
+    """Raises UserError if packages of the extra ``onnx`` are missing."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise UserError(f'ONNX needs {", ".join(missing)}; install them with: pip install "wsss[onnx]"')
@@ -144,7 +144,7 @@ def _facts(metadata: dict[str, Any]) -> str:
 
 
 def capture(model: nn.Module) -> ExportedProgram:
-    """The computation of a network for any batch, and for any height and width from ``SMALLEST_SIDE`` on.
+    """The computation of a network, for any batch size and for any height and width from ``SMALLEST_SIDE`` on.
 
     Raises:
         UserError: torch.export cannot follow the network, or would fix its input to one size.
@@ -194,7 +194,7 @@ def onnx_bytes(program: ExportedProgram, metadata: dict[str, Any], opset: int) -
 
 
 def _describe(model: Any, metadata: dict[str, Any]) -> None:
-    """Names the free axes of an ONNX model and gives it the metadata; what is no text becomes JSON."""
+    """Names the free axes of an ONNX model and adds the metadata; values that are not text become JSON."""
     from onnx.helper import set_model_props
 
     for value in (*model.graph.input, *model.graph.output):
@@ -219,7 +219,7 @@ def onnx_runner(content: bytes) -> Run:
 
 
 def check_outputs(model: nn.Module, run: Run, output: Path) -> float:
-    """The largest difference on several batches and sizes. Raises UserError where it is above ``TOLERANCE``."""
+    """The largest difference on several batches and sizes. Raises UserError if it is above ``TOLERANCE``."""
     largest = 0.0
     with torch.no_grad():
         for size in _CHECKED:
@@ -252,7 +252,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what torch's exporters say about themselves from the user, who can do nothing about it."""
+    """Hides the messages of torch's exporters, about which the user can do nothing."""
     names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
     before = {name: logging.getLogger(name).level for name in names}
     try:

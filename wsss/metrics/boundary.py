@@ -85,7 +85,7 @@ class BoundaryScore:
         return ratio(self._sums, self._images)
 
     def mean(self) -> float:
-        """Mean of `per_class` over the classes that have one; NaN if none has."""
+        """Mean of `per_class` over the classes that have a value; NaN if none has."""
         scores = self.per_class()
         present = ~np.isnan(scores)
         return float(scores[present].mean()) if present.any() else float("nan")
@@ -149,7 +149,7 @@ def _matched(
     """
     margin = int(np.abs(offsets).max(initial=0))
     width = other.shape[1] + 2 * margin
-    # Class of each boundary pixel of the other mask, 256 elsewhere; the margin spares checks of the borders.
+    # Class of each boundary pixel of the other mask, 256 elsewhere. The margin makes border checks unnecessary.
     classes = np.full((other.shape[0] + 2 * margin) * width, 256, dtype=np.int16)
     classes[(other_points[0] + margin) * width + other_points[1] + margin] = other[tuple(other_points)]
     wanted = mask[tuple(points)].astype(np.int16)

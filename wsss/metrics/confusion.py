@@ -1,4 +1,4 @@
-"""The confusion matrix that mean intersection over union, as PASCAL VOC defines it, comes from.
+"""The confusion matrix behind mean intersection over union as PASCAL VOC defines it.
 
 With `counts[t, p]` the pixels of true class t that were predicted as p, over *all* images at original size,
 
@@ -112,7 +112,7 @@ def check_pair(prediction: Mask, truth: Mask, classes: int) -> None:
     """Raise ValueError unless both are `(H, W)` uint8 of one size with values in 0..classes - 1 or 255."""
     _check_shapes(prediction, truth)
     for name, mask in (("prediction", prediction), ("ground truth", truth)):
-        # Counting is several times cheaper than looking at the values, which only the message needs.
+        # Counting is several times cheaper than checking the values, which only the message needs.
         if np.count_nonzero(mask >= classes) != np.count_nonzero(mask == IGNORE):
             _check_values(name, mask, classes)
 
@@ -138,8 +138,8 @@ def _check_values(name: str, values: Mask, classes: int) -> None:
 def _pair_counts(prediction: Mask, truth: Mask, classes: int) -> npt.NDArray[np.int64]:
     """`(C, C + 1)` pixels by true and predicted class.
 
-    Masks are flat: the pixels are cut into runs in which neither mask changes, and only the runs (some
-    thousands in a photo) are checked and counted. That is what keeps scoring cheap beside decoding the PNGs.
+    Masks are mostly constant: the pixels are cut into runs in which neither mask changes, and only the runs (some
+    thousands per photo) are checked and counted. This keeps scoring cheap compared with decoding the PNGs.
 
     Raises:
         ValueError: as `check_pair`.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wsss.errors import UserError
 from wsss.saliency.base import evaluating, gaussian_blur
 
-BLUR_KERNEL, BLUR_SIGMA = 11, 5.0  # the start of an insertion: RISE's code, `gkern(11, 5)`
+BLUR_KERNEL, BLUR_SIGMA = 11, 5.0  # the start of an insertion, as in RISE's code: `gkern(11, 5)`
 
 Score = Literal["sigmoid", "softmax"]
 Scorer = Callable[[Tensor, Tensor], Tensor]
@@ -29,7 +29,7 @@ def probabilities(logits: Tensor, classes: Tensor, score: Score) -> Tensor:
         score: "sigmoid" for multi-label classifiers, "softmax" for single-label ones.
 
     Raises:
-        UserError: another `score`.
+        UserError: an unknown `score`.
     """
     if score not in ("sigmoid", "softmax"):
         raise UserError(f"score is {score!r}, but must be 'sigmoid' or 'softmax'")
@@ -39,7 +39,7 @@ def probabilities(logits: Tensor, classes: Tensor, score: Score) -> Tensor:
 
 
 def scorer(classifier: nn.Module, score: Score, batch_size: int = 16) -> Scorer:
-    """A `Scorer` of a classifier, at most `batch_size` images in one forward pass, without gradients."""
+    """A `Scorer` for a classifier: at most `batch_size` images per forward pass, without gradients."""
 
     def compute(images: Tensor, classes: Tensor) -> Tensor:
         pairs = zip(torch.split(images, batch_size), torch.split(classes, batch_size), strict=True)
@@ -93,7 +93,7 @@ def insertion_and_deletion(
         image: (3, H, W), normalised.
         maps: (N, H, W), one for each class; only their order counts.
         classes: (N,) class indices.
-        steps: S; RISE takes 224 pixels a step, which at 224 x 224 is S = 224.
+        steps: S; RISE takes 224 pixels per step, which at 224 x 224 is S = 224.
         batch_size: most images made and scored at once.
 
     Returns:

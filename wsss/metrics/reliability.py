@@ -1,4 +1,4 @@
-"""How much better pseudo-masks get where their confidence is high: coverage against accuracy."""
+"""How much better pseudo-masks are where their confidence is high: coverage against accuracy."""
 
 from __future__ import annotations
 

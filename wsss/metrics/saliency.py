@@ -2,8 +2,8 @@
 
 Pure functions of tensors on any device. A map is (H, W) float of any range; only its order counts unless
 a function says so. `region` (H, W) bool is the ground truth of the map's class, in the map's frame.
-`ignored` (H, W) bool marks pixels without ground truth (255 in VOC masks): they are neither hit nor miss,
-and take no part in any sum. A constant map says nothing: it points nowhere, its zone is empty.
+`ignored` (H, W) bool marks pixels without ground truth (255 in VOC masks): they are neither hit nor miss, and count in
+no sum. A constant map says nothing: it points nowhere, and its zone is empty.
 """
 
 import torch
@@ -23,7 +23,7 @@ def zones(maps: Tensor, threshold: float | None = None) -> Tensor:
     Args:
         maps: raw or normalised; each is min-max normalised first.
         threshold: in [0, 1); pixels above it are the zone. None is mean + one standard deviation of each
-            map (Fahim et al. show their zones so; their text names no rule for the numbers).
+            map (Fahim et al. show their zones this way; their text gives no rule for the numbers).
     """
     scaled = normalize(maps.float())
     if threshold is not None:
@@ -58,7 +58,7 @@ def points_near(
     miss (TorchRay takes its upper left pixel).
 
     Returns:
-        None where there is no region, or where a miss lies on an ignored pixel.
+        None if there is no region, or if a miss lies on an ignored pixel.
     """
     if not bool(region.any()):
         return None

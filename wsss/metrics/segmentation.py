@@ -167,7 +167,7 @@ class Counts:
 
     Attributes:
         matrix: pixels by true and predicted class.
-        boundary: the boundary F-scores, None where nobody asked for them.
+        boundary: the boundary F-scores; None if they were not asked for.
     """
 
     matrix: ConfusionMatrix
@@ -250,11 +250,11 @@ def _count_chunk(
 
 
 def _keep_freed_memory() -> None:
-    """Take and return one large block, so that the arrays of an image reuse the memory of the one before.
+    """Allocate and free one large block, so that the arrays of an image reuse the memory of the previous one.
 
     glibc returns freed blocks of more than 128 KiB to the system, and every page of the next image's arrays is
     then a page fault: a fifth of the time of scoring. Freeing a larger block raises that limit for the process
-    (mallopt(3), M_MMAP_THRESHOLD, "dynamic"). Nothing is touched, and other allocators take no notice.
+    (mallopt(3), M_MMAP_THRESHOLD, "dynamic"). The block is never touched, and other allocators are not affected.
     """
     np.empty(8 << 20, dtype=np.uint8)
 

@@ -16,8 +16,8 @@ _BINS = 4096
 class ThresholdSweep:
     """Confusion matrices of thresholded saliency for many background thresholds, in one pass over the images.
 
-    For an oracle ("which threshold would have been best?"), so its result must never choose anything.
-    The strongest class and its saliency are computed once per image; the number of thresholds is nearly free.
+    This is for an oracle ("which threshold would have been best?"), so its result must never choose anything. The
+    strongest class and its saliency are computed once per image, so more thresholds cost almost nothing.
 
     Attributes:
         thresholds: `(T,)` float32, ascending; a pixel is foreground where its saliency exceeds the threshold.
@@ -83,7 +83,7 @@ class ThresholdSweep:
         return result
 
     def best(self) -> tuple[float, ConfusionMatrix]:
-        """The threshold of the largest mIoU, and the confusion matrix there (the oracle)."""
+        """The threshold with the largest mIoU, and its confusion matrix (the oracle)."""
         matrices = self.matrices()
         mious = [matrix.miou() for matrix in matrices]
         if np.isnan(mious).all():
@@ -97,8 +97,8 @@ def exceeded_thresholds(
 ) -> npt.NDArray[np.intp]:
     """How many of the ascending thresholds each value exceeds: `np.searchsorted`, faster on many values.
 
-    [0, 1] is cut into bins so narrow that each holds one threshold at most. What a bin says about its values
-    is then one comparison short of the answer. The number of bins is a power of two: scaling rounds nothing.
+    [0, 1] is cut into bins so narrow that each holds one threshold at most. The bin and one comparison then give the
+    answer. The number of bins is a power of two, so that scaling rounds nothing.
 
     Args:
         thresholds: `(T,)` float32, ascending, without repeats.

@@ -9,7 +9,7 @@ from typing import Any
 DASH = "\N{EN DASH}"
 
 NO_ANSWER = "no answer"
-"""How the predicted value 255 is called."""
+"""The name of the predicted value 255."""
 
 TOP_CONFUSIONS = 10
 
@@ -42,7 +42,7 @@ def score_table(result: dict[str, Any], confusion: bool = False) -> str:
 
 
 def confusion_table(result: dict[str, Any]) -> list[str]:
-    """Which classes are taken for which most often, in lines of text."""
+    """Which classes are confused most often, in lines of text."""
     names = list(result["per_class"])
     width = max(20, *map(len, names))
     lines = [f"most frequent confusions (at most {TOP_CONFUSIONS}), by share of the true class:"]
@@ -59,7 +59,7 @@ def top_confusions(
     Args:
         counts: C rows of C + 1 counts: true class, predicted class, the last one = 255.
         names: C names.
-        number: how many at most; errors that never occur are not listed.
+        number: how many at most; only errors that occur are listed.
     """
     columns = (*names, NO_ANSWER)
     errors = [

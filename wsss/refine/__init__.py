@@ -11,7 +11,7 @@ __all__ = ["CRFParameters", "dense_crf"]
 
 
 def __getattr__(name: str) -> Any:
-    """`dense_crf` when it is asked for: `wsss.config` imports the parameters, and does without numpy."""
+    """Import `dense_crf` only when it is used: `wsss.config` imports the parameters and needs no numpy."""
     if name == "dense_crf":
         from wsss.refine.crf import dense_crf
 

@@ -1,4 +1,4 @@
-"""Choosing the background rule without masks: how much of the classifier's evidence a seed holds for its size.
+"""Choosing the background rule without masks: how much of the classifier's evidence a seed holds relative to its size.
 
 For a photo x, a class c on its label and the seed S of the class under a background rule,
 
@@ -6,9 +6,9 @@ For a photo x, a class c on its label and the seed S of the class under a backgr
 
 with p_c the classifier's probability, "x on S" the photo with everything but the seed replaced by the mean
 colour, "x off S" the photo without the seed, and |S| the seed's share of the photo's pixels. The first two
-are the measures of Fahim et al.'s increase and drop (the kept zone should suffice, the rest should not). Alone
-they rise with every pixel that is added; less |S| they are, like Youden's J, what the seed achieves above a
-region of the same size that knows nothing. No mask is read. The mean over photos and classes chooses.
+are the measures of Fahim et al.'s increase and drop (the kept zone should suffice, the rest should not). On their own
+they rise with every pixel that is added. Minus |S| they are, like Youden's J, the seed's advantage over a random region
+of the same size. No mask is read. The rule with the largest mean over photos and classes is chosen.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CANDIDATES = (
     *(BackgroundParameters("power", alpha=value) for value in (4.0, 8.0, 16.0)),
     BackgroundParameters("otsu"),
 )
-"""What is chosen from; the constants span and exceed the papers' range of 0.15 to 0.30."""
+"""The candidates. The constants cover more than the papers' range of 0.15 to 0.30."""
 
 Classify = Callable[[Tensor], Tensor]
 """Normalised images (B, 3, H, W) to probabilities (B, C)."""
@@ -38,7 +38,7 @@ Classify = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the seeds of one rule hold: means over photos and classes, all in [0, 1]."""
+    """The evidence in the seeds of one rule: means over photos and classes, all in [0, 1]."""
 
     kept: float
     """p_c of the photo with the seed only."""
@@ -69,7 +69,7 @@ def evidence_of_seeds(
         classes: the K mask indices 1..C of the maps.
         rules: candidates.
         classify: the classifier.
-        batch_size: most masked photos in one call.
+        batch_size: largest number of masked photos in one call.
 
     Returns:
         One list per rule with K entries.
@@ -89,7 +89,7 @@ def evidence_of_seeds(
 
 
 def mean_evidence(parts: Sequence[Evidence]) -> Evidence:
-    """The mean of each entry; at least one part."""
+    """The mean of each entry of one or more parts."""
     count = len(parts)
     return Evidence(
         sum(part.kept for part in parts) / count,

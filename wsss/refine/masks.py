@@ -1,4 +1,4 @@
-"""What refiners are made of: seeds as probabilities, and masks with 255 where they cannot be trusted."""
+"""Building blocks of refiners: seeds as probabilities, and masks with 255 where they are uncertain."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from wsss.data.labels import BACKGROUND, IGNORE
 from wsss.refine.background import Maps, background_scores, background_threshold, seed_mask
 from wsss.refine.parameters import RefineParameters
 
-# A hard label needs a threshold below 1, or even the peak of the map would be background.
+# A hard label needs a threshold below 1; otherwise even the peak of the map would be background.
 HIGHEST_THRESHOLD = 0.95
 
 
 class RefinedMask(NamedTuple):
-    """The two readings of one refined image, equal wherever `mask` is not 255, and how sure they are."""
+    """The two forms of one refined mask, which are equal wherever `mask` is not 255, and its confidence."""
 
     labels: npt.NDArray[np.uint8]
     """`(H, W)` the most probable mask index of every pixel, no 255: what `mask.miou` scores."""
@@ -98,9 +98,9 @@ def hard_seeds(maps: Maps, parameters: RefineParameters) -> list[npt.NDArray[np.
 
 
 def agreement(generous: Maps, strict: Maps) -> tuple[Maps, npt.NDArray[np.bool_]]:
-    """What two posteriors `(C, H, W)` call the same. The labels come from their mean, which keeps it.
+    """Where two posteriors `(C, H, W)` agree. The labels come from their mean, which keeps the labels that they share.
 
-    IRN's code also keeps a pixel that both call foreground, but of different classes.
+    IRN's code also keeps a pixel that both call foreground although the classes differ.
 
     Returns:
         The mean `(C, H, W)`, and `(H, W)` bool, True where its label is certain.

@@ -1,7 +1,7 @@
 """Mean-field inference of the dense CRF in PyTorch (Krähenbühl & Koltun, NIPS 2011, algorithm 1).
 
-The energy is that of `wsss.refine.crf`; the kernels are filtered on the permutohedral lattice. All images of
-a call are one long list of pixels, whatever their sizes: a lattice keeps them apart.
+The energy is that of `wsss.refine.crf`; the kernels are filtered on the permutohedral lattice. All images of a call are
+one long list of pixels, whatever their sizes; the lattice keeps them apart.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def mean_field_of(
     marginals = _softmax(logits)
     for _ in range(parameters.iterations):
         messages = [lattice_filter(marginals, kernel) for kernel in kernels]
-        # All is added to the first message in place, which nothing else needs: a tenth of the time.
+        # Everything is added in place to the first message, which nothing else needs. It saves a tenth of the time.
         marginals = _softmax(reduce(Tensor.add_, [*messages, logits]))
     counts = [_padded(part.shape[-2], part.shape[-1]) for part in log_probabilities]
     return [

@@ -8,8 +8,8 @@ coordinates (splat), the vertices are blurred with (1/2, 1, 1/2) along each of t
 (blur), and each point collects from its vertices with the same coordinates (slice).
 
 Everything here is plain PyTorch. The arithmetic is that of Krähenbühl's densecrf, operation for operation in
-float32, so that a point falls into the same simplex there and here: same vertices, same coordinates, and also
-its habit to pad the points with zeros to a multiple of four, because a blur reaches the padding's vertices.
+float32, so that a point falls into the same simplex in both: same vertices, same coordinates. It also pads the points
+with zeros to a multiple of four as densecrf does, because a blur reaches the padding's vertices.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 from wsss.errors import UserError
 
 PADDED_TO = 4
-"""densecrf handles four points at once and fills up with points at the origin."""
+"""densecrf handles four points at once and pads with points at the origin."""
 
 DIGIT_BITS = 16
 """Digit of the radix sort: numpy sorts 16-bit integers by counting, many times faster than wider ones."""
@@ -164,7 +164,7 @@ def _splat_by_vertex(values: Tensor, lattice: Lattice) -> Tensor:
 def _splat_by_point(values: Tensor, lattice: Lattice) -> Tensor:
     """Every point adds to its vertices, for GPUs: a vertex with thousands of points would keep one core busy.
 
-    The order of the additions, and so the last bits, change from run to run.
+    The order of the additions, and with it the last bits, change from run to run.
     """
     shares = (lattice.weights.to(values.dtype)[:, :, None] * values[:, None, :]).flatten(0, 1)
     on_lattice = values.new_zeros(len(lattice.offsets) - 1, values.shape[1])

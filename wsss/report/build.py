@@ -34,13 +34,13 @@ Picture = npt.NDArray[np.uint8]
 
 
 def dry_run_note(metrics: dict[str, Any]) -> str:
-    """What is said beside every number of a run on a few photos (``data.limit``); empty for other runs."""
+    """The note next to every number of a run on a few photos (``data.limit``); empty for other runs."""
     limit = metrics.get("data_limit")
     return "" if limit is None else f"DRY RUN on {limit} photos of each split (data.limit): not a result"
 
 
 def size_note(metrics: dict[str, Any]) -> str:
-    """What is said where large photos were worked on as copies (``data.long_side``); empty for other runs."""
+    """The note of a run that shrank large photos (``data.long_side``); empty for other runs."""
     side = metrics.get("data_long_side")
     return (
         ""
@@ -81,7 +81,7 @@ def build_report(config: Config, dataset: Dataset, run: RunDirectory) -> None:
 
 
 def _scored(metrics: Mapping[str, Any]) -> list[tuple[Metric, dict[str, Any]]]:
-    """The metrics of the tables of IoU, with their entries where they are known."""
+    """The metrics in the tables of IoU, with the entries that are known."""
     found = [(metric, metrics.get(key)) for key, metric in METRICS.items() if metric.name]
     return [(metric, entry) for metric, entry in found if isinstance(entry, dict)]
 
@@ -102,7 +102,7 @@ def _tiles(metrics: Mapping[str, Any], dry: str) -> tuple[Tile, ...]:
 
 
 def _charts(mask: dict[str, Any]) -> tuple[Chart, ...]:
-    """The curve of the pseudo-masks' confidence, with the point that the run's own rule reaches."""
+    """The curve of the pseudo-masks' confidence, with the point that the run's own rule gives."""
     curve = mask.get("reliability")
     if not curve or not curve["coverage"]:
         return ()

@@ -25,7 +25,7 @@ GAP = 10
 TEXT = 16
 """Height of the letters in pixels."""
 TABLE_WIDTH, SMALLEST_CELL, LARGEST_CELL = 3200, 224, 480
-"""A table becomes no wider unless its pictures would be too small; bounds of their longer side."""
+"""Maximum width of a table unless its pictures get too small, and bounds of their longer side."""
 PANELS_WIDTH, SMALLEST_TILE, LARGEST_TILE = 1600, 48, 128
 """The same for the panels of crops."""
 
@@ -130,11 +130,11 @@ def _scaled(picture: Photo, side: int) -> Image.Image:
 
 
 FONTS = ("DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
-"""Fonts of the system (Linux, macOS, Windows) with letters that Pillow's own font, which has English ones, lacks."""
+"""System fonts (Linux, macOS, Windows) with letters that Pillow's own font lacks; it has only English ones."""
 
 
 def font_for(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, or for letters beyond English ones one of the system's where there is one."""
+    """Pillow's own font, or a system font, if there is one, for text with other than English letters."""
     for name in () if text.isascii() else FONTS:
         try:
             return ImageFont.truetype(name, size)

@@ -1,6 +1,6 @@
 """The report of a run as one self-contained HTML page: no scripts, no external resources.
 
-`write_report` takes plain data (`Report`), so it knows nothing of the pipeline. All text is escaped.
+`write_report` takes plain data (`Report`), so it knows nothing about the pipeline. All text is escaped.
 Measures are given in [0, 1] and shown in percent; None is shown as an en dash.
 """
 
@@ -49,7 +49,7 @@ class SummaryRow:
     note: str = ""
     """The protocol: what it is measured on, whether multi-scale, flip and CRF are included."""
     oracle: float | None = None
-    """What the best choice with ground-truth masks would reach; shown in grey, marked as using masks."""
+    """What the best choice with ground-truth masks would give; shown in grey and marked as using masks."""
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ def _dot(colour: Colour) -> str:
 
 
 def run_section(facts: Sequence[Facts], config: str = "") -> str:
-    """Tables of facts side by side, and the configuration to be unfolded."""
+    """Tables of facts side by side, and the configuration, which can be unfolded."""
     tables = "".join(_facts(table) for table in facts if table.pairs)
     content = f'<div class="columns">{tables}</div>' if tables else ""
     if config:

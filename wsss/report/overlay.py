@@ -33,7 +33,7 @@ def overlay_mask(image: Photo, mask: Mask, opacity: float = 0.6) -> Photo:
         `(H, W, 3)` uint8 RGB, a new array.
 
     Raises:
-        ValueError: the sizes differ or the types are others.
+        ValueError: the sizes differ or a type is wrong.
     """
     _check(image, mask, np.uint8)
     drawn = _blend(image, voc_palette()[mask], np.where(mask == BACKGROUND, 0, opacity))
@@ -60,7 +60,7 @@ def overlay_saliency(image: Photo, saliency: npt.NDArray[np.floating], opacity: 
         `(H, W, 3)` uint8 RGB, a new array.
 
     Raises:
-        ValueError: the sizes differ or the types are others.
+        ValueError: the sizes differ or a type is wrong.
     """
     _check(image, saliency, np.floating)
     clipped = np.clip(np.nan_to_num(saliency.astype(np.float32)), 0, 1)
