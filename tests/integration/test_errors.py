@@ -294,13 +294,13 @@ def test_mask_of_another_size_is_named(tmp_path: Path, command: Any) -> None:
     assert str(tmp_path / "t" / "a.png") in sentence
 
 
-def test_rgb_mask_is_refused_with_the_mend(tmp_path: Path, command: Any) -> None:
+def test_rgb_mask_is_refused_with_the_fix(tmp_path: Path, command: Any) -> None:
     write_mask(tmp_path / "t" / "a.png", np.zeros((4, 5), np.uint8))
     (tmp_path / "p").mkdir()
     Image.new("RGB", (5, 4)).save(tmp_path / "p" / "a.png")
     sentence = command("score", tmp_path / "p", tmp_path / "t").sentence
     assert f"{tmp_path / 'p' / 'a.png'} is a mask of mode RGB" in sentence
-    assert "save it as 8-bit palette" in sentence
+    assert "save it as an 8-bit palette" in sentence
 
 
 def test_class_index_out_of_range_is_named(tmp_path: Path, command: Any) -> None:
@@ -355,7 +355,7 @@ def test_checkpoint_of_the_wrong_kind_is_refused(
     checkpoint = finished / "classifier" / "last.ckpt"
     photo = shapes / "JPEGImages" / "val_000000.jpg"
     sentence = command("predict", photo, "--checkpoint", checkpoint, "--output", tmp_path).sentence
-    assert f"{checkpoint} holds classifier, but a segmenter checkpoint" in sentence
+    assert f"{checkpoint} holds classifier, but a wsss segmenter checkpoint" in sentence
 
 
 def test_missing_or_foreign_checkpoint_is_named(shapes: Path, tmp_path: Path, command: Any) -> None:
