@@ -1,1 +1,1 @@
-"""What a run shows: the VOC palette, overlays and the self-contained HTML report."""
+"""What a run shows: overlays and the self-contained HTML report."""

@@ -294,7 +294,7 @@ def _settings(config: Config) -> list[Any]:
     """The extension's method, and the settings that this method reads."""
     settings, kind = to_dict(config.extend), config.extension
     read = {name: settings[name] for name in READ[kind]}
-    return {"none": ["none"], "walk": ["walk", read], "pixels": ["pixels", read, config.seed]}[kind]
+    return [kind, read, config.seed] if kind == "pixels" else [kind, read]
 
 
 EXTEND = Stage(
