@@ -29,6 +29,7 @@ SETTINGS = {
     },
     "saliency": {"scales": [0.5, 1.0], "batch_size": 1},
     "extend": {"method": "none"},
+    "refine": {"background": {"rule": "constant"}},
     "segmenter": {
         "architecture": "light",
         "weights": "classifier",

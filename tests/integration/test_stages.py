@@ -18,6 +18,22 @@ Stages = Callable[[Path], dict[str, Any]]
 OUTPUTS = ("classifier", "saliency", "pseudo_labels", "pseudo_masks", "segmenter", "predictions")
 
 
+CALIBRATED = ("--refine.background.rule", "calibrated")
+
+
+@pytest.fixture(autouse=True)
+def _few_photos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A calibration asks the classifier two dozen times a photo and class."""
+    monkeypatch.setattr("wsss.stages.calibrate.PHOTOS", 4)
+
+
+@pytest.fixture
+def calibrated(run: Path, tiny: list[str], command: Any) -> Path:
+    """The finished run with masks of the calibrated rule."""
+    assert command("refine", *tiny, "--output", run, "--calibrate").status == 0
+    return run
+
+
 def times(run: Path, *folders: str) -> dict[str, int]:
     """Modification time of every output file."""
     chosen = folders or (*OUTPUTS, "predictions_ms_flip", "predictions_crf")
@@ -202,46 +218,45 @@ def test_a_run_directory_may_move(run: Path, tiny: list[str], command: Any, tmp_
 
 
 def test_calibrated_masks_are_those_of_the_rule_with_the_largest_gain(
-    run: Path, tiny: list[str], command: Any
+    calibrated: Path, tiny: list[str], command: Any
 ) -> None:
-    outcome = command("refine", *tiny, "--output", run, "--calibrate")
-    assert outcome.status == 0, outcome.err
+    run = calibrated
     facts = json.loads((run / "calibration.json").read_text())["saliency"]
     gains = [
         candidate["kept"] - candidate["removed"] - candidate["area"] for candidate in facts["candidates"]
     ]
     best = facts["candidates"][gains.index(max(gains))]
     assert {key: best[key] for key in facts["chosen"]} == facts["chosen"]
-    calibrated = {path.name: path.read_bytes() for path in (run / "pseudo_labels").glob("*.png")}
+    made = {path.name: path.read_bytes() for path in (run / "pseudo_labels").glob("*.png")}
     options = [f"--refine.background.{key}={value}" for key, value in facts["chosen"].items()]
     assert command("refine", *tiny, "--output", run, *options).status == 0
-    assert calibrated == {path.name: path.read_bytes() for path in (run / "pseudo_labels").glob("*.png")}
+    assert made == {path.name: path.read_bytes() for path in (run / "pseudo_labels").glob("*.png")}
 
 
 def test_the_table_of_the_calibration_says_what_masks_would_choose(
     run: Path, tiny: list[str], command: Any
 ) -> None:
-    (run / "calibration.json").unlink()
-    shutil.rmtree(run / "pseudo_masks")
-    outcome = command("refine", *tiny, "--output", run)
+    outcome = command("refine", *tiny, "--output", run, *CALIBRATED)
     assert outcome.out.count("<- chosen") == 1
     assert "oracle, not used" in outcome.out
 
 
 def test_another_crf_asks_no_classifier_again(
-    run: Path, tiny: list[str], command: Any, monkeypatch: pytest.MonkeyPatch
+    calibrated: Path, tiny: list[str], command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run = calibrated
     calibration, mask = run / "calibration.json", next((run / "pseudo_masks").glob("*.png"))
     before, made = calibration.stat().st_mtime_ns, mask.stat().st_mtime_ns
     for stage in ("calibrate", "saliency", "extend"):
         monkeypatch.setattr(f"wsss.stages.{stage}.load_classifier", None)
-    outcome = command("refine", *tiny, "--output", run, "--refine.crf.iterations", 2)
+    outcome = command("refine", *tiny, "--output", run, *CALIBRATED, "--refine.crf.iterations", 2)
     assert outcome.status == 0, outcome.err
     assert mask.stat().st_mtime_ns > made
     assert calibration.stat().st_mtime_ns == before
 
 
-def test_new_maps_are_calibrated_anew(run: Path, tiny: list[str], command: Any) -> None:
+def test_new_maps_are_calibrated_anew(calibrated: Path, tiny: list[str], command: Any) -> None:
+    run, tiny = calibrated, [*tiny, *CALIBRATED]
     before = (run / "calibration.json").stat().st_mtime_ns
     assert command("saliency", *tiny, "--output", run, "--saliency.method", "gradient").status == 0
     assert not (run / "calibration.json").exists()
@@ -287,14 +302,22 @@ def test_masks_from_extended_maps_are_scored_step_by_step(
 def test_the_background_rule_is_calibrated_only_where_something_depends_on_it(
     method: str, of_masks: set[str], run: Path, tiny: list[str], command: Any
 ) -> None:
-    (run / "calibration.json").unlink()
-    shutil.rmtree(run / "pseudo_masks")
-
     def calibrated() -> set[str]:
         path = run / "calibration.json"
         return set(json.loads(path.read_text())) if path.is_file() else set()
 
-    options = [*tiny, "--output", run, "--extend.method", method, "--extend.rounds", 2, "--extend.steps", 4]
+    options = [
+        *tiny,
+        *CALIBRATED,
+        "--output",
+        run,
+        "--extend.method",
+        method,
+        "--extend.rounds",
+        2,
+        "--extend.steps",
+        4,
+    ]
     assert command("refine", *options).status == 0
     assert calibrated() == of_masks
     assert command("evaluate", *options).status == 0  # there are true masks: the seeds are scored
