@@ -1,4 +1,4 @@
-"""What goes wrong with a first folder of photos: `wsss data check` and `wsss run` both say it, and how to mend it."""
+"""What goes wrong with a first folder of photos: `wsss data check` and `wsss run` both say it, and how to fix it."""
 
 import re
 from collections.abc import Callable

@@ -293,7 +293,7 @@ def test_saliency_that_breaks_its_contract_is_refused() -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 10, 100, -1])
-def test_truncated_saliency_names_the_file_and_the_mend(tmp_path: Path, keep: int) -> None:
+def test_truncated_saliency_names_the_file_and_the_fix(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "a.npz"
     write_saliency(path, saliency())
     path.write_bytes(path.read_bytes()[:keep])
@@ -333,7 +333,7 @@ def test_pickles_foreign_arrays_and_missing_archives_are_refused(tmp_path: Path)
         read_saliency(tmp_path / "d.npz")
 
 
-def test_arrays_that_are_gone_or_damaged_name_the_mend(tmp_path: Path) -> None:
+def test_arrays_that_are_gone_or_damaged_name_the_fix(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.npz does not exist: run the stage that writes it"):
         read_arrays(tmp_path / "a.npz", ("weight",))
     (tmp_path / "a.npz").write_bytes(b"PK")

@@ -134,7 +134,7 @@ def test_the_largest_difference_is_reported(tiny: PhotoSegmenter) -> None:
     assert check_outputs(tiny, run, Path("m.onnx")) == pytest.approx(5e-5, rel=0.01)
 
 
-def test_missing_packages_are_named_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "find_spec", lambda name: None if name.startswith("onnxs") else name)
     with pytest.raises(UserError, match=r'ONNX needs onnxscript; .*pip install "wsss\[onnx\]"'):
         export_onnx(tmp_path / "last.ckpt", tmp_path / "m.onnx")
