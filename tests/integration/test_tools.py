@@ -219,8 +219,9 @@ def test_score_prints_a_table(pair: tuple[Path, Path], command: Any) -> None:
 def test_score_shows_boundaries_and_confusions_on_request(pair: tuple[Path, Path], command: Any) -> None:
     plain, full = command("score", *pair).out, command("score", *pair, "--boundary", "--confusion").out
     assert "boundary F" not in plain
-    assert "taken for" not in plain
+    assert "most frequent confusions" not in plain
     assert "boundary F" in full
+    assert "most frequent confusions" in full
     assert "aeroplane            as no answer" in full
     result = json.loads(command("score", *pair, "--boundary", "--json").out)
     assert set(result["boundary"]) == {"mean", "per_class", "per_image", "tolerance"}
