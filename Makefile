@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 demo: install ## run the whole pipeline on shapes (two cores: a few minutes), print mIoU per stage and the report's path
-	$(BIN)/wsss run --config configs/shapes.yaml
+	$(BIN)/wsss run configs/shapes.yaml
 
 test: install lint ## ruff, mypy and the default tests
 	$(BIN)/python -m pytest
