@@ -75,7 +75,7 @@ def explain(
     patches: bool = False,
     accelerator: Literal["auto", "cpu", "gpu"] = "auto",
 ) -> None:
-    """Write the figure to `output`, the raw maps beside it, and with `patches` the crops of SESS.
+    """Write the figure to `output`, the raw maps next to it, and with `patches` the crops of SESS.
 
     Args:
         photo: the photo.

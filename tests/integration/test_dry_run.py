@@ -1,4 +1,4 @@
-"""Every shipped configuration runs from end to end on a few made-up photos, and says that this is no result."""
+"""Every shipped configuration runs from end to end on a few made-up photos, and says that this is not a result."""
 
 import json
 import re

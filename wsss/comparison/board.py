@@ -46,7 +46,7 @@ COLUMNS: dict[str, Column] = {
         "15 px",
         "up",
         "Pointing game (TorchRay): the maximum is less than 15 pixels of the original image from the region; hit "
-        "rate per class, mean over the classes that occur. Maps of gradients are smoothed first, as there.",
+        "rate per class, mean over the classes that occur. Maps of gradients are smoothed first, as in TorchRay.",
         "where",
     ),
     "pointing_difficult": Column(
@@ -68,7 +68,7 @@ COLUMNS: dict[str, Column] = {
     "best_iou": Column(
         "oracle IoU",
         "up",
-        "IoU at the best threshold of each single map, chosen with the ground truth: a bound, no result.",
+        "IoU at the best threshold of each single map, chosen with the ground truth: a bound, not a result.",
         "where",
     ),
     "saliency_drop": Column(
@@ -104,13 +104,13 @@ COLUMNS: dict[str, Column] = {
     "deletion": Column(
         "deletion",
         "down",
-        "Area below the score while pixels become the mean colour, most salient first (RISE).",
+        "Area below the score while pixels become the mean colour, most salient pixels first (RISE).",
         "score",
     ),
     "milliseconds": Column(
         "ms / class",
         "down",
-        "Milliseconds for one image, divided by its number of classes; median over images, first call not counted.",
+        "Milliseconds per image, divided by its number of classes; median over images, without the first call.",
         "score",
         percent=False,
     ),

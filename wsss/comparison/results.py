@@ -27,7 +27,7 @@ Checked = dict[str, Any]
 """Of the sanity check: `stages`, `images`, `targets`, and `methods`: name -> `correlation` and `flat` by stage."""
 
 RULES = (
-    "Every number is a mean over targets: (image, class on its label). Localisation is measured in pixels of the "
+    "Every number is a mean over targets: (image, labelled class). Localisation is measured in pixels of the "
     "original photo, and pixels of 255 are neither hit nor miss; the score is measured at the size that the "
     "classifier sees, and removed pixels have the mean colour (0 after normalisation)."
 )
@@ -89,7 +89,7 @@ def _page(
         ),
         columns=_columns(rows),
         rows=_score_rows(rows),
-        note=f"Coloured: the best of a column. Arrow: where the better values are. {RULES}",
+        note=f"Coloured: the best of each column. Arrow: whether higher or lower is better. {RULES}",
         sanity=None if checked is None else _sanity(checked),
         gallery=_gallery(comparison),
         facts=_facts(facts),
@@ -130,11 +130,11 @@ def _count(rows: Sequence[board.Row], key: str) -> str:
 
 def _sanity(checked: Checked) -> SanityTable:
     note = (
-        "Cascading randomisation: the classifier's weights are drawn anew stage by stage, from the head (left) down, "
-        "and each map is compared with the original one by Spearman's rank correlation, mean over "
+        "Cascading randomisation: the classifier's weights are redrawn at random, stage by stage, from the head "
+        "(left) down, and each map is compared with the original one by Spearman's rank correlation, mean over "
         f"{checked['targets']} targets of {checked['images']} images. A method that explains what was learned falls "
         "towards 0; one that stays near 1 shows the image, not the classifier. A flat map, without any contrast, "
-        "counts as 0; how many are flat is said below the number."
+        "counts as 0; the share of flat maps is shown below the number."
     )
     rows = tuple(
         (name, tuple(zip(values["correlation"], values["flat"], strict=True)))

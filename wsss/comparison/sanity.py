@@ -59,7 +59,7 @@ def randomization_stages(classifier: nn.Module) -> list[Stage]:
 
 
 def randomize(stage: Stage, seed: int) -> None:
-    """Draws every weight of a stage anew, in place.
+    """Redraws every weight of a stage at random, in place.
 
     Each tensor becomes normal with its own mean and standard deviation, so that activations keep their
     scale; statistics of BatchNorm stay. (A fresh initialisation lets activations fade from layer to layer

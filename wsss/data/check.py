@@ -267,7 +267,7 @@ def _scan_all(check: _Check) -> dict[str, _Scan]:
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(scan, check.images)
-        # disable=None: no bar where stderr is no terminal
+        # disable=None: no bar if stderr is not a terminal
         bar = tqdm(results, total=len(check.images), desc="check", unit="photo", disable=None, leave=False)
         scans = dict(zip(check.images, bar, strict=True))
     for result in scans.values():

@@ -254,7 +254,7 @@ def region(segmentation: Any, size: tuple[int, int], where: str) -> npt.NDArray[
         return np.asarray(codec.decode(codec.merge(parts)), np.bool_) if parts else np.zeros(size, np.bool_)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(
-            f"{where} has a segmentation that cannot be read ({error}): correct it or download the file anew"
+            f"{where} has a segmentation that cannot be read ({error}): correct it or download the file again"
         ) from error
 
 

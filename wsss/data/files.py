@@ -352,7 +352,7 @@ def read_saliency(path: Path) -> Saliency:
         UserError: naming the file: missing, truncated, or not such an archive.
     """
     try:
-        with zipfile.ZipFile(path):  # a bare .npy or a pickle is no zip file: found before numpy guesses
+        with zipfile.ZipFile(path):  # a bare .npy or a pickle is not a zip file; found before numpy guesses
             pass
         with np.load(path, allow_pickle=False) as archive:
             height, width = (int(value) for value in archive["size"])

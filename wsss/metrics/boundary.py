@@ -7,7 +7,7 @@ Euclidean distance to the nearest pixel of a set, and theta = 0.75 % of the imag
     P = share of z in B_p with d(z, B_t) < theta,    R = share of z in B_t with d(z, B_p) < theta,
     F = 2 P R / (P + R), 0 where both are 0.
 
-A boundary pixel has another value above, below, left or right of it; the edge of the image is no boundary.
+A boundary pixel has another value above, below, left or right of it; the edge of the image is not a boundary.
 
 Deviations and what the paper leaves open: `per_class` averages F over the images in whose truth the class has
 a boundary (the paper averages over the classes of an image; that is `per_image`, with the classes of the

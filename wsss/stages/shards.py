@@ -47,7 +47,7 @@ def wait_for_stage(stage: str, expected: str, run: RunDirectory, patience: float
     """Return when process 0 has begun the stage (or finished it) with the `expected` fingerprint.
 
     Raises:
-        UserError: it has not within `patience` seconds.
+        UserError: process 0 has not begun it within `patience` seconds.
     """
 
     def begun() -> bool:
@@ -58,12 +58,13 @@ def wait_for_stage(stage: str, expected: str, run: RunDirectory, patience: float
 
 
 def wait_for_file(path: Path, patience: float = PATIENCE) -> None:
-    """Return when process 0 has written `path`. Raises UserError: it has not within `patience` seconds."""
+    """Return when process 0 has written `path`. Raises UserError: process 0 has not begun it within `patience`
+    seconds."""
     wait_for(path.is_file, f"write {path}", patience)
 
 
 def wait_for(ready: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
-    """Return when `ready` says so. Raises UserError, which names `what`: it has not within `patience` seconds."""
+    """Return when `ready` says so. Raises UserError, which names `what`, after `patience` seconds."""
     until = time.monotonic() + patience
     while not ready():
         if time.monotonic() > until:
