@@ -58,8 +58,7 @@ def wait_for_stage(stage: str, expected: str, run: RunDirectory, patience: float
 
 
 def wait_for_file(path: Path, patience: float = PATIENCE) -> None:
-    """Return when process 0 has written `path`. Raises UserError: process 0 has not begun it within `patience`
-    seconds."""
+    """Return when process 0 has written `path`. Raises UserError if it has not within `patience` seconds."""
     wait_for(path.is_file, f"write {path}", patience)
 
 
