@@ -79,7 +79,7 @@ class Refiner(Protocol):
 
     @classmethod
     def ignores(cls, parameters: RefineParameters, probabilities: bool) -> Mapping[str, str]:
-        """Settings and sections of `refine.*` that play no part under these parameters, with the reason."""
+        """Settings and sections of `refine.*` that have no effect under these parameters, with the reason."""
         return {}
 
 
@@ -342,7 +342,7 @@ def _overridden(
 
 
 def unused_settings(parameters: RefineParameters, probabilities: bool, predictions: bool = True) -> list[str]:
-    """One sentence for every setting that differs from its default and plays no part.
+    """One sentence for every setting that differs from its default and has no effect.
 
     Args:
         parameters: as configured, before a background rule is chosen for `calibrated`.

@@ -50,7 +50,7 @@ class RelevanceCAM(SaliencyMethod):
 
     So the sum over R stays 1 / N, except where a denominator is 0 and relevance ends. With global average pooling
     and a linear head on the last layer there is a closed form, up to a factor: w_k = m_k sum_j w+_jk R_j /
-    (sum_k' w+_jk' m_k') with m = mean_uv A. The size of the logit plays no part.
+    (sum_k' w+_jk' m_k') with m = mean_uv A. The size of the logit does not matter.
 
     Paper: Lee et al., "Relevance-CAM: Your Model Already Knows Where to Look", CVPR 2021,
     https://doi.org/10.1109/CVPR46437.2021.01470

@@ -67,7 +67,7 @@ def tell(sentences: Iterable[str]) -> None:
 
 
 def unused(section: str, values: Any, names: Iterable[str], reason: str) -> list[str]:
-    """One sentence for every named setting of a section that was changed from its default and plays no part."""
+    """One sentence for every named setting of a section that was changed from its default and has no effect."""
     default = type(values)()
     return [
         f"{section}.{name} is {getattr(values, name)}, but has no effect: {reason}"
