@@ -25,9 +25,9 @@ from wsss.data.files import atomic_path, read_image
 from wsss.data.transforms import normalize_image, to_tensor
 from wsss.errors import UserError
 from wsss.models.classifier import classifier_backbone
-from wsss.models.imagenet import load_imagenet_classifier
+from wsss.models.imagenet_classifier import load_imagenet_classifier
 from wsss.report.figure import Panel, Row, Tile, draw_panels, draw_table, short
-from wsss.report.overlay import Photo, overlay_saliency
+from wsss.report.overlay import Picture, overlay_saliency
 from wsss.saliency import SESS, SaliencyMethod, normalize, upsample
 from wsss.saliency.base import resize_images
 from wsss.saliency.parse import parse_method
@@ -217,7 +217,7 @@ def resize_pixels(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 # -- figures ----------------------------------------------------------------------------------------
 
 
-def _figure(photo: Photo, methods: Sequence[str], titles: Sequence[str], maps: Tensor) -> Photo:
+def _figure(photo: Picture, methods: Sequence[str], titles: Sequence[str], maps: Tensor) -> Picture:
     """Photo and overlays: maps (methods, classes, H, W), each divided by its maximum, negative evidence 0."""
     rows = []
     for title, some in zip(titles, maps.transpose(0, 1), strict=True):
@@ -277,7 +277,7 @@ def _check_output(output: Path, photo: Path) -> None:
         raise UserError(f"{output} is the photo itself and would be overwritten; choose another --output")
 
 
-def _write_png(path: Path, picture: Photo) -> None:
+def _write_png(path: Path, picture: Picture) -> None:
     with atomic_path(path) as temporary:
         Image.fromarray(picture).save(temporary, format="PNG")
     print(path)

@@ -327,7 +327,7 @@ def _expression(values: Mapping[str, Any]) -> str:
     if layer := value("layer", None):
         at_layer = _BASE.sub(rf"\1\2@{layer}", text)
         text = at_layer if "layer=" in repr(parse_method(text, layer)) else text
-    method = parse_method(text, "layer4")
+    method = parse_method(text, "any")  # the layer does not matter here
     if value("sess.enabled", False):
         chosen = {name: value(f"sess.{name}", default) for name, default in _SESS.items()}
         changed = [f"{name}={one!r}" for name, one in chosen.items() if one != _SESS[name]]

@@ -22,7 +22,7 @@ from wsss.stages.prepare import prepare_dataset, warn_of_large_photos
 from wsss.stages.saliency import build_method
 from wsss.stages.score import metrics_of, summary
 
-COMMANDS: dict[str, tuple[str, ...]] = {
+STAGES_OF: dict[str, tuple[str, ...]] = {
     "run": tuple(STAGES),
     "classify": ("classify", "score_classifier"),
     "saliency": ("saliency",),
@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 
 
 def run_command(config: Config, command: str, arguments: Sequence[str] = ()) -> None:
-    """Run the stages of ``command`` (see ``COMMANDS``) in ``config.output``.
+    """Run the stages of ``command`` (see ``STAGES_OF``) in ``config.output``.
 
     Raises:
         UserError: bad input, an earlier stage is missing, or the directory is in use.
@@ -85,9 +85,9 @@ def stages_of(command: str, config: Config) -> list[str]:
 
     `run` with `segmenter.masks` trains on those masks and skips the stages whose output nothing reads.
     """
-    asked = COMMANDS[command]
+    asked = STAGES_OF[command]
     if command == "run" and config.segmenter.masks is not None:
-        needed = set(COMMANDS["segment"]) | {"evaluate", "evaluate_supervised"}
+        needed = set(STAGES_OF["segment"]) | {"evaluate", "evaluate_supervised"}
         for name in reversed(STAGES):
             needed |= set(STAGES[name].follows(config)) if name in needed else set()
         asked = tuple(name for name in STAGES if name in needed)
@@ -99,7 +99,7 @@ def _help(config: Config, command: str) -> None:
     dataset = prepare_dataset(config)
     context = Context(config, dataset, RunDirectory(Path(config.output)))
     expected = fingerprints(config, dataset)
-    for name in COMMANDS[command]:
+    for name in STAGES_OF[command]:
         shards.wait_for_stage(name, expected[name], context.run)
         STAGES[name].work(context)
 
@@ -152,7 +152,7 @@ def _check_ready(command: str, stages: Sequence[str], context: Context, expected
 
 
 def _not_ready(name: str, other: str, state: str, run: RunDirectory) -> str:
-    command = next(f"wsss {command}" for command, stages in list(COMMANDS.items())[1:] if other in stages)
+    command = next(f"wsss {command}" for command, stages in list(STAGES_OF.items())[1:] if other in stages)
     if state == "stale":
         return (
             f"{name} needs the stage {other}, but {run.root} holds one made with another configuration or data; "

@@ -14,7 +14,8 @@ from PIL import Image
 from wsss.data.files import write_mask
 from wsss.data.labels import VOC_CLASSES
 from wsss.options import parse_config
-from wsss.runner import fingerprints, prepare_dataset
+from wsss.runner import fingerprints
+from wsss.stages.prepare import prepare_dataset
 
 FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(path.stem for path in FOLDER.glob("*.yaml"))

@@ -18,7 +18,7 @@ from wsss.config import ClassifierConfig
 from wsss.data.files import read_image
 from wsss.data.transforms import normalize_image, to_tensor
 from wsss.explain import _top_classes
-from wsss.models.imagenet import imagenet_classes
+from wsss.models.imagenet_classifier import imagenet_classes
 from wsss.saliency import GlobalGuidanceCAM, GradCAM, upsample
 from wsss.tasks.classification import new_task
 

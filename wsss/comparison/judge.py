@@ -11,7 +11,7 @@ from wsss.config import ComparisonConfig
 from wsss.errors import UserError
 from wsss.metrics.perturbation import Score
 from wsss.models.classifier import classifier_backbone
-from wsss.models.imagenet import load_imagenet_classifier
+from wsss.models.imagenet_classifier import load_imagenet_classifier
 from wsss.rundir import RunDirectory, find_checkpoint
 from wsss.tasks.checkpoints import weights_digest
 from wsss.tasks.classification import load_classifier

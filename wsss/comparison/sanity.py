@@ -24,7 +24,7 @@ Explain = Callable[[nn.Module, int], Tensor]
 
 
 @dataclass(frozen=True)
-class Stage:
+class Part:
     """Modules that lose their weights together."""
 
     name: str
@@ -38,7 +38,7 @@ class Agreement(NamedTuple):
     flat: float
 
 
-def randomization_stages(classifier: nn.Module) -> list[Stage]:
+def randomization_stages(classifier: nn.Module) -> list[Part]:
     """The steps of a classifier's forward pass that have weights, from the head down: fc, layer4, ..., conv1; or
     each layer of a VGG; or the children of a network whose forward pass is not known.
 
@@ -46,19 +46,19 @@ def randomization_stages(classifier: nn.Module) -> list[Stage]:
     """
     layout = layout_of(classifier)
     path = layout.path if layout is not None else ()
-    stages: list[Stage] = []
+    stages: list[Part] = []
     for name in dict.fromkeys(path or (name for name, _ in classifier.named_children())):
         module = classifier.get_submodule(name)
         if not any(True for _ in module.parameters()):
             continue
         if isinstance(module, nn.BatchNorm2d) and stages:
-            stages[-1] = Stage(stages[-1].name, (*stages[-1].modules, module))
+            stages[-1] = Part(stages[-1].name, (*stages[-1].modules, module))
         else:
-            stages.append(Stage(name, (module,)))
+            stages.append(Part(name, (module,)))
     return stages[::-1]
 
 
-def randomize(stage: Stage, seed: int) -> None:
+def randomize(stage: Part, seed: int) -> None:
     """Redraws every weight of a stage at random, in place.
 
     Each tensor becomes normal with its own mean and standard deviation, so that activations keep their

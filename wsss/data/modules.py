@@ -148,25 +148,20 @@ class Photo:
     record: Record
     image: Tensor
     """(3, H, W) uint8 RGB."""
-    mask: Tensor | None = None
-    """(H, W) uint8 ground truth, if it was asked for and exists."""
 
 
 class Photos(Dataset[Photo]):
     """Photos at their own size."""
 
-    def __init__(self, records: Sequence[Record], *, masks: bool = False) -> None:
-        self.records, self.masks = records, masks
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records = records
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Photo:
         record = self.records[index]
-        image = to_tensor(read_image(record.image))
-        if not self.masks or record.mask is None:
-            return Photo(record, image)
-        return Photo(record, image, torch.from_numpy(read_truth(record.mask, record.image)))
+        return Photo(record, to_tensor(read_image(record.image)))
 
 
 def multi_hot(labels: Sequence[int], classes: int) -> Tensor:
@@ -191,7 +186,7 @@ def train_loader(
 
 
 def same_size_batches(
-    records: Sequence[Record], batch_size: int, *, masks: bool = False, workers: int = 0
+    records: Sequence[Record], batch_size: int, *, workers: int = 0
 ) -> Iterator[list[Photo]]:
     """Photos in batches of equal size, so that they can be stacked without padding.
 
@@ -205,9 +200,7 @@ def same_size_batches(
         for group in groups.values()
         for start in range(0, len(group), batch_size)
     ]
-    yield from DataLoader(
-        Photos(records, masks=masks), batch_sampler=batches, collate_fn=list, num_workers=workers
-    )
+    yield from DataLoader(Photos(records), batch_sampler=batches, collate_fn=list, num_workers=workers)
 
 
 class TrueMasks(Dataset[tuple[Tensor, Tensor]]):

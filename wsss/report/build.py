@@ -4,9 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from wsss.config import NOT_WEAK, Config
 from wsss.data.dataset import Dataset, Record, evenly
 from wsss.data.files import read_image, read_mask, read_saliency
@@ -23,14 +20,11 @@ from wsss.report.html import (
     Tile,
     write_report,
 )
-from wsss.report.overlay import overlay_mask, overlay_saliency
+from wsss.report.overlay import Picture, overlay_mask, overlay_saliency
 from wsss.rundir import CRF, MASKS, MS_FLIP, PLAIN, RunDirectory
 from wsss.stages.score import METRICS, Metric
 
 GALLERY_ROWS = 12
-
-
-Picture = npt.NDArray[np.uint8]
 
 
 def dry_run_note(metrics: dict[str, Any]) -> str:

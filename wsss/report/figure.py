@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from wsss.report.overlay import heat_palette
-
-Photo = npt.NDArray[np.uint8]
+from wsss.report.overlay import Picture, heat_palette
 
 INK, FAINT, PAPER, MARK, TRACK = (
     (25, 25, 25),
@@ -35,14 +32,14 @@ class Row:
     """Pictures of one size (H, W, 3) uint8 under a title; one for each column of the table."""
 
     title: str
-    pictures: Sequence[Photo]
+    pictures: Sequence[Picture]
 
 
 @dataclass(frozen=True)
 class Tile:
     """A crop with its map drawn over it."""
 
-    picture: Photo
+    picture: Picture
     weight: float
     """In [0, 1]; written and drawn as a bar below the crop."""
     dropped: bool = False
@@ -57,7 +54,7 @@ class Panel:
     tiles: Sequence[Sequence[Tile]]
 
 
-def draw_table(columns: Sequence[str], rows: Sequence[Row]) -> Photo:
+def draw_table(columns: Sequence[str], rows: Sequence[Row]) -> Picture:
     """The pictures of all rows below the columns' headings, a bar of the heat colours at the bottom.
 
     Pictures are scaled to a longer side between `SMALLEST_CELL` and `LARGEST_CELL`.
@@ -73,7 +70,7 @@ def draw_table(columns: Sequence[str], rows: Sequence[Row]) -> Photo:
     return np.asarray(_framed(_below([*lines, _heat_bar()])))
 
 
-def draw_panels(title: str, panels: Sequence[Panel]) -> Photo:
+def draw_panels(title: str, panels: Sequence[Panel]) -> Picture:
     """Panels of tiles, side by side as long as there is room; bars below the tiles are their weights."""
     most = max(len(tiles) for panel in panels for tiles in panel.tiles)
     side = _between(SMALLEST_TILE, PANELS_WIDTH // most - GAP, LARGEST_TILE)
@@ -118,7 +115,7 @@ def short(value: float) -> str:
     return f"{value:.3f}" if value >= 0.0005 or value == 0 else f"{value:.0e}"
 
 
-def _scaled(picture: Photo, side: int) -> Image.Image:
+def _scaled(picture: Picture, side: int) -> Image.Image:
     """The picture with a longer side of `side` where it is longer, or of half of it where it is shorter."""
     longer = max(picture.shape[:2])
     factor = _between(side // 2, longer, side) / longer

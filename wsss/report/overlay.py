@@ -11,14 +11,14 @@ import numpy.typing as npt
 from wsss.data.labels import BACKGROUND, IGNORE
 from wsss.data.palette import voc_palette
 
-Photo = npt.NDArray[np.uint8]
+Picture = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.uint8]
 
 HATCH_PERIOD = 8
 """Pixels from one stripe of the uncertain area to the next."""
 
 
-def overlay_mask(image: Photo, mask: Mask, opacity: float = 0.6) -> Photo:
+def overlay_mask(image: Picture, mask: Mask, opacity: float = 0.6) -> Picture:
     """Draw a mask over its photo, in the colours of the VOC palette.
 
     Background stays as it is, each region has a white outline inside its border, and 255 (uncertain) is
@@ -45,7 +45,7 @@ def overlay_mask(image: Photo, mask: Mask, opacity: float = 0.6) -> Photo:
     return drawn
 
 
-def overlay_saliency(image: Photo, saliency: npt.NDArray[np.floating], opacity: float = 0.85) -> Photo:
+def overlay_saliency(image: Picture, saliency: npt.NDArray[np.floating], opacity: float = 0.85) -> Picture:
     """Draw a saliency map over its photo: the hotter and the more opaque, the more salient.
 
     The colours are matplotlib's "inferno", whose lightness rises evenly. The photo is shown in grey so that
@@ -91,7 +91,7 @@ def heat_palette() -> npt.NDArray[np.uint8]:
     return palette
 
 
-def _blend(image: Photo, colours: Photo, weight: npt.NDArray[np.floating]) -> Photo:
+def _blend(image: Picture, colours: Picture, weight: npt.NDArray[np.floating]) -> Picture:
     """Mix two pictures; `weight` is `(H, W)`, 0 = image, 1 = colours."""
     share = weight[..., None].astype(np.float32)
     mixed = image * (1 - share) + colours * share
@@ -104,7 +104,7 @@ def _stripes(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
     return np.asarray((x + y) % HATCH_PERIOD < HATCH_PERIOD // 4)
 
 
-def _check(image: Photo, layer: npt.NDArray[np.generic], kind: type[np.generic]) -> None:
+def _check(image: Picture, layer: npt.NDArray[np.generic], kind: type[np.generic]) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
     if not np.issubdtype(layer.dtype, kind):

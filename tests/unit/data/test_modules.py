@@ -225,15 +225,6 @@ def test_batches_of_equal_size_hold_every_photo_once_in_order(records: list[Reco
         for photo in batch:
             pixels = np.asarray(Image.open(photo.record.image))
             assert np.array_equal(photo.image.permute(1, 2, 0).numpy(), pixels)
-            assert photo.mask is None
-
-
-def test_stream_gives_masks_where_asked_for_and_there(records: list[Record]) -> None:
-    some = [records[0], replace(records[2], mask=None)]
-    (batch,) = same_size_batches(some, 4, masks=True)
-    assert batch[0].mask is not None
-    assert batch[0].mask.shape == (20, 30)
-    assert batch[1].mask is None
 
 
 def test_stream_of_nothing_is_empty() -> None:

@@ -10,7 +10,7 @@ from torchvision import models
 
 from wsss.errors import UserError
 from wsss.models.backbone import BACKBONES
-from wsss.models.imagenet import imagenet_classes, load_imagenet_classifier
+from wsss.models.imagenet_classifier import imagenet_classes, load_imagenet_classifier
 
 
 def save_zeros(path: Path, architecture: str, **arguments: int) -> str:
