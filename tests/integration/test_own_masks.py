@@ -46,13 +46,13 @@ def test_they_are_known_by_their_content(
     assert command("segment", *words).status == 0
     shutil.copytree(masks, masks.with_name("moved"))
     moved = [*words[:-1], masks.with_name("moved")]
-    assert "segment: done before" in command("segment", *moved).err
+    assert "segment: already done" in command("segment", *moved).err
     changed = next(masks.glob("*.png"))
     size = changed.stat().st_size
     write_mask(changed, np.where(read_mask(changed) == 0, np.uint8(1), np.uint8(0)))
     done = command("segment", *words)
     assert "segment: train the segmenter" in done.err, size
-    assert "(its input or configuration changed: again)" in done.err
+    assert "(again: its input or configuration changed)" in done.err
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_they_are_known_by_their_content(
     [
         ("missing", "has no mask for 2 of 16 training photos (train_000003.png, train_000005.png); add them"),
         ("size", "train_000003.png has 5x4 pixels but"),
-        ("colour", "train_000003.png is a mask of mode RGB, not of class indices"),
+        ("colour", "train_000003.png is a mask of mode RGB, which holds no class indices"),
         ("folder", "own, but there is no such folder; give the folder of <id>.png"),
     ],
 )

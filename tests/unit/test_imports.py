@@ -197,6 +197,12 @@ def test_nothing_but_main_imports_the_command_line() -> None:
     assert importers <= {"__main__.py", "cli.py"}
 
 
+def test_worker_processes_do_without_torch() -> None:
+    code = "import sys, wsss.stages.workers; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "False", done.stderr
+
+
 @pytest.mark.parametrize("module", ["wsss", "wsss.metrics.segmentation", "wsss.data.files"])
 def test_importing_it_loads_no_heavy_library(module: str) -> None:
     heavy = ["torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "cv2"]

@@ -22,8 +22,8 @@ from wsss.refine.calibrate import CANDIDATES, Evidence, describe, evidence_of_se
 from wsss.refine.parameters import BackgroundParameters, RefineParameters
 from wsss.rundir import CLASSIFIER, SALIENCY, RunDirectory
 from wsss.stages.base import Context
-from wsss.stages.maps import load_maps
 from wsss.stages.shards import rank_and_world, wait_for
+from wsss.stages.workers import load_maps
 from wsss.tasks.classification import load_classifier
 
 PHOTOS = 50

@@ -13,16 +13,16 @@ import torch
 from wsss import runtime
 from wsss.config import Config, EvaluateConfig, RuntimeConfig, to_dict
 from wsss.data.dataset import Dataset, Record
-from wsss.data.files import read_image, write_mask
+from wsss.data.files import write_mask
 from wsss.data.modules import same_size_batches
 from wsss.data.transforms import normalize_image
 from wsss.models.segmenter import Segmenter, predict_probabilities
 from wsss.parallel import pool, unordered
-from wsss.refine.crf import crf_labels
 from wsss.refine.parameters import CRFParameters
 from wsss.rundir import CRF, MS_FLIP, PLAIN, SEGMENTER, SUPERVISED, SUPERVISED_PLAIN
 from wsss.stages.base import Context, Stage, after, tell, unused, val_inputs
 from wsss.stages.score import measure
+from wsss.stages.workers import write_crf
 from wsss.tasks import segmentation
 
 
@@ -110,14 +110,8 @@ def predict_records(
                         yield photo.record.image, best[index].cpu().numpy(), write(CRF, identifier)
                     bar.update(1)
 
-        for _ in unordered(executor, partial(_write_crf, crf), jobs(), ahead=2 * workers):
+        for _ in unordered(executor, partial(write_crf, crf), jobs(), ahead=2 * workers):
             pass
-
-
-def _write_crf(parameters: CRFParameters, job: tuple[Path, npt.NDArray[np.float32], Path]) -> None:
-    """Refine one prediction with the CRF: ``job`` is (photo, probabilities (C, H, W), target file)."""
-    photo, probabilities, path = job
-    write_mask(path, crf_labels(probabilities, read_image(photo), parameters))
 
 
 def label_map(probabilities: torch.Tensor) -> npt.NDArray[np.uint8]:

@@ -5,30 +5,32 @@ No true mask ever chooses anything in a run. Only oracles choose with them, and 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial, reduce
-from operator import add
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
-
-import numpy as np
 
 from wsss import runtime
 from wsss.config import RuntimeConfig
 from wsss.data.dataset import Record, evenly, with_masks
-from wsss.data.files import read_image, read_truth
-from wsss.errors import UserError
 from wsss.metrics.reliability import ReliabilityCurve
 from wsss.metrics.segmentation import ConfusionMatrix, confusion_of_pairs, score
 from wsss.metrics.sweep import ThresholdSweep
 from wsss.parallel import pool, unordered
-from wsss.refine.background import background_threshold, seed_mask
 from wsss.refine.parameters import BackgroundParameters
 from wsss.refine.refiners import Refiner, build_refiner
-from wsss.rundir import EXTENDED, LABELS, MASKS, SALIENCY, RunDirectory
+from wsss.rundir import EXTENDED, LABELS, MASKS, SALIENCY
 from wsss.stages.base import Context
 from wsss.stages.calibrate import chosen_rule
-from wsss.stages.maps import has_background, load_maps
-from wsss.stages.refine import chosen_parameters, is_soft, maps_folder, refine_stored
+from wsss.stages.refine import chosen_parameters, is_soft, maps_folder
+from wsss.stages.workers import (
+    Matrices,
+    Seeds,
+    score_confidence,
+    score_extended,
+    score_oracle,
+    score_seed,
+    sum_of,
+)
 
 T = TypeVar("T")
 Entry = dict[str, Any]
@@ -72,31 +74,13 @@ def accumulate(
         runtime.bar(hardware, title, len(records), 0) as bar,
         pool(min(workers, len(chunks))) as executor,
     ):
-        for count, part in unordered(executor, partial(_sum, score), chunks, ahead=4 * max(1, workers)):
+        for count, part in unordered(executor, partial(sum_of, score), chunks, ahead=4 * max(1, workers)):
             total = total + part  # type: ignore[operator]
             bar.update(count)
     return total
 
 
-def _sum(score: Callable[[Record], T], records: Sequence[Record]) -> tuple[int, T]:
-    return len(records), reduce(add, map(score, records))
-
-
 # -- seeds and extended seeds -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """Thresholded saliency against true masks, summed over photos."""
-
-    matrix: ConfusionMatrix
-    sweep: ThresholdSweep
-    """Over all thresholds, for the oracle."""
-    thresholds: float = 0.0
-    """Sum of the thresholds of the photos."""
-
-    def __add__(self, other: "Seeds") -> "Seeds":
-        return Seeds(self.matrix + other.matrix, self.sweep + other.sweep, self.thresholds + other.thresholds)
 
 
 def seed_entry(context: Context, known: Mapping[str, Any]) -> Entry | None:
@@ -106,7 +90,7 @@ def seed_entry(context: Context, known: Mapping[str, Any]) -> Entry | None:
         return None
     rule = chosen_rule(context, SALIENCY).background
     found = accumulate(
-        partial(_score_seed, context.run, rule, classes),
+        partial(score_seed, context.run, rule, classes),
         records,
         context.config.runtime,
         "score seeds",
@@ -121,16 +105,6 @@ def seed_entry(context: Context, known: Mapping[str, Any]) -> Entry | None:
     }
 
 
-def _score_seed(run: RunDirectory, rule: BackgroundParameters, classes: int, record: Record) -> Seeds:
-    matrix, sweep = ConfusionMatrix(classes), ThresholdSweep(classes)
-    stored, maps = load_maps(run, record)
-    truth = _truth(record, classes)
-    threshold = background_threshold(maps, rule) if len(maps) else rule.threshold
-    matrix.update(seed_mask(maps, stored.classes, threshold), truth)
-    sweep.update(maps, stored.classes, truth)
-    return Seeds(matrix, sweep, threshold)
-
-
 def extended_entry(context: Context, known: Mapping[str, Any]) -> Entry | None:
     """``extended``: the maps after the extension, before the CRF."""
     records, classes = with_masks(context.dataset.train), len(context.dataset.class_names)
@@ -138,7 +112,7 @@ def extended_entry(context: Context, known: Mapping[str, Any]) -> Entry | None:
         return None
     rule = chosen_parameters(context).background
     found = accumulate(
-        partial(_score_extended, context.run, rule, classes),
+        partial(score_extended, context.run, rule, classes),
         records,
         context.config.runtime,
         "score extended",
@@ -147,29 +121,7 @@ def extended_entry(context: Context, known: Mapping[str, Any]) -> Entry | None:
     return {"method": context.config.extension, **score(found, context.dataset.class_names)}
 
 
-def _score_extended(
-    run: RunDirectory, rule: BackgroundParameters, classes: int, record: Record
-) -> ConfusionMatrix:
-    """Arg-max of probabilities, or seeds at the rule's threshold."""
-    matrix = ConfusionMatrix(classes)
-    stored, maps = load_maps(run, record, EXTENDED)
-    if has_background(stored):
-        labels = stored.classes.astype(np.uint8)[maps.argmax(axis=0)]
-    else:
-        threshold = background_threshold(maps, rule) if len(maps) else rule.threshold
-        labels = seed_mask(maps, stored.classes, threshold)
-    matrix.update(labels, _truth(record, classes))
-    return matrix
-
-
 # -- pseudo-masks -----------------------------------------------------------------------------------
-
-
-class Matrices(dict[float, ConfusionMatrix]):
-    """Confusion matrices by the value that made the masks; they add up value by value."""
-
-    def __add__(self, other: "Matrices") -> "Matrices":
-        return Matrices({key: self[key] + other[key] if key in self else other[key] for key in other})
 
 
 def mask_entry(context: Context, known: Mapping[str, Any]) -> Entry | None:
@@ -202,7 +154,7 @@ def _reliability(context: Context, records: Sequence[Record]) -> Entry:
         build_refiner(chosen_parameters(context)),
     )
     curve = accumulate(
-        partial(_score_confidence, context.run, refiner, maps_folder(config), classes),
+        partial(score_confidence, context.run, refiner, maps_folder(config), classes),
         sample,
         config.runtime,
         "mask confidence",
@@ -210,14 +162,6 @@ def _reliability(context: Context, records: Sequence[Record]) -> Entry:
         parallel=refiner.place == "processes",
     )
     return {"images": len(sample), **curve.points()}
-
-
-def _score_confidence(
-    run: RunDirectory, refiner: Refiner, source: str, classes: int, record: Record
-) -> ReliabilityCurve:
-    refined, curve = refine_stored(run, refiner, source, record), ReliabilityCurve()
-    curve.update(refined.labels, refined.confidence, _truth(record, classes))
-    return curve
 
 
 def _mask_oracle(context: Context, records: Sequence[Record]) -> Entry:
@@ -252,23 +196,6 @@ def _oracle_refiners(context: Context, soft: bool) -> dict[float, Refiner]:
     return {rule.threshold: build_refiner(replace(parameters, background=rule)) for rule in rules}
 
 
-def score_oracle(
-    run: RunDirectory, refiners: Mapping[float, Refiner], source: str, classes: int, record: Record
-) -> Matrices:
-    """Refine one photo with several strengths of the background and score each; writes nothing."""
-    (stored, maps), image = load_maps(run, record, source), read_image(record.image)
-    truth, matrices, soft = _truth(record, classes), Matrices(), has_background(stored)
-    for value, refiner in refiners.items():
-        weighted = maps
-        if soft:
-            weighted = np.concatenate((maps[:1] * np.float32(value), maps[1:]))
-            total = weighted.sum(axis=0)
-            weighted /= np.where(total > 0, total, 1)
-        matrices[value] = ConfusionMatrix(classes)
-        matrices[value].update(refiner(weighted, stored.classes[soft:], image).labels, truth)
-    return matrices
-
-
 def _oracle(kind: str, best: float, value: float, own: float) -> Entry:
     """The best constant, or None if the run's own rule (which may differ by photo) beats them all."""
     return {"oracle_miou": _number(max(best, own)), f"oracle_{kind}": value if best >= own else None}
@@ -301,13 +228,6 @@ def _confusion(context: Context, records: Sequence[Record], folder: str) -> Conf
     pairs = [(context.run.mask(folder, r.id), r.mask) for r in records if r.mask is not None]
     classes, workers = len(context.dataset.class_names), runtime.workers(context.config.runtime)
     return confusion_of_pairs(pairs, classes, workers=workers)
-
-
-def _truth(record: Record, classes: int) -> Any:
-    """The true mask of a record that has one."""
-    if record.mask is None:
-        raise UserError(f"image {record.id} has no true mask to score against")
-    return read_truth(record.mask, record.image, classes)
 
 
 def _number(value: float) -> float | None:

@@ -13,17 +13,15 @@ import numpy as np
 from wsss import runtime
 from wsss.config import Config, RuntimeConfig, to_dict
 from wsss.data.dataset import Record
-from wsss.data.files import read_image, read_mask, write_mask
-from wsss.errors import UserError
+from wsss.data.files import read_mask
 from wsss.parallel import pool, unordered
-from wsss.refine.masks import RefinedMask
 from wsss.refine.parameters import RefineParameters
 from wsss.refine.refiners import Place, Refiner, build_refiner, refiner_class, unused_settings
 from wsss.rundir import EXTENDED, LABELS, MASKS, SALIENCY, RunDirectory
 from wsss.stages.base import Context, Stage, after, tell
 from wsss.stages.calibrate import chosen_rule
-from wsss.stages.maps import has_background, load_maps
 from wsss.stages.shards import rank_and_world, shares
+from wsss.stages.workers import is_done, refine_one
 
 GPU_THREADS = 4
 """Threads: enough to read and write while one of them uses the GPU."""
@@ -83,38 +81,13 @@ def write_all(
         runtime.bar(hardware, "refine", len(records), len(records) - len(todo)) as bar,
         _workers(refiner.place, min(workers, len(todo))) as executor,
     ):
-        for _ in unordered(executor, partial(_refine_one, run, refiner, source), todo, ahead=4 * workers):
+        for _ in unordered(executor, partial(refine_one, run, refiner, source), todo, ahead=4 * workers):
             bar.update(1)
 
 
 def _workers(place: Place, workers: int) -> AbstractContextManager[Executor | None]:
     """Where a refiner runs: in processes, in threads that share a GPU, or here, one photo after the other."""
     return ThreadPoolExecutor(GPU_THREADS) if place == "threads" else pool(0 if place == "main" else workers)
-
-
-def _refine_one(run: RunDirectory, refiner: Refiner, source: str, record: Record) -> None:
-    if is_done(run, record):
-        return  # another process wrote it meanwhile (see `wsss.stages.shards`)
-    refined = refine_stored(run, refiner, source, record)
-    write_mask(run.mask(LABELS, record.id), refined.labels)
-    write_mask(run.mask(MASKS, record.id), refined.mask)  # last: it marks the image as done
-
-
-def is_done(run: RunDirectory, record: Record) -> bool:
-    """Whether the photo has its labels and its mask."""
-    return all(run.mask(folder, record.id).is_file() for folder in (LABELS, MASKS))
-
-
-def refine_stored(run: RunDirectory, refiner: Refiner, source: str, record: Record) -> RefinedMask:
-    """The refined mask of the stored maps of a photo.
-
-    Raises:
-        UserError: the photo changed since its maps were made.
-    """
-    (stored, maps), image = load_maps(run, record, source), read_image(record.image)
-    if image.shape[:2] != stored.size:
-        raise UserError(f"{record.image} changed since its saliency was made; run `wsss saliency` again")
-    return refiner(maps, stored.classes[has_background(stored) :], image)
 
 
 # -- labels that have no pixels in the masks --------------------------------------------------------

@@ -19,7 +19,7 @@ from wsss.extension import affinity, pixels
 from wsss.rundir import RunDirectory
 from wsss.saliency import normalize, upsample
 from wsss.stages.extend import PixelExtension, read_layer, sample, write_layer, write_pixels, write_walks
-from wsss.stages.maps import has_background
+from wsss.stages.workers import has_background
 
 CPU = RuntimeConfig(accelerator="cpu", precision="float32", workers=0, progress=False)
 CONFIG = ExtendConfig(rounds=2, photos=3, steps=4, radius=3)

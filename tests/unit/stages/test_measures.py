@@ -22,8 +22,9 @@ from wsss.refine.refiners import build_refiner
 from wsss.report.build import build_report
 from wsss.rundir import RunDirectory
 from wsss.stages.base import Context
-from wsss.stages.measures import ORACLE_THRESHOLDS, score_oracle, seed_entry
+from wsss.stages.measures import ORACLE_THRESHOLDS, seed_entry
 from wsss.stages.score import METRICS, Metric, measure, summary
+from wsss.stages.workers import score_oracle
 
 Mask = npt.NDArray[np.uint8]
 CPU = RuntimeConfig(accelerator="cpu", precision="float32", workers=0, progress=False)
