@@ -110,7 +110,8 @@ def extended_entry(context: Context, known: Mapping[str, Any]) -> Entry | None:
     records, classes = with_masks(context.dataset.train), len(context.dataset.class_names)
     if not records or maps_folder(context.config) != EXTENDED:
         return None
-    rule = chosen_parameters(context).background
+    refine = context.config.refine if is_soft(context.config) else chosen_rule(context, EXTENDED)
+    rule = refine.background  # also where the refiner itself uses none
     found = accumulate(
         partial(score_extended, context.run, rule, classes),
         records,

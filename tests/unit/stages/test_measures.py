@@ -18,11 +18,11 @@ from wsss.data.files import Saliency, read_image, read_mask, read_saliency, writ
 from wsss.errors import UserError
 from wsss.refine.background import prepare_maps
 from wsss.refine.parameters import BackgroundParameters, CRFParameters, RefineParameters
-from wsss.refine.refiners import build_refiner
+from wsss.refine.refiners import REFINERS, GrabCut, build_refiner
 from wsss.report.build import build_report
 from wsss.rundir import RunDirectory
 from wsss.stages.base import Context
-from wsss.stages.measures import ORACLE_THRESHOLDS, seed_entry
+from wsss.stages.measures import ORACLE_THRESHOLDS, extended_entry, seed_entry
 from wsss.stages.score import METRICS, Metric, measure, summary
 from wsss.stages.workers import score_oracle
 
@@ -337,6 +337,26 @@ def test_scoring_refuses_foreign_masks(records: list[Record], run: RunDirectory)
     write_mask(records[1].mask or Path(), np.full(SIZES[1], 9, np.uint8))
     with pytest.raises(UserError, match=r"truth/1\.png holds the class index 9"):
         measured("score_masks", records, run)
+
+
+def test_extended_seeds_have_a_rule_where_the_refiner_uses_none(
+    records: list[Record], run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GrabCut, as a refiner of extended maps."""
+
+    class Extended(GrabCut):
+        from_saliency = False
+
+    monkeypatch.setitem(REFINERS, "own", Extended)
+    monkeypatch.setattr("wsss.stages.measures.chosen_rule", lambda context, source: CONSTANT)
+    fill(run, records)
+    (run.root / "saliency").rename(run.root / "extended")
+    config = replace(CONFIG, extend=ExtendConfig(method="walk"), refine=RefineParameters(method="own"))
+    entry = extended_entry(context_of(records[:5], run, config), {})
+    assert entry is not None
+    (run.root / "extended").rename(run.root / "saliency")
+    pairs = [(plain_seed(run, record, 0.2), truth_of(record)) for record in records[:5]]
+    assert entry["miou"] == pytest.approx(plain_miou(pairs))
 
 
 # -- the table --------------------------------------------------------------------------------------
