@@ -4,8 +4,9 @@ Shuffling and augmentation depend only on (seed, epoch, image). A run gives the 
 processes, and a training that continues from a checkpoint sees what an uninterrupted one would have seen.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -189,22 +190,28 @@ def train_loader(
     )
 
 
-def same_size_batches(
-    records: Sequence[Record], batch_size: int, *, workers: int = 0
-) -> Iterator[list[Photo]]:
-    """Photos in batches of equal size, so that they can be stacked without padding.
+def same_size_batches(records: Sequence[Record], batch_size: int) -> list[list[Record]]:
+    """The photos in batches of equal size, so that they can be stacked without padding.
 
-    Reads only the headers to sort; within a size the order of ``records`` is kept.
+    Reads only the headers; within a size the order of ``records`` is kept. The last bits of a network's output depend
+    on what else is in the batch. So form the batches of all photos, and leave out those that are done.
     """
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, record in enumerate(records):
-        groups.setdefault(image_size(record.image), []).append(index)
-    batches = [
+    groups: dict[tuple[int, int], list[Record]] = {}
+    for record in records:
+        groups.setdefault(image_size(record.image), []).append(record)
+    return [
         group[start : start + batch_size]
         for group in groups.values()
         for start in range(0, len(group), batch_size)
     ]
-    yield from DataLoader(Photos(records), batch_sampler=batches, collate_fn=list, num_workers=workers)
+
+
+def load_batches(batches: Iterable[Sequence[Record]], *, workers: int = 0) -> Iterator[list[Photo]]:
+    """Read the photos of each batch, in order, ``workers`` processes ahead."""
+    ends = list(accumulate(map(len, batches := list(batches)), initial=0))
+    records = [record for batch in batches for record in batch]
+    indices = [range(start, end) for start, end in pairwise(ends)]
+    yield from DataLoader(Photos(records), batch_sampler=indices, collate_fn=list, num_workers=workers)
 
 
 class TrueMasks(Dataset[tuple[Tensor, Tensor]]):

@@ -14,7 +14,7 @@ from wsss import runtime
 from wsss.config import Config, EvaluateConfig, RuntimeConfig, to_dict
 from wsss.data.dataset import Dataset, Record
 from wsss.data.files import write_mask
-from wsss.data.modules import same_size_batches
+from wsss.data.modules import load_batches, same_size_batches
 from wsss.data.transforms import normalize_image
 from wsss.models.segmenter import Segmenter, predict_probabilities
 from wsss.parallel import pool, unordered
@@ -83,32 +83,39 @@ def predict_records(
         title: of the progress bar.
     """
     asked = folders(config)
-    todo = [record for record in records if not all(write(folder, record.id).is_file() for folder in asked)]
+
+    def missing(record: Record) -> bool:
+        return not all(write(folder, record.id).is_file() for folder in asked)
+
+    batches = same_size_batches(records, 1 if config.ms_flip else 4)
+    todo = [batch for batch in batches if any(map(missing, batch))]
+    left = sum(map(len, todo))
     model = runtime.prepare(model, hardware)  # type: ignore[assignment]
     workers = runtime.workers(hardware)
-    batches = same_size_batches(todo, 1 if config.ms_flip else 4, workers=runtime.loader_workers(hardware))
     with (
-        runtime.bar(hardware, title, len(records), len(records) - len(todo)) as bar,
+        runtime.bar(hardware, title, len(records), len(records) - left) as bar,
         pool(workers if config.crf and todo else 0) as executor,
         torch.inference_mode(),
         runtime.autocast(hardware),
     ):
 
         def jobs() -> Any:
-            for photos in batches:
+            for photos in load_batches(todo, workers=runtime.loader_workers(hardware)):
                 images = normalize_image(torch.stack([p.image for p in photos]).to(runtime.device(hardware)))
                 plain = predict_probabilities(model, images)
                 best = plain
                 if config.ms_flip:
                     best = predict_probabilities(model, images, config.scales, flip=True)
                 for index, photo in enumerate(photos):
+                    bar.update(1)
                     identifier = photo.record.id
+                    if not missing(photo.record):
+                        continue
                     write_mask(write(PLAIN, identifier), label_map(plain[index]))
                     if config.ms_flip:
                         write_mask(write(MS_FLIP, identifier), label_map(best[index]))
                     if config.crf:
                         yield photo.record.image, best[index].cpu().numpy(), write(CRF, identifier)
-                    bar.update(1)
 
         for _ in unordered(executor, partial(write_crf, crf), jobs(), ahead=2 * workers):
             pass

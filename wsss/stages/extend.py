@@ -26,7 +26,7 @@ from wsss.config import Config, ExtendConfig, RuntimeConfig, to_dict
 from wsss.data.dataset import Record, evenly
 from wsss.data.files import Saliency, image_size, read_arrays, read_saliency, write_arrays, write_saliency
 from wsss.data.labels import BACKGROUND, IGNORE
-from wsss.data.modules import Photo, same_size_batches
+from wsss.data.modules import Photo, load_batches, same_size_batches
 from wsss.data.transforms import normalize_image
 from wsss.errors import UserError
 from wsss.extension.affinity import (
@@ -123,7 +123,9 @@ class PixelExtension:
         features, lessons, end, depth = torch.zeros(0), [], 0, 0
         total = sum(_cells(image_size(record.image)) for record in records)
         with runtime.bar(self.hardware, "read cells", len(records), 0) as bar:
-            for photos in same_size_batches(records, 4, workers=runtime.loader_workers(self.hardware)):
+            for photos in load_batches(
+                same_size_batches(records, 4), workers=runtime.loader_workers(self.hardware)
+            ):
                 images = torch.stack([photo.image for photo in photos])
                 taken = self.activations(images)
                 depth = sum(part.shape[1] for part in taken[:-1])
@@ -211,7 +213,7 @@ def _write(
 ) -> None:
     todo = [record for record in records if not run.maps(EXTENDED, record.id).is_file()]
     with runtime.bar(hardware, "extend", len(records), len(records) - len(todo)) as bar:
-        for photos in same_size_batches(todo, 1, workers=runtime.loader_workers(hardware)):
+        for photos in load_batches(same_size_batches(todo, 1), workers=runtime.loader_workers(hardware)):
             for photo in photos:
                 path = run.maps(EXTENDED, photo.record.id)
                 if (

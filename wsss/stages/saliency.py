@@ -11,7 +11,7 @@ from wsss import runtime
 from wsss.config import RuntimeConfig, SaliencyConfig, to_dict
 from wsss.data.dataset import Record
 from wsss.data.files import Saliency, write_saliency
-from wsss.data.modules import Photo, same_size_batches
+from wsss.data.modules import Photo, load_batches, same_size_batches
 from wsss.data.transforms import normalize_image
 from wsss.errors import UserError
 from wsss.models.classifier import classifier_backbone
@@ -68,24 +68,27 @@ def _unused(config: SaliencyConfig, architecture: str) -> list[str]:
 def write_all(
     classifier: nn.Module,
     method: SaliencyMethod,
-    records: Sequence[Record],
+    batches: Sequence[Sequence[Record]],
     run: RunDirectory,
-    config: SaliencyConfig,
     hardware: RuntimeConfig,
 ) -> None:
-    """Write ``saliency/<id>.npz`` for every record that lacks it."""
-    todo = [record for record in records if not run.saliency(record.id).is_file()]
+    """Write ``saliency/<id>.npz`` for every record that lacks it. A batch has photos of one size."""
+
+    def missing(batch: Sequence[Record]) -> bool:
+        return not all(run.saliency(record.id).is_file() for record in batch)
+
+    todo = [batch for batch in batches if missing(batch)]
+    total, left = (sum(map(len, some)) for some in (batches, todo))
     classifier = runtime.prepare(classifier, hardware)
-    with runtime.bar(hardware, "saliency", len(records), len(records) - len(todo)) as bar:
-        for batch in same_size_batches(todo, config.batch_size, workers=runtime.loader_workers(hardware)):
-            # Another process may have written some meanwhile (see `wsss.stages.shards`).
-            photos = [photo for photo in batch if not run.saliency(photo.record.id).is_file()]
-            if photos:
-                for photo, maps in zip(
-                    photos, maps_of_photos(classifier, method, photos, hardware), strict=True
-                ):
-                    write_saliency(run.saliency(photo.record.id), to_archive(photo, maps))
-            bar.update(len(batch))
+    with runtime.bar(hardware, "saliency", total, total - left) as bar:
+        for photos in load_batches(todo, workers=runtime.loader_workers(hardware)):
+            # Another process may have written them meanwhile (see `wsss.stages.shards`).
+            if missing([photo.record for photo in photos]):
+                maps = maps_of_photos(classifier, method, photos, hardware)
+                for photo, some in zip(photos, maps, strict=True):
+                    if not (path := run.saliency(photo.record.id)).is_file():
+                        write_saliency(path, to_archive(photo, some))
+            bar.update(len(photos))
 
 
 def maps_of_photos(
@@ -125,8 +128,8 @@ def write_saliency_of_photos(context: Context) -> dict[str, Any]:
     classifier, _, settings = load_classifier(path, config.saliency.output_stride)
     method = build_method(config.saliency, settings.architecture)
     tell(_unused(config.saliency, settings.architecture))
-    for records in shares(context.dataset.train):
-        write_all(classifier, method, records, run, config.saliency, config.runtime)
+    for batches in shares(same_size_batches(context.dataset.train, config.saliency.batch_size)):
+        write_all(classifier, method, batches, run, config.runtime)
     return {"images": len(context.dataset.train), "method": repr(method)}
 
 

@@ -19,6 +19,7 @@ from wsss.data.modules import (
     LabelledPhotos,
     SegmentationData,
     TrueMasks,
+    load_batches,
     multi_hot,
     same_size_batches,
     train_loader,
@@ -217,7 +218,7 @@ def test_true_mask_of_another_size_names_both_files(records: list[Record]) -> No
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_of_equal_size_hold_every_photo_once_in_order(records: list[Record], workers: int) -> None:
-    batches = list(same_size_batches(records, 3, workers=workers))
+    batches = list(load_batches(same_size_batches(records, 3), workers=workers))
     ids = [[photo.record.id for photo in batch] for batch in batches]
     assert ids == [["0", "2", "4"], ["6"], ["1", "5"], ["3"]]
     for batch in batches:
@@ -228,7 +229,7 @@ def test_batches_of_equal_size_hold_every_photo_once_in_order(records: list[Reco
 
 
 def test_stream_of_nothing_is_empty() -> None:
-    nothing: list[Any] = list(same_size_batches([], 4))
+    nothing: list[Any] = list(load_batches(same_size_batches([], 4)))
     assert nothing == []
 
 

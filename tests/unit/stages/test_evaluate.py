@@ -61,9 +61,11 @@ class Toy(nn.Module):
         torch.manual_seed(0)
         self.convolution = nn.Conv2d(3, 4, 5, padding=2)
         self.calls = 0
+        self.together: list[int] = []
 
     def forward(self, images: Tensor) -> Tensor:
         self.calls += 1
+        self.together.append(len(images))
         logits: Tensor = 3 * self.convolution(images)
         return logits
 
@@ -101,3 +103,20 @@ def test_only_photos_without_predictions_are_predicted(records: list[Record], ru
     predict_records(model, records, run.mask, settings, CONSTANTS, CPU, "predict")  # type: ignore[arg-type]
     assert model.calls == 1
     assert run.mask("predictions_crf", "3").is_file()
+
+
+def test_a_continued_stage_forms_the_batches_of_one_without_interruption(
+    records: list[Record], run: RunDirectory
+) -> None:
+    """The last bits of a prediction depend on the other photos of its batch."""
+    settings, model = replace(EVALUATE, ms_flip=False, crf=False), Toy()
+    predict_records(model, records, run.mask, settings, CONSTANTS, CPU, "predict")  # type: ignore[arg-type]
+    before = {record.id: run.mask("predictions", record.id).stat().st_mtime_ns for record in records}
+    assert model.together == [4, 1, 1]
+    run.mask("predictions", "2").unlink()
+    model.together.clear()
+    predict_records(model, records, run.mask, settings, CONSTANTS, CPU, "predict")  # type: ignore[arg-type]
+    assert model.together == [4]
+    assert {
+        name for name, time in before.items() if run.mask("predictions", name).stat().st_mtime_ns != time
+    } == {"2"}
