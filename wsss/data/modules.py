@@ -210,7 +210,7 @@ def load_batches(batches: Iterable[Sequence[Record]], *, workers: int = 0) -> It
     """Read the photos of each batch, in order, ``workers`` processes ahead."""
     ends = list(accumulate(map(len, batches := list(batches)), initial=0))
     records = [record for batch in batches for record in batch]
-    indices = [range(start, end) for start, end in pairwise(ends)]
+    indices = [list(range(start, end)) for start, end in pairwise(ends)]
     yield from DataLoader(Photos(records), batch_sampler=indices, collate_fn=list, num_workers=workers)
 
 
