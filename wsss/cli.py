@@ -21,6 +21,8 @@ _STAGES = {
 CALIBRATE = "--calibrate"
 CALIBRATE_HELP = "--calibrate is short for --refine.background.rule calibrated."
 
+OVERWRITE = "--overwrite"
+
 OUT_OF_MEMORY = {
     "run": "ran out of memory; use a smaller --classifier.batch_size, --segmenter.batch_size, --saliency.batch_size or "
     "crop, or --data.long_side for large photos (finished work is kept)",
@@ -111,15 +113,15 @@ def _overview() -> str:
 def _stage(name: str, words: list[str]) -> int:
     if _helped(name, words):
         return 0
-    options = words
+    options, overwrite = [word for word in words if word != OVERWRITE], OVERWRITE in words
     if name == "refine" and CALIBRATE in words:  # last, so that it overrides any --config
-        options = [word for word in words if word != CALIBRATE] + ["--refine.background.rule=calibrated"]
+        options = [word for word in options if word != CALIBRATE] + ["--refine.background.rule=calibrated"]
     from wsss.options import parse_config
 
     config = parse_config(name, options)
     from wsss.runner import run_command
 
-    run_command(config, name, ["wsss", name, *words])
+    run_command(config, name, ["wsss", name, *words], overwrite=overwrite)
     return 0
 
 

@@ -5,6 +5,7 @@ The string below an attribute is its help text on the command line. Every comman
 Paths are plain strings, so that a checkpoint with a configuration in it loads with ``weights_only=True``.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -431,3 +432,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
     result: dict[str, Any] = plain(asdict(config))
     return result
+
+
+def leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Dotted names and values of the leaves of a nested dictionary."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import jsonargparse
 import yaml
 
-from wsss.config import CompareConfig, ComparisonConfig, Config
+from wsss.config import CompareConfig, ComparisonConfig, Config, leaves
 from wsss.data.labels import read_text
 from wsss.errors import UsageError, UserError
 from wsss.usage import near
@@ -135,13 +135,13 @@ def _understand(words: Sequence[str], options: Sequence[str], command: str) -> _
             path = Path(value if equals else left.pop(0))
             tree = _read(path, [*options, *elsewhere])
             given.files.append(path)
-            given.values |= dict(_leaves(tree))
+            given.values |= dict(leaves(tree))
             kept = _without(tree, lambda key: key in elsewhere or _is_gone(key, options))
             if kept:
                 given.words.append(f"--config={path if kept == tree else yaml.safe_dump(kept)}")
         elif name.startswith("--") and _is_gone(key, options):
             text = value if equals else left.pop(0) if left else ""
-            given.values |= dict(_leaves({key: _parsed(text)}))
+            given.values |= dict(leaves({key: _parsed(text)}))
         elif key in elsewhere:
             raise UsageError(f"{name} is an option of `wsss compare` only; `wsss {command}` does not take it")
         else:
@@ -228,7 +228,7 @@ def _read(path: Path, options: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"{path}{where} is not valid YAML ({what}); correct it there") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no configuration; write `key: value` lines (see configs/shapes.yaml)")
-    for key, value in _leaves(tree):
+    for key, value in leaves(tree):
         if _is_gone(key, options):
             continue
         if any(option.startswith(f"{key}.") for option in options):
@@ -240,15 +240,6 @@ def _read(path: Path, options: Sequence[str]) -> dict[str, Any]:
         if value is None and not _may_be_null(key):
             raise UserError(f"{path}: {key} is empty; give a value or remove the line")
     return tree
-
-
-def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Dotted names and values of the leaves of a nested dictionary."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _without(tree: Mapping[Any, Any], unwanted: Any, prefix: str = "") -> dict[Any, Any]:

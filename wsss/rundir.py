@@ -2,9 +2,9 @@
 
 A stage is identified by its *fingerprint*, a hash of what it reads: its part of the
 configuration, its input images and labels, the fingerprints of the stages before it and the
-code version. ``manifest.json`` holds the fingerprint and the state (``running`` or ``done``) of
-every stage. A stage whose stored fingerprint differs is emptied and run again; one that is ``running`` with the same
-fingerprint is continued.
+code version. ``manifest.json`` holds the fingerprint and the state (``running``, ``done``, or ``outdated`` if it was
+done and what it builds on changed) of every stage. A stage whose stored fingerprint differs is run again, and one that
+is ``running`` with the same fingerprint is continued. Meanwhile ``replaced/<stage>/`` has what it wrote before.
 """
 
 import fcntl
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -50,6 +50,12 @@ CALIBRATION, EXTENSION = "calibration.json", "extension.npz"
 
 COMPARE, RESIZED = "compare", "resized"
 """Folders of the leaderboard of ``wsss compare`` and of the copies of large photos."""
+
+REPLACED = "replaced"
+"""Folder of the results that a changed configuration makes anew, until the new ones are whole."""
+
+ENTRY = "entry.json"
+"""File in ``replaced/<stage>/`` with what the manifest said about them."""
 
 BEFORE_A_RUN = {".lock", COMPARE, RESIZED}
 """What a run directory may contain before the first stage."""
@@ -175,12 +181,16 @@ class RunDirectory:
 
         A finished stage that lacks one of ``files`` (somebody removed it) is ``partial``.
         """
-        entry = self.read_manifest().get("stages", {}).get(stage)
-        if entry is None:
+        entry = self.stage_entry(stage)
+        if not entry:
             return "missing"
         if entry.get("fingerprint") != expected:
             return "stale"
         return "done" if entry.get("state") == "done" and all(path.is_file() for path in files) else "partial"
+
+    def is_finished(self, stage: str, files: Iterable[Path]) -> bool:
+        """Whether the stage was done once, with whatever configuration, and its ``files`` exist."""
+        return _is_done(self.stage_entry(stage)) and all(path.is_file() for path in files)
 
     def clear(self, outputs: Sequence[str]) -> None:
         """Remove files and folders (named relative to the run directory)."""
@@ -191,9 +201,45 @@ class RunDirectory:
             else:
                 path.unlink(missing_ok=True)
 
+    def set_aside(self, stage: str, outputs: Sequence[str]) -> None:
+        """Move what the stage has written to ``replaced/<stage>/``; `take_back` undoes it, also half done.
+
+        What is there already from a stage that was done stays; then the unfinished files of the run directory are
+        removed.
+        """
+        folder = self.root / REPLACED / stage
+        if _is_done(_entry(folder)):
+            self.clear(outputs)
+            return
+        self.clear([f"{REPLACED}/{stage}"])
+        write_json(folder / ENTRY, self.stage_entry(stage))
+        _move(self.root, folder, outputs)
+
+    def take_back(self, stage: str, outputs: Sequence[str], expected: str | None = None) -> bool:
+        """Undo `set_aside` if that was cut off, or if what is in ``replaced/<stage>/`` has the expected fingerprint.
+
+        Returns whether it did.
+        """
+        folder = self.root / REPLACED / stage
+        replaced = _entry(folder)
+        if replaced and replaced["fingerprint"] != self.stage_entry(stage).get("fingerprint"):
+            if replaced["fingerprint"] != expected:
+                return False
+            self.clear(outputs)
+            self.replace(stage, replaced)
+        # Now the manifest speaks of these files: if this process is killed here, the next one goes on.
+        _move(folder, self.root, outputs)
+        self.clear([f"{REPLACED}/{stage}"])
+        return bool(replaced)
+
+    def stage_entry(self, stage: str) -> dict[str, Any]:
+        """What the manifest says about a stage; empty if it never ran."""
+        entry: dict[str, Any] = self.read_manifest().get("stages", {}).get(stage, {})
+        return entry
+
     def record(self, stage: str, **entry: Any) -> None:
         """Write facts about one stage into the manifest and keep the rest."""
-        self.replace(stage, {**self.read_manifest().get("stages", {}).get(stage, {}), **entry})
+        self.replace(stage, {**self.stage_entry(stage), **entry})
 
     def replace(self, stage: str, entry: dict[str, Any]) -> None:
         """Replace everything that the manifest says about one stage, in one write."""
@@ -204,20 +250,20 @@ class RunDirectory:
     def running(
         self, stage: str, expected: str, outputs: Sequence[str], *, shared: bool = False
     ) -> Iterator[dict[str, Any]]:
-        """Run a stage: empty it if it is stale, mark it as running, and as done if the block succeeds.
+        """Run a stage: set its stale files aside, mark it as running, and as done if the block succeeds.
 
         ``shared``: other processes work on it too, perhaps already, so a temporary file may be theirs.
         Yields a dictionary for facts (``images``, ...) that end up in the manifest. The seconds of
         an interrupted and continued stage add up.
         """
         state = self.stage_state(stage, expected)
-        if state in ("stale", "missing"):
-            self.clear(outputs)
+        if state == "stale":
+            self.set_aside(stage, outputs)
         for leftover in [path for name in outputs for path in (self.root / name).rglob(".*.tmp")]:
             # Left by a killed process, or being written by another process of a shared stage.
             if not shared:
                 leftover.unlink(missing_ok=True)
-        before = self.read_manifest().get("stages", {}).get(stage, {}) if state == "partial" else {}
+        before = self.stage_entry(stage) if state == "partial" else {}
         facts: dict[str, Any] = {}
         started = time.monotonic()
         self.replace(stage, {**before, "fingerprint": expected, "state": "running"})
@@ -228,6 +274,9 @@ class RunDirectory:
             if self.manifest.exists():
                 self.record(stage, seconds=round(seconds, 2), peak_memory_mib=peak_memory_mib(), **facts)
         self.record(stage, state="done")
+        self.clear([f"{REPLACED}/{stage}"])
+        with suppress(OSError):  # it is not empty, or was never there
+            (self.root / REPLACED).rmdir()
 
     # -- numbers --------------------------------------------------------------------------------
 
@@ -263,6 +312,22 @@ class RunDirectory:
         finally:
             _HELD.discard(handle)
             os.close(handle)
+
+
+def _entry(folder: Path) -> dict[str, Any]:
+    """What the manifest said about the stage whose results were moved to this folder; empty if none were."""
+    entry: dict[str, Any] = read_json(folder / ENTRY) if (folder / ENTRY).is_file() else {}
+    return entry
+
+
+def _is_done(entry: dict[str, Any]) -> bool:
+    return entry.get("state") in ("done", "outdated")
+
+
+def _move(source: Path, target: Path, names: Iterable[str]) -> None:
+    for name in names:
+        if (source / name).exists():
+            os.replace(source / name, target / name)
 
 
 _HELD: set[int] = set()

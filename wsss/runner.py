@@ -1,23 +1,25 @@
 """Running the stages of a command in a run directory. Finished stages are skipped; the others run in order."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from wsss import runtime
-from wsss.config import Config, to_dict
-from wsss.data.dataset import Dataset, check_trainable
+from wsss.config import Config, leaves, to_dict
+from wsss.data.dataset import Dataset, check_trainable, first
 from wsss.data.files import write_json, write_text
+from wsss.data.labels import read_text
 from wsss.errors import UserError
 from wsss.models.segmenter import check_architecture
 from wsss.pipeline import STAGES
 from wsss.refine.refiners import build_refiner
 from wsss.report.build import build_report, dry_run_note, size_note
-from wsss.rundir import RunDirectory, StageState, describe_machine, fingerprint
+from wsss.rundir import MASKS, RunDirectory, StageState, describe_machine, fingerprint
 from wsss.runtime import say
 from wsss.stages import shards
-from wsss.stages.base import Context
+from wsss.stages.base import Context, weights_digests
 from wsss.stages.prepare import prepare_dataset, warn_of_large_photos
 from wsss.stages.saliency import build_method
 from wsss.stages.score import metrics_of, summary
@@ -34,11 +36,20 @@ STAGES_OF: dict[str, tuple[str, ...]] = {
 """Command -> the stages that it runs; `run`, `evaluate` and `report` also write the report."""
 
 
-def run_command(config: Config, command: str, arguments: Sequence[str] = ()) -> None:
+def run_command(
+    config: Config, command: str, arguments: Sequence[str] = (), *, overwrite: bool = False
+) -> None:
     """Run the stages of ``command`` (see ``STAGES_OF``) in ``config.output``.
 
+    Args:
+        config: the configuration.
+        command: its name.
+        arguments: the words of the command line, for the manifest.
+        overwrite: replace finished networks that were trained with another configuration or other data.
+
     Raises:
-        UserError: bad input, an earlier stage is missing, or the directory is in use.
+        UserError: bad input, an earlier stage is missing, the directory is in use, or it holds a finished network that
+            would be replaced.
     """
     check_names(config)
     if command in shards.SHARED and shards.rank_and_world()[0] > 0:
@@ -53,9 +64,11 @@ def run_command(config: Config, command: str, arguments: Sequence[str] = ()) -> 
     context = Context(config, dataset, run)
     runtime.device(config.runtime)  # fails before anything is written
     with run.locked():
+        for name, stage in STAGES.items():
+            run.take_back(name, stage.writes)  # a process was killed while it moved them aside
         expected = fingerprints(config, dataset)
         stages = stages_of(command, config)
-        _check_ready(command, stages, context, expected)
+        _check_ready(command, stages, context, expected, overwrite)
         if stages:
             _describe(context, arguments)
             _retire(context, expected)
@@ -135,12 +148,18 @@ def _optional(command: str, config: Config) -> dict[str, tuple[str, str]]:
     return without
 
 
-def _check_ready(command: str, stages: Sequence[str], context: Context, expected: dict[str, str]) -> None:
-    """Fail before anything is written if a stage could not succeed or a stage that it builds on is missing."""
-    config = context.config
-    for name in stages:
-        if (check := STAGES[name].check) is not None:
-            check(context)
+def _check_ready(
+    command: str, stages: Sequence[str], context: Context, expected: dict[str, str], overwrite: bool
+) -> None:
+    """Fail before anything is written if a stage could not succeed, would replace a finished network or files that are
+    not its own, or if a stage that it builds on is missing."""
+    config, run, size = context.config, context.run, 0
+    states = {name: _state(name, context, expected) for name in stages}
+    todo = [name for name in stages if states[name] != "done"]
+    for name in todo:
+        size += STAGES[name].check(context, states[name])
+        if states[name] == "missing":
+            _check_strangers(name, run)
     needed = {other for name in stages for other in STAGES[name].follows(config)} - set(stages)
     needed -= {other for other, _ in _optional(command, config).values()}
     if command == "report":
@@ -148,7 +167,52 @@ def _check_ready(command: str, stages: Sequence[str], context: Context, expected
     for other in [name for name in STAGES if name in needed]:
         state = _state(other, context, expected)
         if state != "done":
-            raise UserError(_not_ready(command, other, state, context.run))
+            raise UserError(_not_ready(command, other, state, run))
+    for name in todo:
+        if states[name] == "stale" and STAGES[name].trains and not overwrite:
+            _check_unfinished(name, context)
+    free = shutil.disk_usage(run.root).free
+    if free < size:
+        raise UserError(
+            f"{run.root} needs about {size / 1e9:.1f} GB, but its disk has {free / 1e9:.1f} GB free; free some space, "
+            "or choose another --output"
+        )
+
+
+def _check_strangers(name: str, run: RunDirectory) -> None:
+    """Raises UserError if a stage that never ran here would write into a folder with files."""
+    for output in STAGES[name].writes:
+        folder = run.root / output
+        if folder.is_dir() and any(folder.iterdir()):
+            own = " or train on them with --segmenter.masks" if output == MASKS else ""
+            raise UserError(
+                f"{folder} holds files that no stage of this run wrote; move them elsewhere,{own or ' or'} "
+                "choose another --output"
+            )
+
+
+def _check_unfinished(name: str, context: Context) -> None:
+    """Raises UserError if the stage has trained a network to the end with other settings or input."""
+    run, (folder,) = context.run, STAGES[name].writes
+    if run.is_finished(name, STAGES[name].files(context)):
+        raise UserError(
+            f"{run.root / folder} holds a finished network that was trained with {_difference(context)}; choose "
+            "another --output, or replace it with --overwrite"
+        )
+
+
+def _difference(context: Context) -> str:
+    """How the configuration differs from the one in the run directory."""
+    before = (
+        dict(leaves(yaml.safe_load(read_text(context.run.config)))) if context.run.config.is_file() else {}
+    )
+    now = dict(leaves(to_dict(context.config)))
+    changed = [
+        f"{key} {before[key]} instead of {now[key]}"
+        for key in now
+        if key in before and before[key] != now[key] and not key.startswith(("output", "runtime."))
+    ]
+    return first(changed) or "other photos, labels, masks or weights, or by another version of wsss"
 
 
 def _not_ready(name: str, other: str, state: str, run: RunDirectory) -> str:
@@ -163,12 +227,13 @@ def _not_ready(name: str, other: str, state: str, run: RunDirectory) -> str:
 
 def _retire(context: Context, expected: dict[str, str]) -> None:
     """Remove from metrics.json what was measured with another configuration or other data."""
-    stale = [name for name in STAGES if context.run.stage_state(name, expected[name]) == "stale"]
-    for name in stale:
-        context.run.record(name, state="outdated")
+    run = context.run
+    stale = [name for name in STAGES if run.stage_state(name, expected[name]) == "stale"]
+    for name in [name for name in stale if run.stage_entry(name)["state"] == "done"]:
+        run.record(name, state="outdated")
     gone = {entry for name in stale for entry in metrics_of(name)}
-    if gone & context.run.read_metrics().keys():
-        context.run.update_metrics(**dict.fromkeys(gone))
+    if gone & run.read_metrics().keys():
+        run.update_metrics(**dict.fromkeys(gone))
 
 
 def _run_stage(name: str, context: Context, expected: dict[str, str], command: str) -> None:
@@ -177,6 +242,8 @@ def _run_stage(name: str, context: Context, expected: dict[str, str], command: s
     if other and _state(other, context, expected) != "done":
         say(f"{name}: {reason}")
         return
+    if run.take_back(name, stage.writes, expected[name]):
+        say(f"{name}: takes back what it had written with this configuration")
     state = _state(name, context, expected)
     if state == "done":
         say(f"{name}: already done")
@@ -197,6 +264,7 @@ def _describe(context: Context, arguments: Sequence[str]) -> None:
     run, config = context.run, context.config
     write_text(run.config, yaml.safe_dump(to_dict(config), sort_keys=False))
     manifest = {**run.read_manifest(), **describe_machine(), "seed": config.seed, "command": list(arguments)}
+    manifest["weights"] = {**manifest.get("weights", {}), **weights_digests(config)}
     manifest["precision"] = "bf16" if runtime.uses_bf16(config.runtime) else "float32"
     manifest["device"] = str(runtime.device(config.runtime))
     write_json(run.manifest, manifest)

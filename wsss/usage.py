@@ -144,6 +144,9 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
 ALWAYS = ("output", "seed", "runtime")
 
 
+OVERWRITES = "Replace finished networks of this run that were trained with other settings or input."
+
+
 class Option(NamedTuple):
     """A leaf of the configuration."""
 
@@ -169,6 +172,7 @@ def stage_help(command: str, about: str, everything: bool = False) -> str:
             "--config FILE",
             "A YAML file. Later options override it. As the first word it needs no --config.",
         ),
+        *([("--overwrite", OVERWRITES)] if command in ("run", "classify", "segment") else []),
         ("--print_config", "Print the whole configuration and stop."),
         ("--help all", f"Show all {len(options)} options; every stage accepts them all."),
     ]

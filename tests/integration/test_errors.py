@@ -264,7 +264,7 @@ def test_a_network_that_answers_with_no_numbers_is_not_scored(
 def test_memory_that_runs_out_is_one_sentence(
     run: Path, tiny: list[str], command: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def full(*values: object) -> None:
+    def full(*values: object, **options: object) -> None:
         raise error
 
     monkeypatch.setattr("wsss.stages.segment.segmentation.new_task", full)
@@ -275,7 +275,7 @@ def test_memory_that_runs_out_is_one_sentence(
 def test_other_runtime_errors_keep_their_traceback(
     run: Path, tiny: list[str], command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*values: object) -> None:
+    def broken(*values: object, **options: object) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("wsss.stages.segment.segmentation.new_task", broken)
@@ -334,6 +334,7 @@ def test_true_mask_that_does_not_fit_is_named_by_the_pipeline(
     path = shapes_copy / "SegmentationClass" / f"{split}_000002.png"
     write_mask(path, mask)
     words = [*voc_words(shapes_copy), "--data.train", "train", "--output", run, "--segmenter.epochs", 1]
+    words.append("--overwrite")
     sentence = command("run" if split == "val" else "evaluate", *words).sentence
     assert f"{path} {part}" in sentence
 

@@ -43,14 +43,14 @@ def test_they_are_known_by_their_content(
     masks: Path, tiny: list[str], run: Path, command: Any, stages: Stages
 ) -> None:
     words = [*tiny, "--output", run, "--segmenter.epochs", 1, "--segmenter.masks", masks]
-    assert command("segment", *words).status == 0
+    assert command("segment", *words, "--overwrite").status == 0
     shutil.copytree(masks, masks.with_name("moved"))
     moved = [*words[:-1], masks.with_name("moved")]
     assert "segment: already done" in command("segment", *moved).err
     changed = next(masks.glob("*.png"))
     size = changed.stat().st_size
     write_mask(changed, np.where(read_mask(changed) == 0, np.uint8(1), np.uint8(0)))
-    done = command("segment", *words)
+    done = command("segment", *words, "--overwrite")
     assert "segment: train the segmenter" in done.err, size
     assert "(again: its input or configuration changed)" in done.err
 

@@ -79,8 +79,9 @@ def test_another_threshold_redoes_refine_and_what_follows(
 ) -> None:
     before, entries = times(run), stages(run)
     rule = ["--refine.background.rule", "constant", "--refine.background.threshold", 0.45]
-    done = command("run", *tiny, "--output", run, *rule)
+    done = command("run", *tiny, "--output", run, *rule, "--overwrite")
     assert done.status == 0
+    assert not (run / "replaced").exists()
     after = times(run)
     assert {n: t for n, t in after.items() if n.startswith(("classifier", "saliency"))} == {
         n: t for n, t in before.items() if n.startswith(("classifier", "saliency"))
@@ -159,7 +160,7 @@ def test_supervised_trains_only_the_twin_and_adds_its_numbers(
     assert (run / "segmenter_supervised" / "last.ckpt").is_file()
     assert len(list((run / "supervised_predictions").glob("*.png"))) == 6
     # and a segmenter of other settings is not compared with the twin of the old ones
-    command("segment", *tiny, "--output", run, "--segmenter.epochs", 1)
+    command("segment", *tiny, "--output", run, "--segmenter.epochs", 1, "--overwrite")
     assert not {"val", "supervised", "retention"} & set(metrics(run))
 
 
@@ -352,7 +353,7 @@ def test_settings_that_play_no_part_are_told_once(run: Path, tiny: list[str], co
         ),
         (
             "segment",
-            ["--segmenter.bootstrap", "soft"],
+            ["--segmenter.bootstrap", "soft", "--segmenter.epochs", 1, "--overwrite"],
             "segmenter.bootstrap is soft, but has no effect: segmenter.loss is cross_entropy",
         ),
         (

@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,10 +113,91 @@ def test_leftovers_of_a_killed_process_are_removed_and_its_results_kept(run: Run
         assert [path.name for path in (run.root / "masks").rglob("*") if path.is_file()] == ["1.png"]
 
 
-def test_outputs_of_an_unknown_run_are_removed(run: RunDirectory) -> None:
-    (run.root / "masks").mkdir(parents=True)
-    with run.running("refine", "f1", ["masks"]):
-        assert not (run.root / "masks").exists()
+OUTPUTS = ["masks", "table.json"]
+
+
+@pytest.fixture
+def old(run: RunDirectory) -> RunDirectory:
+    """A run whose stage `refine` is done with the fingerprint "old"."""
+    with run.running("refine", "old", OUTPUTS):
+        write(run, "old")
+    return run
+
+
+def write(run: RunDirectory, content: str) -> None:
+    (run.root / "masks").mkdir(exist_ok=True)
+    (run.root / "masks" / "1.png").write_text(content)
+    (run.root / "table.json").write_text(content)
+
+
+def cut_off(run: RunDirectory, fingerprint: str, content: str) -> None:
+    """The stage begins with this fingerprint, finds nothing, and is interrupted after it has written ``content``."""
+    with suppress(KeyboardInterrupt), run.running("refine", fingerprint, OUTPUTS):
+        assert contents(run.root) == ["", ""]
+        write(run, content)
+        raise KeyboardInterrupt
+
+
+def contents(folder: Path) -> list[str]:
+    files = [folder / "masks" / "1.png", folder / "table.json"]
+    return [path.read_text() if path.exists() else "" for path in files]
+
+
+def aside(run: RunDirectory) -> Path:
+    return run.root / "replaced" / "refine"
+
+
+def test_what_a_stale_stage_wrote_is_kept_until_its_successor_is_whole(old: RunDirectory) -> None:
+    cut_off(old, "new", "half")
+    assert contents(aside(old)) == ["old", "old"]
+    with old.running("refine", "new", OUTPUTS):
+        assert contents(old.root) == ["half", "half"]
+        write(old, "new")
+    assert contents(old.root) == ["new", "new"]
+    assert not (old.root / "replaced").exists()
+
+
+def test_with_the_old_configuration_the_old_results_come_back(old: RunDirectory) -> None:
+    before = old.stage_entry("refine")
+    cut_off(old, "new", "half")
+    assert not old.take_back("refine", OUTPUTS, "another")
+    assert contents(old.root) == ["half", "half"]
+    assert old.take_back("refine", OUTPUTS, "old")
+    assert contents(old.root) == ["old", "old"]
+    assert old.stage_entry("refine") == before
+    assert not aside(old).exists()
+    assert not old.take_back("refine", OUTPUTS, "old")
+
+
+def test_finished_results_stay_aside_when_two_successors_are_cut_off(old: RunDirectory) -> None:
+    for successor in ("b", "c"):
+        cut_off(old, successor, successor)
+    assert contents(aside(old)) == ["old", "old"]
+    assert contents(old.root) == ["c", "c"]
+
+
+@pytest.mark.parametrize("renames", [1, 2, 3])
+def test_a_kill_while_results_are_moved_aside_loses_none(
+    old: RunDirectory, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    """Of its entry, of one output, of both: the next process undoes it, and does not take them for the new stage's."""
+    before, left, replace = old.stage_entry("refine"), renames, os.replace
+
+    def killed(source: Any, target: Any) -> None:
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt), old.running("refine", "new", OUTPUTS):
+        pass
+    monkeypatch.undo()
+    assert old.take_back("refine", OUTPUTS)
+    assert contents(old.root) == ["old", "old"]
+    assert old.stage_entry("refine") == before
+    assert not aside(old).exists()
 
 
 def test_seconds_of_interrupted_and_continued_stages_add_up(

@@ -4,14 +4,17 @@ A stage's fingerprint is a hash of what it reads and of the fingerprints of the 
 ``rundir``); ``runner`` decides by it what to run.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from wsss.config import Config
-from wsss.data.dataset import Dataset
-from wsss.rundir import RunDirectory, content_digest, file_stamp
+from wsss.data.dataset import Dataset, Record, evenly
+from wsss.data.files import image_size
+from wsss.rundir import RunDirectory, StageState, content_digest, file_stamp
 from wsss.runtime import say
 from wsss.stages.shards import rank_and_world
 
@@ -27,6 +30,10 @@ class Context:
 
 def _nothing(context: Context) -> Iterable[Path]:
     return ()
+
+
+def _needs_nothing(context: Context, state: StageState) -> int:
+    return 0
 
 
 def _always(config: Config) -> bool:
@@ -50,8 +57,11 @@ class Stage:
     """The files that must exist when it is done."""
     wanted: Callable[[Config], bool] = _always
     """Whether this configuration asks for it at all."""
-    check: Callable[[Context], None] | None = None
-    """Raises UserError if it could not succeed. Called before anything is written."""
+    check: Callable[[Context, StageState], int] = _needs_nothing
+    """Raises UserError if it could not succeed. Returns how many bytes it will write, roughly and at least. Called with
+    its state, unless it is done, before anything is written."""
+    trains: bool = False
+    """Whether it trains a network. A finished one is replaced only with ``--overwrite``."""
 
 
 def after(*names: str) -> Callable[[Config], tuple[str, ...]]:
@@ -94,6 +104,39 @@ def val_inputs(dataset: Dataset) -> list[Any]:
     return [[r.id, file_stamp(r.image), r.mask and file_stamp(r.mask)] for r in dataset.val]
 
 
-def weights_stamp(value: str) -> Any:
-    """A weights file counts with its content, because all files of one architecture have the same size."""
-    return value if value in ("imagenet", "none", "classifier") else [value, content_digest(Path(value))]
+def weights_stamp(config: Config, value: str) -> Any:
+    """A weights file counts with its content, because all files of one architecture have the same size.
+
+    What is trained needs its initial weights no more: if the file is gone, it counts as the run directory remembers it.
+    """
+    if value in ("imagenet", "none", "classifier"):
+        return value
+    remembered = RunDirectory(Path(config.output)).read_manifest().get("weights", {})
+    return [value, content_digest(Path(value)) or remembered.get(value)]
+
+
+def weights_digests(config: Config) -> dict[str, str]:
+    """File of initial weights -> SHA-256 of its content, for the manifest."""
+    files = {config.classifier.weights, config.segmenter.weights}
+    return {name: digest for name in sorted(files) if (digest := content_digest(Path(name)))}
+
+
+# -- disk -------------------------------------------------------------------------------------------
+
+MASK_BYTES = 0.02
+"""Bytes per pixel of a mask as PNG."""
+
+
+def bytes_of_masks(records: Sequence[Record], folders: int) -> int:
+    """Roughly the size of a mask for each photo in so many folders."""
+    some = evenly(records, 20)
+    pixels = sum(height * width for height, width in (image_size(record.image) for record in some))
+    return int(MASK_BYTES * pixels / max(1, len(some)) * len(records) * folders)
+
+
+def bytes_of_training(task: nn.Module) -> int:
+    """Size of ``last.ckpt`` and ``best.ckpt``, and of a third that is being written: weights and momentum."""
+    return 3 * sum(
+        value.numel() * value.element_size() * (2 if value.requires_grad else 1)
+        for value in (*task.parameters(), *task.buffers())
+    )

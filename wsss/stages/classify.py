@@ -10,10 +10,10 @@ from wsss import runtime
 from wsss.config import to_dict
 from wsss.data.modules import ClassificationData, LabelledPhotos, train_loader
 from wsss.data.transforms import RandomLongSide, TrainTransform
-from wsss.rundir import CLASSIFIER, file_stamp
-from wsss.stages.base import Context, Stage, after, train_inputs, weights_stamp
+from wsss.rundir import CLASSIFIER, StageState, file_stamp
+from wsss.stages.base import Context, Stage, after, bytes_of_training, train_inputs, weights_stamp
 from wsss.tasks import classification
-from wsss.tasks.fit import fit, validate
+from wsss.tasks.fit import fit, is_begun, validate
 
 
 def train_classifier(context: Context) -> dict[str, Any]:
@@ -21,7 +21,8 @@ def train_classifier(context: Context) -> dict[str, Any]:
     config, dataset, run = context.config, context.dataset, context.run
     settings, hardware = config.classifier, config.runtime
     seed_everything(config.seed, verbose=False)
-    task = classification.new_task(settings, dataset.classes)
+    folder = run.root / CLASSIFIER
+    task = classification.new_task(settings, dataset.classes, pretrained=not is_begun(folder))
     transform = TrainTransform(RandomLongSide(*settings.long_side), settings.crop, settings.color_jitter)
     train = ClassificationData(dataset.train, len(dataset.classes), transform, config.seed)
     workers = runtime.loader_workers(hardware)
@@ -29,7 +30,7 @@ def train_classifier(context: Context) -> dict[str, Any]:
         task,
         train_loader(train, settings.batch_size, config.seed, workers, hardware.devices),
         _labelled_val(context),
-        run.root / CLASSIFIER,
+        folder,
         epochs=settings.epochs,
         monitor=("val_mAP", "max"),
         config=hardware,
@@ -63,12 +64,18 @@ def _average_precisions(classes: Sequence[str], values: Sequence[float | None]) 
     return {"mAP": mean, "per_class": dict(zip(classes, values, strict=True))}
 
 
+def _check(context: Context, state: StageState) -> int:
+    begun = state == "partial" and is_begun(context.run.root / CLASSIFIER)
+    settings, classes = context.config.classifier, context.dataset.classes
+    return bytes_of_training(classification.new_task(settings, classes, pretrained=not begun))
+
+
 CLASSIFY = Stage(
     "train the classifier on image labels",
     train_classifier,
     reads=lambda config, data: [
         to_dict(config.classifier),
-        weights_stamp(config.classifier.weights),
+        weights_stamp(config, config.classifier.weights),
         config.seed,
         data.classes,
         train_inputs(data),
@@ -76,6 +83,8 @@ CLASSIFY = Stage(
     follows=after(),
     writes=(CLASSIFIER,),
     files=lambda context: [context.run.checkpoint(CLASSIFIER)],
+    check=_check,
+    trains=True,
 )
 
 SCORE_CLASSIFIER = Stage(

@@ -20,7 +20,7 @@ from wsss.models.segmenter import Segmenter, predict_probabilities
 from wsss.parallel import pool, unordered
 from wsss.refine.parameters import CRFParameters
 from wsss.rundir import CRF, MS_FLIP, PLAIN, SEGMENTER, SUPERVISED, SUPERVISED_PLAIN
-from wsss.stages.base import Context, Stage, after, tell, unused, val_inputs
+from wsss.stages.base import Context, Stage, after, bytes_of_masks, tell, unused, val_inputs
 from wsss.stages.score import measure
 from wsss.stages.workers import write_crf
 from wsss.tasks import segmentation
@@ -145,6 +145,7 @@ EVALUATE = Stage(
         for record in context.dataset.val
         for folder in folders(context.config.evaluate)
     ],
+    check=lambda context, state: bytes_of_masks(context.dataset.val, len(folders(context.config.evaluate))),
 )
 
 EVALUATE_SUPERVISED = Stage(

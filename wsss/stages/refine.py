@@ -18,7 +18,7 @@ from wsss.parallel import pool, unordered
 from wsss.refine.parameters import RefineParameters
 from wsss.refine.refiners import Place, Refiner, build_refiner, refiner_class, unused_settings
 from wsss.rundir import EXTENDED, LABELS, MASKS, SALIENCY, RunDirectory
-from wsss.stages.base import Context, Stage, after, tell
+from wsss.stages.base import Context, Stage, after, bytes_of_masks, tell
 from wsss.stages.calibrate import chosen_rule
 from wsss.stages.shards import rank_and_world, shares
 from wsss.stages.workers import is_done, refine_one
@@ -129,4 +129,5 @@ REFINE = Stage(
     files=lambda context: [
         context.run.mask(folder, record.id) for record in context.dataset.train for folder in (LABELS, MASKS)
     ],
+    check=lambda context, state: bytes_of_masks(context.dataset.train, 2),
 )

@@ -133,11 +133,6 @@ def write_saliency_of_photos(context: Context) -> dict[str, Any]:
     return {"images": len(context.dataset.train), "method": repr(method)}
 
 
-def _check(context: Context) -> None:
-    """Find a misspelt method before hours of training."""
-    build_method(context.config.saliency, context.config.classifier.architecture)
-
-
 def _settings(config: SaliencyConfig) -> dict[str, Any]:
     """The settings without the batch size, which changes no map."""
     return {key: value for key, value in to_dict(config).items() if key != "batch_size"}
@@ -150,5 +145,4 @@ SALIENCY_STAGE = Stage(
     follows=after("classify"),
     writes=(SALIENCY, CALIBRATION),
     files=lambda context: [context.run.saliency(record.id) for record in context.dataset.train],
-    check=_check,
 )

@@ -10,16 +10,25 @@ from lightning import seed_everything
 from torch.utils.data import DataLoader
 
 from wsss import runtime
-from wsss.config import Config, to_dict
+from wsss.config import Config, SegmenterConfig, to_dict
 from wsss.data.dataset import Dataset, Record, first, with_masks
 from wsss.data.files import check_mask_header
 from wsss.data.modules import SegmentationData, TrueMasks, train_loader
 from wsss.data.transforms import RandomScale, TrainTransform
 from wsss.errors import UserError
-from wsss.rundir import CLASSIFIER, MASKS, SEGMENTER, SUPERVISED, content_digest
-from wsss.stages.base import Context, Stage, tell, train_inputs, train_truth, unused, weights_stamp
+from wsss.rundir import CLASSIFIER, MASKS, SEGMENTER, SUPERVISED, StageState, content_digest
+from wsss.stages.base import (
+    Context,
+    Stage,
+    bytes_of_training,
+    tell,
+    train_inputs,
+    train_truth,
+    unused,
+    weights_stamp,
+)
 from wsss.tasks import classification, segmentation
-from wsss.tasks.fit import fit
+from wsss.tasks.fit import fit, is_begun
 
 
 def train_segmenter(context: Context) -> dict[str, Any]:
@@ -41,12 +50,14 @@ def train_supervised(context: Context) -> dict[str, Any]:
 def _train(context: Context, records: Sequence[Record], folder: Path) -> dict[str, Any]:
     config, dataset, run = context.config, context.dataset, context.run
     settings, hardware = config.segmenter, config.runtime
-    initial = None
-    if settings.weights == "classifier":
+    begun, initial = is_begun(folder), None
+    if settings.weights == "classifier" and not begun:
         path = run.checkpoint(CLASSIFIER, config.saliency.checkpoint)
         initial = classification.load_classifier(path)[0].state_dict()
     seed_everything(config.seed, verbose=False)
-    task = segmentation.new_task(settings, dataset.class_names, initial, config.data.long_side)
+    task = segmentation.new_task(
+        settings, dataset.class_names, initial, config.data.long_side, pretrained=not begun
+    )
     transform = TrainTransform(RandomScale(*settings.scale), settings.crop, settings.color_jitter)
     workers = runtime.loader_workers(hardware)
     train = SegmentationData(records, transform, config.seed, len(dataset.class_names))
@@ -106,7 +117,9 @@ def _settings(config: Config) -> list[Any]:
     # val_every only says how often the log has a value.
     other = ("supervised", "val_every", "masks")
     settings = {name: value for name, value in to_dict(config.segmenter).items() if name not in other}
-    return [settings, weights_stamp(config.segmenter.weights), config.seed]
+    if config.segmenter.loss != "bootstrap":
+        settings["bootstrap"] = SegmenterConfig().bootstrap  # it has no effect
+    return [settings, weights_stamp(config, config.segmenter.weights), config.seed]
 
 
 def _reads(config: Config, dataset: Dataset) -> list[Any]:
@@ -139,19 +152,29 @@ def _check_batch(context: Context, images: int) -> None:
         )
 
 
-def _check_segment(context: Context) -> None:
+def _check_network(context: Context, state: StageState, folder: str) -> int:
+    """Build the network, with its initial weights if they will be needed and are known by now."""
+    settings, names = context.config.segmenter, context.dataset.class_names
+    begun = state == "partial" and is_begun(context.run.root / folder)
+    pretrained = not begun and settings.weights != "classifier"
+    return bytes_of_training(segmentation.new_task(settings, names, pretrained=pretrained))
+
+
+def _check_segment(context: Context, state: StageState) -> int:
     if context.config.segmenter.masks is not None:
         check_own_masks(Path(context.config.segmenter.masks), context.dataset.train)
     _check_batch(context, len(context.dataset.train))
+    return _check_network(context, state, SEGMENTER)
 
 
-def _check_supervise(context: Context) -> None:
+def _check_supervise(context: Context, state: StageState) -> int:
     records = with_masks(context.dataset.train)
     if not records:
         raise UserError(
             "segmenter.supervised needs true masks of training images, and this data set has none; set it to false"
         )
     _check_batch(context, len(records))
+    return _check_network(context, state, SUPERVISED)
 
 
 SEGMENT = Stage(
@@ -162,6 +185,7 @@ SEGMENT = Stage(
     writes=(SEGMENTER,),
     files=lambda context: [context.run.checkpoint(SEGMENTER)],
     check=_check_segment,
+    trains=True,
 )
 
 SUPERVISE = Stage(
@@ -179,4 +203,5 @@ SUPERVISE = Stage(
     files=lambda context: [context.run.checkpoint(SUPERVISED)],
     wanted=lambda config: config.segmenter.supervised,
     check=_check_supervise,
+    trains=True,
 )

@@ -108,6 +108,8 @@ def load_task(path: Path, output_stride: int | None = None) -> ClassificationTas
     return ClassificationTask.from_checkpoint(path, **changes)
 
 
-def new_task(config: ClassifierConfig, classes: tuple[str, ...]) -> ClassificationTask:
-    """The task with its initial weights."""
-    return ClassificationTask({"kind": "classifier", **to_dict(config)}, list(classes))
+def new_task(
+    config: ClassifierConfig, classes: tuple[str, ...], *, pretrained: bool = True
+) -> ClassificationTask:
+    """The task with its initial weights, or without them, to continue from a checkpoint."""
+    return ClassificationTask({"kind": "classifier", **to_dict(config)}, list(classes), pretrained)

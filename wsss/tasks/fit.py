@@ -24,6 +24,9 @@ from wsss.errors import UserError
 from wsss.tasks.base import check_finite
 from wsss.tasks.checkpoints import read_checkpoint
 
+LAST = "last.ckpt"
+"""The checkpoint after the latest epoch."""
+
 _ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
 
 
@@ -169,12 +172,17 @@ def fit(
         callbacks.append(TQDMProgressBar(leave=False))
     with quiet_lightning():
         trainer = _trainer(config, callbacks, bar, max_epochs=epochs, check_val_every_n_epoch=val_every)
-        last = folder / "last.ckpt"
-        if last.is_file():
+        last, begun = folder / LAST, is_begun(folder)
+        if begun:
             read_checkpoint(last, task.hparams["config"]["kind"])  # its error names a damaged file
         task.to(memory_format=torch.channels_last)
         with _plain_errors():
-            trainer.fit(task, train, val, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+            trainer.fit(task, train, val, ckpt_path=str(last) if begun else None, weights_only=True)
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether `fit` would continue a training, which needs no initial weights."""
+    return (folder / LAST).is_file()
 
 
 @contextmanager

@@ -128,8 +128,12 @@ def new_task(
     class_names: tuple[str, ...],
     initial: dict[str, Tensor] | None = None,
     long_side: int | None = None,
+    *,
+    pretrained: bool = True,
 ) -> SegmentationTask:
-    """The task with its initial weights; ``class_names`` starts with background."""
-    return SegmentationTask(
-        {"kind": "segmenter", **to_dict(config)}, list(class_names), initial, long_side=long_side
-    )
+    """The task with its initial weights, or without them, to continue from a checkpoint.
+
+    ``class_names`` starts with background.
+    """
+    hyper = {"kind": "segmenter", **to_dict(config)}
+    return SegmentationTask(hyper, list(class_names), initial, pretrained, long_side)
