@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from wsss import runtime
 from wsss.config import RuntimeConfig
 from wsss.data.files import atomic_path, write_text
+from wsss.data.modules import EpochSampler
 from wsss.errors import UserError
 from wsss.tasks.base import check_finite
 from wsss.tasks.checkpoints import read_checkpoint
@@ -174,7 +175,11 @@ def fit(
         trainer = _trainer(config, callbacks, bar, max_epochs=epochs, check_val_every_n_epoch=val_every)
         last, begun = folder / LAST, is_begun(folder)
         if begun:
-            read_checkpoint(last, task.hparams["config"]["kind"])  # its error names a damaged file
+            checkpoint = read_checkpoint(
+                last, task.hparams["config"]["kind"]
+            )  # its error names a damaged file
+            # Lightning tells the sampler too, but after the workers of a continued training got their first photos.
+            cast("EpochSampler", train.sampler).set_epoch(checkpoint["epoch"] + 1)
         task.to(memory_format=torch.channels_last)
         with _plain_errors():
             trainer.fit(task, train, val, ckpt_path=str(last) if begun else None, weights_only=True)

@@ -84,6 +84,7 @@ def train_classifier(
     settings: ClassifierConfig = SETTINGS,
     val_every: int = 1,
     val: bool = True,
+    workers: int = 0,
 ) -> classification.ClassificationTask:
     """A fresh task with fixed initial weights, dropout in front of its head, fitted in ``folder``."""
     torch.manual_seed(0)
@@ -95,7 +96,7 @@ def train_classifier(
     loader = DataLoader(LabelledPhotos(records[:4], len(CLASSES), 40), batch_size=1) if val else None
     fit(
         task,
-        train_loader(data, 4, seed=7, workers=0),
+        train_loader(data, 4, seed=7, workers=workers),
         loader,
         folder,
         epochs=epochs,
@@ -125,17 +126,18 @@ def with_callback(monkeypatch: pytest.MonkeyPatch, callback: Callback) -> None:
     monkeypatch.setattr(fitting, "_trainer", extended)
 
 
-@pytest.mark.parametrize("done", [1, 3])
+@pytest.mark.parametrize(("done", "workers"), [(1, 0), (3, 0), (1, 1)])
 def test_interrupted_and_continued_training_equals_an_uninterrupted_one_bit_for_bit(
-    tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch, done: int
+    tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch, done: int, workers: int
 ) -> None:
+    """Also with worker processes, which fetch the first photos before Lightning sets the epoch."""
     whole = train_classifier(records, tmp_path / "whole", epochs=4)
     with monkeypatch.context() as patch:
         with_callback(patch, StopAfter(done))
         with pytest.raises(Interrupted):
-            train_classifier(records, tmp_path / "parts", epochs=4)
+            train_classifier(records, tmp_path / "parts", epochs=4, workers=workers)
     assert [row["epoch"] for row in rows(tmp_path / "parts")] == [str(i + 1) for i in range(done)]
-    continued = train_classifier(records, tmp_path / "parts", epochs=4)
+    continued = train_classifier(records, tmp_path / "parts", epochs=4, workers=workers)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, continued.state_dict()[name]), name
     for name in ("metrics.csv",):
