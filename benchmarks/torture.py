@@ -106,7 +106,8 @@ class Bench:
 
     @contextmanager
     def in_stage(self, output: Path, stage: str, *words: str) -> "Iterator[subprocess.Popen[str] | None]":
-        """A run at a random moment of a stage, in a session of its own; None if it ended before. It is not left over."""
+        """A run at a random moment of a stage, in a session of its own; None if it ended before. It never outlives the
+        block."""
         process = subprocess.Popen(
             self.command(output, *words),
             stdout=subprocess.DEVNULL,
@@ -206,15 +207,7 @@ def worker_killed(bench: Bench, row: Row) -> None:
             if process is None or not children:
                 continue
             os.kill(bench.random.choice(children), signal.SIGKILL)
-            row.injected += 1
-            row.stages.add(stage)
-            try:
-                error = process.communicate(timeout=90)[1]
-            except subprocess.TimeoutExpired:
-                row.lost.append(f"{stage}: hangs without its worker")
-                continue
-            if process.returncode and "Traceback" in error:
-                row.lost.append(f"{stage}: a traceback ({error.strip().splitlines()[-1][:80]})")
+            note_failure(process, row, stage, "worker process")
     bench.compare(output, row)
 
 
@@ -241,12 +234,8 @@ def photo_gone(bench: Bench, row: Row) -> None:
             if process is None:
                 continue
             photo.rename(photo.with_suffix(".away"))
-            error = process.communicate(timeout=120)[1]
+            note_failure(process, row, stage, str(photo))
             photo.with_suffix(".away").rename(photo)
-            row.injected += 1
-            row.stages.add(stage)
-            if process.returncode and (str(photo) not in error or "Traceback" in error):
-                row.lost.append(f"{stage}: {error.strip().splitlines()[-1][:90]}")
     bench.compare(output, row)
 
 
@@ -301,81 +290,72 @@ def copied(bench: Bench, row: Row) -> None:
 
 
 @contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], None]]:
-    """A tmpfs of that size at ``folder``; yields a function that mounts it again with other options."""
-
-    def mount(options: str) -> None:
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True, capture_output=True
-        )
-
+def small_disk(folder: Path) -> Iterator[None]:
+    """A disk of 500 MB, in memory, at ``folder``."""
     folder.mkdir(exist_ok=True)
-    mount(f"size={size}")
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=500m", "tmpfs", folder], check=True, capture_output=True
+    )
     try:
-        yield lambda options: mount(f"remount,{options}")
+        yield
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def may_mount(work: Path) -> bool:
-    try:
-        with small_disk(work / "probe", "1m"):
-            return True
-    except (OSError, subprocess.CalledProcessError):
-        return False
-
-
 def disk_full(bench: Bench, row: Row) -> None:
-    """The disk is full at several moments; then there is room again.
-
-    The check of free space before a run would refuse these disks, so it finds room, and the rest is taken away later.
-    """
-    if not may_mount(bench.work):
+    """Another program fills the disk during each stage, up to 64 kB; then there is room again."""
+    folder = bench.work / "small"
+    try:
+        with small_disk(folder):
+            _fill_in_each_stage(bench, row, folder)
+    except (OSError, subprocess.CalledProcessError):
         row.note = "not tried: no right to mount"
+
+
+def _fill_in_each_stage(bench: Bench, row: Row, folder: Path) -> None:
+    filler = folder / "filler"
+    for stage in STAGES:
+        with bench.in_stage(folder / "run", stage) as process:
+            if process is None:
+                continue
+            with filler.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free - 65536)
+            note_failure(process, row, stage, "free some disk space")
+            filler.unlink()
+    bench.compare(folder / "run", row)
+
+
+def note_failure(process: "subprocess.Popen[str]", row: Row, stage: str, part: str) -> None:
+    """Wait for a run that should stop with one sentence that has this part, if it needs what it no longer has."""
+    row.injected += 1
+    row.stages.add(stage)
+    try:
+        error = process.communicate(timeout=120)[1]
+    except subprocess.TimeoutExpired:
+        row.lost.append(f"{stage}: hangs")
         return
-    with small_disk(bench.work / "small", "2g") as again:
-        output = bench.work / "small/run"
-        for stage in STAGES:
-            with bench.in_stage(output, stage) as process:
-                if process is None:
-                    continue
-                used = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-                again(f"size={used // 1024 + 64}k")
-                error = process.communicate(timeout=120)[1]
-                again("size=2g")
-                row.injected += 1
-                row.stages.add(stage)
-                if process.returncode and ("disk" not in error or "Traceback" in error):
-                    row.lost.append(f"{stage}: {error.strip().splitlines()[-1][:90]}")
-        bench.compare(output, row)
+    if process.returncode and (part not in error or "Traceback" in error):
+        row.lost.append(f"{stage}: {error.strip().splitlines()[-1][:90]}")
 
 
 def read_only(bench: Bench, row: Row) -> None:
-    """The disk becomes read-only while a stage runs; then it may be written again."""
-    if not may_mount(bench.work):
-        row.note = "not tried: no right to mount"
-        return
-    with small_disk(bench.work / "small", "2g") as again:
-        output = bench.work / "small/run"
-        for stage in STAGES:
-            with bench.in_stage(output, stage) as process:
-                if process is None:
-                    continue
-                for _ in range(100):  # it is refused while a file is open for writing
-                    try:
-                        again("ro")
-                        break
-                    except subprocess.CalledProcessError:
-                        time.sleep(0.02)
-                else:
-                    continue
-                error = process.communicate(timeout=120)[1]
-                again("rw")
-                row.injected += 1
-                row.stages.add(stage)
-                if process.returncode and ("Read-only" not in error or "Traceback" in error):
-                    row.lost.append(f"{stage}: {error.strip().splitlines()[-1][:90]}")
-        bench.compare(output, row)
+    """The folders of the run become unwritable during each stage (chattr +i, which stops root too), then writable."""
+    output = bench.work / "frozen"
+    for stage in STAGES:
+        with bench.in_stage(output, stage) as process:
+            folders = [output, *(path for path in output.rglob("*") if path.is_dir())]
+            if process is None:
+                continue
+            try:
+                subprocess.run(["chattr", "+i", *folders], check=True, capture_output=True)
+            except (OSError, subprocess.CalledProcessError):
+                row.note = "not tried: chattr +i is not possible here"
+                return
+            try:
+                note_failure(process, row, stage, "choose a folder that you may write to")
+            finally:
+                subprocess.run(["chattr", "-i", *folders], check=True)
+    bench.compare(output, row)
 
 
 def overwritten(bench: Bench, row: Row) -> None:

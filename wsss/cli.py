@@ -1,6 +1,7 @@
 """The command line: ``wsss COMMAND ...``. Nothing heavy is imported before a command runs."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -31,6 +32,12 @@ OUT_OF_MEMORY = {
     "compare": "ran out of memory; use a smaller --compare.batch_size or --compare.size (finished work is kept)",
 }
 """Command -> what it says when memory runs out."""
+
+
+WORKER_GONE = (
+    "a worker process was killed, probably for lack of memory; use fewer --runtime.workers and run it again"
+)
+"""What it says when a worker of a loader was killed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,9 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nwsss {name}: interrupted; {way} continues where it stopped", file=sys.stderr)
         return 130
     except (MemoryError, RuntimeError) as error:
-        if debug or not _out_of_memory(error):
+        sentence = OUT_OF_MEMORY.get(name, OUT_OF_MEMORY["run"]) if _out_of_memory(error) else ""
+        if re.search(r"DataLoader worker .*(killed|exited)", str(error)):
+            sentence = WORKER_GONE
+        if debug or not sentence:
             raise
-        print(f"wsss {name}: error: {OUT_OF_MEMORY.get(name, OUT_OF_MEMORY['run'])}", file=sys.stderr)
+        print(f"wsss {name}: error: {sentence}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of `wsss run --help | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,7 +15,7 @@ from wsss.errors import UserError
 from wsss.models.segmenter import check_architecture
 from wsss.pipeline import STAGES
 from wsss.refine.refiners import build_refiner
-from wsss.report.build import build_report, dry_run_note, size_note
+from wsss.report.build import build_report, dry_run_note, size_note, warnings_of
 from wsss.rundir import MASKS, RunDirectory, StageState, describe_machine, fingerprint
 from wsss.runtime import say
 from wsss.stages import shards
@@ -127,7 +127,10 @@ def fingerprints(config: Config, dataset: Dataset) -> dict[str, str]:
 
 
 def _state(name: str, context: Context, expected: dict[str, str]) -> StageState:
-    return context.run.stage_state(name, expected[name], STAGES[name].files(context))
+    run = context.run
+    state = run.stage_state(name, expected[name], STAGES[name].files(context))
+    lost = set(run.stage_entry(name).get("metrics", ())) - run.read_metrics().keys()
+    return "partial" if state == "done" and lost else state
 
 
 def _optional(command: str, config: Config) -> dict[str, tuple[str, str]]:
@@ -257,6 +260,9 @@ def _run_stage(name: str, context: Context, expected: dict[str, str], command: s
     shared = command in shards.SHARED and shards.rank_and_world()[1] > 1
     with run.running(name, expected[name], stage.writes, shared=shared) as facts:
         facts.update(stage.work(context))
+        facts["metrics"] = [entry for entry in metrics_of(name) if entry in run.read_metrics()]
+    for sentence in facts.get("warnings", ()):
+        say(f"  warning: {sentence}")
 
 
 def _describe(context: Context, arguments: Sequence[str]) -> None:
@@ -274,5 +280,6 @@ def print_summary(context: Context) -> None:
     """Print the table of numbers and the report's path."""
     metrics = context.run.read_metrics()
     notes = [f"  {note}" for note in (dry_run_note(metrics), size_note(metrics)) if note]
-    print("\n".join([*notes, *summary(context.config, metrics)]))
+    warnings = [f"  warning: {sentence}" for sentence in warnings_of(context.run.read_manifest())]
+    print("\n".join([*notes, *summary(context.config, metrics), *warnings]))
     print(f"  metrics  {context.run.metrics}\n  report   {context.run.report}")

@@ -221,12 +221,12 @@ def test_deeplab_on_a_single_photo_is_refused_before_any_training(
 
 def test_photos_smaller_than_the_crop_are_padded(run: Path, tiny: list[str], command: Any) -> None:
     words = [*tiny, "--output", run, "--segmenter.crop", 96, "--segmenter.epochs", 1]
-    assert command("segment", *words).status == 0
+    assert command("segment", *words, "--overwrite").status == 0
 
 
 def test_validation_every_other_epoch(run: Path, tiny: list[str], command: Any) -> None:
     words = [*tiny, "--output", run, "--segmenter.epochs", 3, "--segmenter.val_every", 2]
-    assert command("segment", *words).status == 0
+    assert command("segment", *words, "--overwrite").status == 0
     rows = (run / "segmenter" / "metrics.csv").read_text().splitlines()
     assert len(rows) == 4
     assert (run / "segmenter" / "best.ckpt").is_file()

@@ -43,6 +43,16 @@ def size_note(metrics: dict[str, Any]) -> str:
     )
 
 
+def warnings_of(manifest: Mapping[str, Any]) -> list[str]:
+    """Signs of a bad training or of bad masks, "stage: sentence", that the finished stages left (`stages.signs`)."""
+    return [
+        f"{name}: {sentence}"
+        for name, entry in manifest.get("stages", {}).items()
+        if entry.get("state") == "done"
+        for sentence in entry.get("warnings", ())
+    ]
+
+
 def build_report(config: Config, dataset: Dataset, run: RunDirectory) -> None:
     """Write ``report.html`` from what the run directory holds so far."""
     metrics, manifest = run.read_metrics(), run.read_manifest()
@@ -54,6 +64,7 @@ def build_report(config: Config, dataset: Dataset, run: RunDirectory) -> None:
     report = Report(
         title=f"wsss: {Path(config.output).name}{' (dry run)' if dry else ''}",
         subtitle=_joined(described, size, dry),
+        warnings=tuple(warnings_of(manifest)),
         tiles=_tiles(metrics, dry),
         summary=tuple(
             SummaryRow(

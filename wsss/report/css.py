@@ -25,6 +25,7 @@ h3 { font-size: .95rem; margin: 1.2rem 0 .4rem; }
 p { margin: .2rem 0 .8rem; max-width: 46rem; }
 .soft, .note { color: var(--soft); }
 .note { font-size: .86rem; }
+.warnings { border-left: .25rem solid #b45309; padding: .3rem 1rem .3rem 2rem; }
 nav { position: sticky; top: 0; z-index: 2; background: var(--paper); border-bottom: 1px solid var(--line);
   margin-top: 1.1rem; }
 nav ul { max-width: 76rem; margin: 0 auto; padding: .55rem 1.25rem; display: flex; gap: 1.3rem;

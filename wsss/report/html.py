@@ -99,6 +99,8 @@ class Report:
 
     title: str
     subtitle: str = ""
+    warnings: tuple[str, ...] = ()
+    """What looks wrong, a sentence each."""
     tiles: tuple[Tile, ...] = ()
     summary: tuple[SummaryRow, ...] = ()
     classes: ClassTable | None = None
@@ -132,6 +134,7 @@ def render(report: Report) -> str:
         for index, gallery in enumerate(report.galleries)
     ]
     sections = [
+        ("warnings", "What looks wrong", _warnings(report.warnings)),
         ("summary", "Summary", _summary(report.summary)),
         ("classes", "Per class", _classes(report.classes)),
         *((f"chart-{index}", chart.title, _chart(chart)) for index, chart in enumerate(report.charts)),
@@ -195,6 +198,11 @@ def picture(image: npt.NDArray[np.uint8], alternative: str) -> str:
         f'<img src="data:image/jpeg;base64,{data}" width="{width}" height="{height}" '
         f'style="height:auto" loading="lazy" alt="{escape(alternative)}">'
     )
+
+
+def _warnings(sentences: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return f'<ul class="warnings">{items}</ul>' if items else ""
 
 
 def _chart(chart: Chart) -> str:

@@ -11,9 +11,10 @@ from wsss.config import to_dict
 from wsss.data.modules import ClassificationData, LabelledPhotos, train_loader
 from wsss.data.transforms import RandomLongSide, TrainTransform
 from wsss.rundir import CLASSIFIER, StageState, file_stamp
+from wsss.stages import signs
 from wsss.stages.base import Context, Stage, after, bytes_of_training, train_inputs, weights_stamp
 from wsss.tasks import classification
-from wsss.tasks.fit import fit, is_begun, validate
+from wsss.tasks.fit import LOG, fit, is_begun, read_log, rising_loss, validate
 
 
 def train_classifier(context: Context) -> dict[str, Any]:
@@ -36,7 +37,18 @@ def train_classifier(context: Context) -> dict[str, Any]:
         config=hardware,
         seed=config.seed,
     )
-    return {"images": len(dataset.train)}
+    rows, precision = read_log(folder / LOG), None
+    if value := rows[-1].get("val_mAP"):
+        precision = float(value)
+    frequent, in_val = (
+        signs.shares_of(split, len(dataset.classes)) for split in (dataset.train, dataset.val)
+    )
+    warnings = [
+        *rising_loss(rows, "classifier"),
+        *signs.of_labels(dataset.train, dataset.classes),
+        *signs.of_guessing(float(rows[-1]["train_loss"]), precision, frequent, in_val),
+    ]
+    return {"images": len(dataset.train), "warnings": warnings}
 
 
 def score_classifier(context: Context) -> dict[str, Any]:

@@ -12,14 +12,15 @@ import torch
 
 from wsss import runtime
 from wsss.config import Config, EvaluateConfig, RuntimeConfig, to_dict
-from wsss.data.dataset import Dataset, Record
-from wsss.data.files import write_mask
+from wsss.data.dataset import Dataset, Record, evenly
+from wsss.data.files import read_mask, write_mask
 from wsss.data.modules import load_batches, same_size_batches
 from wsss.data.transforms import normalize_image
 from wsss.models.segmenter import Segmenter, predict_probabilities
 from wsss.parallel import pool, unordered
 from wsss.refine.parameters import CRFParameters
 from wsss.rundir import CRF, MS_FLIP, PLAIN, SEGMENTER, SUPERVISED, SUPERVISED_PLAIN
+from wsss.stages import signs
 from wsss.stages.base import Context, Stage, after, bytes_of_masks, tell, unused, val_inputs
 from wsss.stages.score import measure
 from wsss.stages.workers import write_crf
@@ -32,7 +33,10 @@ def evaluate(context: Context) -> dict[str, Any]:
         tell(unused("evaluate", context.config.evaluate, ["scales"], "evaluate.ms_flip is false"))
     _predict(context, SEGMENTER, "", context.config.evaluate)
     measure(context, "evaluate")
-    return {"images": len(context.dataset.val)}
+    some = evenly(context.dataset.val, signs.LOOKED_AT)
+    masks = (read_mask(context.run.mask(PLAIN, record.id)) for record in some)
+    warnings = signs.of_predictions(masks, context.dataset.class_names)
+    return {"images": len(context.dataset.val), "warnings": warnings}
 
 
 def evaluate_supervised(context: Context) -> dict[str, Any]:

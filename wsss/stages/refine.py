@@ -18,6 +18,7 @@ from wsss.parallel import pool, unordered
 from wsss.refine.parameters import RefineParameters
 from wsss.refine.refiners import Place, Refiner, build_refiner, refiner_class, unused_settings
 from wsss.rundir import EXTENDED, LABELS, MASKS, SALIENCY, RunDirectory
+from wsss.stages import signs
 from wsss.stages.base import Context, Stage, after, bytes_of_masks, tell
 from wsss.stages.calibrate import chosen_rule
 from wsss.stages.shards import rank_and_world, shares
@@ -38,10 +39,12 @@ def refine(context: Context) -> dict[str, Any]:
     refiner = build_refiner(parameters, str(device) if device.type == "cuda" else None)
     for part in shares(records):
         write_all(part, run, refiner, maps_folder(config), config.runtime)
+    facts = {"images": len(records), "background": asdict(parameters.background)}
     if rank_and_world()[0] == 0:
-        absent = absent_labels(records, run)
-        print(f"  {describe_absent(absent, context.dataset.class_names)}", flush=True)
-    return {"images": len(records), "background": asdict(parameters.background)}
+        absent, names = absent_labels(records, run), context.dataset.class_names
+        print(f"  {describe_absent(absent, names)}", flush=True)
+        facts["warnings"] = signs.of_masks(records, run, maps_folder(config), absent, names)
+    return facts
 
 
 def maps_folder(config: Config) -> str:

@@ -18,6 +18,7 @@ from wsss.models.classifier import classifier_backbone
 from wsss.rundir import CALIBRATION, CLASSIFIER, SALIENCY, RunDirectory
 from wsss.saliency import SESS, ClassSubtraction, MultiScale, SaliencyMethod, normalize
 from wsss.saliency.parse import parse_method
+from wsss.stages import signs
 from wsss.stages.base import Context, Stage, after, tell, unused
 from wsss.stages.shards import shares
 from wsss.tasks.classification import load_classifier
@@ -130,7 +131,8 @@ def write_saliency_of_photos(context: Context) -> dict[str, Any]:
     tell(_unused(config.saliency, settings.architecture))
     for batches in shares(same_size_batches(context.dataset.train, config.saliency.batch_size)):
         write_all(classifier, method, batches, run, config.runtime)
-    return {"images": len(context.dataset.train), "method": repr(method)}
+    warnings = signs.of_maps(context.dataset.train, run, context.dataset.class_names)
+    return {"images": len(context.dataset.train), "method": repr(method), "warnings": warnings}
 
 
 def _settings(config: SaliencyConfig) -> dict[str, Any]:

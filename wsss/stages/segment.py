@@ -28,7 +28,7 @@ from wsss.stages.base import (
     weights_stamp,
 )
 from wsss.tasks import classification, segmentation
-from wsss.tasks.fit import fit, is_begun
+from wsss.tasks.fit import LOG, fit, is_begun, read_log, rising_loss
 
 
 def train_segmenter(context: Context) -> dict[str, Any]:
@@ -73,7 +73,8 @@ def _train(context: Context, records: Sequence[Record], folder: Path) -> dict[st
         seed=config.seed,
         val_every=settings.val_every,
     )
-    return {"images": len(records)}
+    warnings = rising_loss(read_log(folder / LOG), "segmenter")
+    return {"images": len(records), "warnings": warnings}
 
 
 # -- the user's own masks ---------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +27,9 @@ from wsss.tasks.checkpoints import read_checkpoint
 
 LAST = "last.ckpt"
 """The checkpoint after the latest epoch."""
+
+LOG = "metrics.csv"
+"""The numbers of every epoch."""
 
 _ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
 
@@ -91,8 +94,7 @@ class EpochLog(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the rows of the epochs that the checkpoint contains (its epoch is not known before this hook)."""
         if self.path.is_file():
-            rows = list(csv.DictReader(io.StringIO(self.path.read_text(encoding="utf-8"))))
-            self.rows = [row for row in rows if int(row["epoch"]) <= trainer.current_epoch]
+            self.rows = [row for row in read_log(self.path) if int(row["epoch"]) <= trainer.current_epoch]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """An epoch begins."""
@@ -120,6 +122,29 @@ class EpochLog(Callback):
         write_text(self.path, text.getvalue())
         line = "  ".join(f"{name} {value}" for name, value in values.items())
         print(f"  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {line}", file=sys.stderr)
+        for sentence in rising_loss(self.rows, pl_module.hparams["config"]["kind"]):
+            print(f"  warning: {sentence}", file=sys.stderr)
+
+
+def read_log(path: Path) -> list[dict[str, str]]:
+    """The rows of ``metrics.csv``, one per epoch; a value that was not measured is empty."""
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
+def rising_loss(rows: Sequence[Mapping[str, str]], kind: str) -> list[str]:
+    """A sentence if the training loss is higher than after the first epoch.
+
+    Args:
+        rows: of ``metrics.csv``.
+        kind: of the task, ``classifier`` or ``segmenter``.
+    """
+    first, last = (float(rows[index]["train_loss"]) for index in (0, -1))
+    if last <= first:
+        return []
+    return [
+        f"the training loss rose from {first:.3f} in epoch 1 to {last:.3f} in epoch {rows[-1]['epoch']}: try a lower "
+        f"--{kind}.optimizer.lr"
+    ]
 
 
 def fit(
@@ -166,7 +191,7 @@ def fit(
     # Not save_last=True: since Lightning 2.6 it writes only if the monitored value is the best so far.
     # It comes after `best`, so that it holds the state of that one.
     newest = ModelCheckpoint(filename="last", every_n_epochs=1, **checkpoints)
-    log = EpochLog(folder / "metrics.csv")
+    log = EpochLog(folder / LOG)
     callbacks: list[Callback] = [SeedEpochs(seed), log, StopDivergence(), best, newest]
     bar = config.progress and os.isatty(2)
     if bar:
