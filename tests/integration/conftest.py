@@ -1,6 +1,7 @@
 """A tiny finished run that the integration tests share, and how they call the command line."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -59,6 +60,10 @@ class Outcome:
         lines = [line for line in self.err.splitlines() if ": error: " in line]
         assert len(lines) == 1, self.err
         assert self.err.rstrip().endswith(lines[0]), f"more than one line: {self.err}"
+        if log := os.environ.get("WSSS_FAULTS"):  # for the table in docs/faults.md, see benchmarks/torture.py
+            with open(log, "a") as file:
+                name = os.environ["PYTEST_CURRENT_TEST"].removesuffix(" (call)")
+                file.write(json.dumps([name, lines[0]]) + "\n")
         return lines[0]
 
 

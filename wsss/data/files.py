@@ -37,6 +37,9 @@ _ORIENTATIONS = {
 }
 """EXIF tag 0x0112 -> the operation that turns the photo upright (EXIF 2.3, section 4.6.4)."""
 
+ARCHIVE_BYTES = 4 * 10**9
+"""Most bytes of the arrays in an archive: a small file of zeros can stand for any number of them."""
+
 _ORIENTATION_TAG = 0x0112
 _SWAPS_SIDES = (5, 6, 7, 8)
 
@@ -352,8 +355,7 @@ def read_saliency(path: Path) -> Saliency:
         UserError: naming the file: missing, truncated, or not such an archive.
     """
     try:
-        with zipfile.ZipFile(path):  # a bare .npy or a pickle is not a zip file; found before numpy guesses
-            pass
+        _check_archive(path)
         with np.load(path, allow_pickle=False) as archive:
             height, width = (int(value) for value in archive["size"])
             return Saliency(archive["classes"], archive["maps"], (height, width))
@@ -363,6 +365,19 @@ def read_saliency(path: Path) -> Saliency:
         raise UserError(
             f"{path} is not a complete saliency archive ({error}): remove it and run the saliency stage again"
         ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what numpy would guess to be something else (a bare .npy, a pickle), and what would fill the memory.
+
+    Raises:
+        zipfile.BadZipFile: it is no zip file.
+        ValueError: its arrays have more than ``ARCHIVE_BYTES``.
+    """
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > ARCHIVE_BYTES:
+        raise ValueError(f"its arrays would take {size / 1e9:.0f} GB of memory")
 
 
 def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
@@ -378,6 +393,7 @@ def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any
         UserError: the file is missing, truncated, or lacks one of `names`.
     """
     try:
+        _check_archive(path)
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in names}
     except FileNotFoundError as error:

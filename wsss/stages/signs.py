@@ -26,7 +26,7 @@ GUESS = 0.97
 NEAR_CHANCE = 0.05
 """A mean average precision this close to that of guessing is no better."""
 
-EMPTY, WITHOUT_OBJECT, UNCERTAIN, ALL_OBJECT = 0.05, 0.25, 0.1, 0.5
+EMPTY, WITHOUT_OBJECT, UNCERTAIN, ALL_OBJECT = 0.15, 0.25, 0.1, 0.5
 """Shares of maps that are empty, and of masks that are all background, all 255, all objects."""
 
 LOST = 0.5

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -358,3 +359,18 @@ def test_photos_are_written_with_little_loss(tmp_path: Path) -> None:
     write_photo(tmp_path / "a" / "b.jpg", image)
     assert np.abs(read_image(tmp_path / "a" / "b.jpg").astype(int) - image).max() <= 6
     assert names(tmp_path / "a") == ["b.jpg"]
+
+
+@pytest.mark.parametrize("read", [read_saliency, lambda path: read_arrays(path, ("maps",))])
+def test_a_small_archive_of_huge_arrays_is_refused_before_they_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Any
+) -> None:
+    maps = np.zeros((1, 400, 500), np.float16)
+    np.savez_compressed(
+        tmp_path / "a.npz", classes=np.ones(1, np.int16), maps=maps, size=np.array([400, 500], np.int32)
+    )
+    assert (tmp_path / "a.npz").stat().st_size < 2000
+    read(tmp_path / "a.npz")
+    monkeypatch.setattr("wsss.data.files.ARCHIVE_BYTES", maps.nbytes)
+    with pytest.raises(UserError, match=r"a\.npz is .*\(its arrays would take 0 GB of memory\): remove it"):
+        read(tmp_path / "a.npz")
