@@ -26,12 +26,19 @@ def device(config: RuntimeConfig) -> torch.device:
     if config.accelerator == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
+        no_tf32()
         local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
         # Each of several processes on one machine (see `shards`) has its own.
         return torch.device("cuda", int(local) % torch.cuda.device_count()) if local else torch.device("cuda")
     if config.accelerator == "gpu":
         raise UserError("a GPU is asked for, but torch sees no CUDA device; use cpu or auto")
     return torch.device("cpu")
+
+
+def no_tf32() -> None:
+    """Let float32 mean float32 on a GPU: cuDNN would otherwise round the inputs of convolutions to 10 bits."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def uses_bf16(config: RuntimeConfig) -> bool:

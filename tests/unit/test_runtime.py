@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from wsss import runtime
-from wsss.config import RuntimeConfig
+from wsss.config import ClassifierConfig, RuntimeConfig
 from wsss.errors import UserError
+from wsss.tasks.classification import new_task
 
 
 def cuda(monkeypatch: pytest.MonkeyPatch, there: bool, capability: tuple[int, int] = (9, 0)) -> None:
@@ -27,6 +28,20 @@ def test_device_is_the_gpu_unless_there_is_none_or_the_cpu_is_asked_for(
 ) -> None:
     cuda(monkeypatch, there)
     assert runtime.device(RuntimeConfig(accelerator=accelerator)).type == expected
+
+
+@pytest.mark.parametrize("process", ["stage", "training"])
+def test_float32_is_float32_on_a_gpu(monkeypatch: pytest.MonkeyPatch, process: str) -> None:
+    """cuDNN's default rounds the inputs of convolutions to TF32. A training may run in processes of its own."""
+    cuda(monkeypatch, True)
+    for where in (torch.backends.cudnn, torch.backends.cuda.matmul):
+        monkeypatch.setattr(where, "allow_tf32", True)
+    if process == "stage":
+        runtime.device(RuntimeConfig())
+    else:
+        new_task(ClassifierConfig("resnet18", weights="none"), ("cat",)).setup("fit")
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_missing_gpu_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from wsss.config import ClassifierConfig, SegmenterConfig
 from wsss.errors import UserError
 from wsss.models.freezing import freeze_batchnorm
+from wsss.runtime import no_tf32
 from wsss.tasks.checkpoints import published_weights, read_checkpoint
 from wsss.tasks.optimization import build_optimizer, build_schedule
 
@@ -106,6 +107,10 @@ class BaseTask(LightningModule):
         logits: Tensor = self(images)
         check_finite(logits, "some of its scores are", self.kind)
         return logits
+
+    def setup(self, stage: str) -> None:
+        """Lightning calls it in every process of a training."""
+        no_tf32()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """A learning rate for each of `groups`, and the poly schedule per step."""
