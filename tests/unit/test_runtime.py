@@ -1,6 +1,7 @@
 """Where a run computes: device, precision, number of processes."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,23 @@ def test_device_is_the_gpu_unless_there_is_none_or_the_cpu_is_asked_for(
     assert runtime.device(RuntimeConfig(accelerator=accelerator)).type == expected
 
 
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """TF32 is on; afterwards it is as before."""
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = True
+    yield
+    for backend, value in zip(backends, before, strict=True):
+        backend.allow_tf32 = value
+
+
+@pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize("process", ["stage", "training"])
 def test_float32_is_float32_on_a_gpu(monkeypatch: pytest.MonkeyPatch, process: str) -> None:
     """cuDNN's default rounds the inputs of convolutions to TF32. A training may run in processes of its own."""
     cuda(monkeypatch, True)
-    for where in (torch.backends.cudnn, torch.backends.cuda.matmul):
-        monkeypatch.setattr(where, "allow_tf32", True)
     if process == "stage":
         runtime.device(RuntimeConfig())
     else:
