@@ -1,12 +1,13 @@
 # make demo   install, then the whole pipeline on the procedural data set
 # make test   install, then ruff, mypy and the default tests
+# make torture   install, then faults and bad input: docs/faults.md
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test torture lint clean
 
 help: ## show this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -25,6 +26,10 @@ demo: install ## run the whole pipeline on shapes (two cores: a few minutes), pr
 
 test: install lint ## ruff, mypy and the default tests
 	$(BIN)/python -m pytest
+
+torture: install ## break running pipelines on purpose and try bad input (a quarter of an hour); writes docs/faults.md
+	rm -rf runs/torture
+	$(BIN)/python benchmarks/torture.py runs/torture --page docs/faults.md
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,26 +1,30 @@
 """Break running pipelines on purpose, continue them, and compare with an undisturbed one, bit for bit.
 
-    python benchmarks/torture.py WORK [--only kill,disk] [--seed 0]
+    python benchmarks/torture.py WORK [--only kill,full] [--seed 0]
 
-WORK is a folder for some hundred megabytes. Each row of the table that is printed is one fault: how often it was
-injected, in which stages, and what the continued run has in common with the undisturbed one. The exit status is 1 if
-anything was lost. A full or read-only disk needs the right to mount a tmpfs; without it those rows say so.
+WORK is a new folder for a gigabyte. Each row of the table is one fault: how often it was injected, in which stages, how
+long it all took, and what the continued run has in common with the undisturbed one. Two are tried at a time. The exit
+status is 1 if anything was lost. A full disk and read-only folders need root; otherwise their rows say so.
 """
 
 import argparse
 import hashlib
 import json
 import os
-import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import date
+from html import escape
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import torch
@@ -52,64 +56,69 @@ SETTINGS = {
 """Every stage with two worker processes, in a few seconds each."""
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-Command = list[str]
 
 
 @dataclass
-class Row:
-    """What happened to one kind of fault."""
+class Trial:
+    """One kind of fault: what is tried, and what happened. Its runs go to ``work/name``."""
 
+    name: str
     fault: str
+    inject: "Callable[[Trial], None]"
+    devices: int = 1
+    words: tuple[str, ...] = ()
+    work: Path = Path()
+    moments: Random = field(default_factory=Random)
+    durations: dict[str, float] = field(default_factory=dict)
+    """Seconds of each stage of the undisturbed run."""
     injected: int = 0
     stages: set[str] = field(default_factory=set)
     seconds: float = 0.0
     lost: list[str] = field(default_factory=list)
     note: str = ""
 
+    @property
+    def output(self) -> Path:
+        """The run directory."""
+        return self.work / self.name / "run"
+
+    @property
+    def photos(self) -> Path:
+        """The data set."""
+        return self.work / "shapes"
+
     def __str__(self) -> str:
         stages = ", ".join(name for name in STAGES if name in self.stages) or "-"
         verdict = "; ".join(self.lost) or self.note or "nothing lost, equal"
         return f"| {self.fault} | {self.injected} | {stages} | {self.seconds:.0f} | {verdict} |"
 
+    def __call__(self) -> "Trial":
+        started = time.monotonic()
+        self.output.parent.mkdir(parents=True)
+        self.inject(self)
+        self.seconds = time.monotonic() - started
+        shutil.rmtree(self.output.parent, ignore_errors=True)
+        return self
 
-class Bench:
-    """Starts ``wsss run`` in ``work``, and knows what an undisturbed run gives."""
-
-    def __init__(self, work: Path, seed: int) -> None:
-        self.work, self.random = work, random.Random(seed)
-        self.config = work / "tiny.yaml"
-        self.config.write_text(json.dumps(SETTINGS))
-        self.devices = 1
-        self.expected: dict[int, dict[str, str]] = {}
-        self.durations: dict[str, float] = {}
-
-    def command(self, output: Path, *words: str) -> Command:
-        options = ["--data.root", str(self.work / "shapes"), "--output", str(output)]
-        devices = ["--runtime.devices", str(self.devices)]
-        return [sys.executable, "-m", "wsss", "run", str(self.config), *options, *devices, *words]
+    def command(self, output: Path, *words: str) -> list[str]:
+        """``wsss run`` of the tiny configuration."""
+        options = ["--data.root", str(self.photos), "--output", str(output)]
+        options += ["--runtime.devices", str(self.devices), *self.words, *words]
+        return [sys.executable, "-m", "wsss", "run", str(self.work / "tiny.yaml"), *options]
 
     def finish(self, output: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            self.command(output, *words), capture_output=True, text=True, env=ENVIRONMENT, timeout=600
-        )
-
-    def undisturbed(self) -> dict[str, str]:
-        """Digests of what an undisturbed run on ``devices`` writes."""
-        if self.devices not in self.expected:
-            output = self.work / f"undisturbed-{self.devices}"
-            done = self.finish(output)
-            assert done.returncode == 0, done.stderr
-            self.expected[self.devices] = digests(output)
-            entries = json.loads((output / "manifest.json").read_text())["stages"]
-            self.durations = {name: entries[name]["seconds"] for name in STAGES}
-        return self.expected[self.devices]
+        """Run to the end."""
+        command = self.command(output, *words)
+        return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=900)
 
     @contextmanager
-    def in_stage(self, output: Path, stage: str, *words: str) -> "Iterator[subprocess.Popen[str] | None]":
-        """A run at a random moment of a stage, in a session of its own; None if it ended before. It never outlives the
-        block."""
+    def in_stage(self, stage: str, *words: str) -> "Iterator[subprocess.Popen[str] | None]":
+        """A run at a random moment of a stage, in a session of its own; None if it ended before.
+
+        It never outlives the block.
+        """
         process = subprocess.Popen(
-            self.command(output, *words),
+            self.command(self.output, *words),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -119,29 +128,42 @@ class Bench:
         )
         assert process.stderr is not None
         try:
-            begun = False
             for line in process.stderr:
                 if line.startswith(f"{stage}: ") and "already done" not in line:
-                    begun = True
+                    time.sleep(self.moments.uniform(0, 0.8 * self.durations[stage]))
                     break
-            if begun:
-                time.sleep(self.random.uniform(0, 0.8 * self.durations[stage]))
             yield process if process.poll() is None else None
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
 
-    def compare(self, output: Path, row: Row, *words: str) -> None:
+    def count(self, stage: str) -> None:
+        """A fault was injected in that stage."""
+        self.injected += 1
+        self.stages.add(stage)
+
+    def compare(self, output: Path, *words: str) -> None:
         """Finish the run, and note what differs from an undisturbed one."""
         done = self.finish(output, *words)
         if done.returncode != 0:
-            row.lost.append(f"cannot be continued: {done.stderr.strip().splitlines()[-1]}")
+            self.lost.append(f"cannot be continued: {done.stderr.strip().splitlines()[-1]}")
             return
-        found, expected = digests(output), self.undisturbed()
-        row.lost += [f"{name} differ" for name, digest in expected.items() if found.get(name) != digest]
-        if left := [path for path in output.rglob("*.tmp")]:
-            row.lost.append(f"left over: {left[0].name}")
+        found, expected = digests(output), digests(self.work / f"undisturbed-{self.devices}")
+        self.lost += [f"{name} differ" for name, digest in expected.items() if found.get(name) != digest]
+        if left := list(output.rglob("*.tmp")):
+            self.lost.append(f"left over: {left[0].name}")
+
+    def stops(self, process: "subprocess.Popen[str]", stage: str, part: str) -> None:
+        """The run should stop with one sentence that has this part, unless it no longer needs what it lost."""
+        self.count(stage)
+        try:
+            error = process.communicate(timeout=120)[1]
+        except subprocess.TimeoutExpired:
+            self.lost.append(f"{stage}: hangs")
+            return
+        if process.returncode and (part not in error or "Traceback" in error):
+            self.lost.append(f"{stage}: {error.strip().splitlines()[-1][:90]}")
 
 
 def digests(run: Path) -> dict[str, str]:
@@ -173,42 +195,34 @@ def digests(run: Path) -> dict[str, str]:
 # -- faults -----------------------------------------------------------------------------------------
 
 
-def killed(kind: signal.Signals, devices: int = 1) -> Callable[[Bench, Row], None]:
-    """The signal at random moments of every stage, twice in a row."""
+def killed(*kinds: signal.Signals) -> Callable[[Trial], None]:
+    """The signals at random moments of every stage, one after the other."""
 
-    def inject(bench: Bench, row: Row) -> None:
-        bench.devices = devices
-        bench.undisturbed()
-        output = bench.work / f"{kind.name}-{devices}"
-        for stage in STAGES if devices == 1 else ("classify", "segment"):
-            for _ in range(2):
-                with bench.in_stage(output, stage) as process:
+    def inject(trial: Trial) -> None:
+        for stage in STAGES if trial.devices == 1 else ("classify", "segment"):
+            for kind in kinds:
+                with trial.in_stage(stage) as process:
                     if process is None:
                         continue
                     process.send_signal(kind)
-                    row.injected += 1
-                    row.stages.add(stage)
+                    trial.count(stage)
                     try:
                         process.wait(60)
                     except subprocess.TimeoutExpired:
-                        row.lost.append(f"{stage}: {kind.name} did not end it")
-        bench.compare(output, row)
-        bench.devices = 1
+                        trial.lost.append(f"{stage}: {kind.name} did not end it")
+        trial.compare(trial.output)
 
     return inject
 
 
-def worker_killed(bench: Bench, row: Row) -> None:
-    """SIGKILL to one child process of every stage that has some: a sentence and a status, and it continues."""
-    output = bench.work / "worker"
+def worker_killed(trial: Trial) -> None:
+    """A process that reads photos or refines is killed, as by Linux when memory runs out."""
     for stage in STAGES:
-        with bench.in_stage(output, stage) as process:
-            children = [] if process is None else children_of(process.pid)
-            if process is None or not children:
-                continue
-            os.kill(bench.random.choice(children), signal.SIGKILL)
-            note_failure(process, row, stage, "worker process")
-    bench.compare(output, row)
+        with trial.in_stage(stage) as process:
+            if process is not None and (children := children_of(process.pid)):
+                os.kill(trial.moments.choice(children), signal.SIGKILL)
+                trial.stops(process, stage, "worker process")
+    trial.compare(trial.output)
 
 
 def children_of(parent: int) -> list[int]:
@@ -225,199 +239,230 @@ def children_of(parent: int) -> list[int]:
     return found
 
 
-def photo_gone(bench: Bench, row: Row) -> None:
+def photo_gone(trial: Trial) -> None:
     """A training photo disappears while a stage runs, and is back for the next try."""
-    output = bench.work / "gone"
-    photo = bench.work / "shapes/JPEGImages/train_000041.jpg"
+    own = trial.output.parent / "photos"
+    shutil.copytree(trial.photos, own)
+    trial.words = ("--data.root", str(own))
+    photo = own / "JPEGImages/train_000041.jpg"
+    away = photo.with_suffix(".away")
     for stage in ("classify", "saliency", "refine"):
-        with bench.in_stage(output, stage) as process:
-            if process is None:
-                continue
-            photo.rename(photo.with_suffix(".away"))
-            note_failure(process, row, stage, str(photo))
-            photo.with_suffix(".away").rename(photo)
-    bench.compare(output, row)
+        with trial.in_stage(stage) as process:
+            if process is not None:
+                photo.rename(away)
+                trial.stops(process, stage, str(photo))
+                away.rename(photo)
+    trial.compare(trial.output)
 
 
-def second_run(bench: Bench, row: Row) -> None:
-    """A second process on the same run directory: it is refused, and the first one does not notice."""
-    output = bench.work / "second"
+def second_run(trial: Trial) -> None:
+    """A second process on the same run directory is refused, and the first one does not notice."""
     for stage in STAGES:
-        with bench.in_stage(output, stage) as process:
+        with trial.in_stage(stage) as process:
             if process is None:
                 continue
-            other = bench.finish(output)
+            other = trial.finish(trial.output)
             if process.poll() is None or other.returncode:
-                row.injected += 1
-                row.stages.add(stage)
+                trial.count(stage)
                 if "in use by another wsss process" not in other.stderr:
-                    row.lost.append(
-                        f"{stage}: the second run says {other.stderr.strip().splitlines()[-1][:80]}"
-                    )
-    bench.compare(output, row)
+                    trial.lost.append(f"{stage}: the second run says {other.stderr.strip().splitlines()[-1]}")
+    trial.compare(trial.output)
 
 
-def clock_back(bench: Bench, row: Row) -> None:
+def clock_back(trial: Trial) -> None:
     """The clock jumps back: all files of the run are from tomorrow."""
-    output, tomorrow = bench.work / "clock", time.time() + 86400
+    tomorrow = time.time() + 86400
     for stage in ("classify", "saliency", "segment"):
-        with bench.in_stage(output, stage) as process:
+        with trial.in_stage(stage) as process:
             if process is None:
                 continue
             process.kill()
             process.wait()
-            for path in output.rglob("*"):
+            for path in trial.output.rglob("*"):
                 os.utime(path, (tomorrow, tomorrow))
-            row.injected += 1
-            row.stages.add(stage)
-    bench.compare(output, row)
+            trial.count(stage)
+    trial.compare(trial.output)
 
 
-def copied(bench: Bench, row: Row) -> None:
+def copied(trial: Trial) -> None:
     """The run directory is copied while it runs, and the copy is continued."""
-    for stage in STAGES:
-        source, output = bench.work / "source", bench.work / f"copy-{stage}"
-        with bench.in_stage(source, stage) as process:
+    for stage in ("classify", "saliency", "refine", "evaluate"):
+        copy = trial.output.with_name(f"copy-{stage}")
+        with trial.in_stage(stage) as process:
             if process is None:
                 continue
-            subprocess.run(
-                ["cp", "-r", source, output], stderr=subprocess.DEVNULL, check=False
-            )  # files vanish
-            row.injected += 1
-            row.stages.add(stage)
-        bench.compare(output, row)
-        shutil.rmtree(output)
+            subprocess.run(["cp", "-r", trial.output, copy], stderr=subprocess.DEVNULL, check=False)
+            trial.count(stage)
+        trial.compare(copy)
 
 
-@contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
-    """A disk of 500 MB, in memory, at ``folder``."""
-    folder.mkdir(exist_ok=True)
-    subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=500m", "tmpfs", folder], check=True, capture_output=True
-    )
+def disk_full(trial: Trial) -> None:
+    """Another program fills the disk, up to 64 kB, during each stage; then there is room again."""
+    folder = trial.output
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=500m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        trial.note = "not tried: no right to mount a disk"
+        return
     try:
-        yield
+        for stage in STAGES:
+            with trial.in_stage(stage) as process:
+                if process is None:
+                    continue
+                with (folder / "filler").open("wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free - 65536)
+                trial.stops(process, stage, "free some disk space")
+                (folder / "filler").unlink()
+        trial.compare(folder)
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def disk_full(bench: Bench, row: Row) -> None:
-    """Another program fills the disk during each stage, up to 64 kB; then there is room again."""
-    folder = bench.work / "small"
-    try:
-        with small_disk(folder):
-            _fill_in_each_stage(bench, row, folder)
-    except (OSError, subprocess.CalledProcessError):
-        row.note = "not tried: no right to mount"
-
-
-def _fill_in_each_stage(bench: Bench, row: Row, folder: Path) -> None:
-    filler = folder / "filler"
+def read_only(trial: Trial) -> None:
+    """The folders of the run cannot be written to during each stage (chattr +i, which stops root too)."""
     for stage in STAGES:
-        with bench.in_stage(folder / "run", stage) as process:
+        with trial.in_stage(stage) as process:
             if process is None:
                 continue
-            with filler.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free - 65536)
-            note_failure(process, row, stage, "free some disk space")
-            filler.unlink()
-    bench.compare(folder / "run", row)
-
-
-def note_failure(process: "subprocess.Popen[str]", row: Row, stage: str, part: str) -> None:
-    """Wait for a run that should stop with one sentence that has this part, if it needs what it no longer has."""
-    row.injected += 1
-    row.stages.add(stage)
-    try:
-        error = process.communicate(timeout=120)[1]
-    except subprocess.TimeoutExpired:
-        row.lost.append(f"{stage}: hangs")
-        return
-    if process.returncode and (part not in error or "Traceback" in error):
-        row.lost.append(f"{stage}: {error.strip().splitlines()[-1][:90]}")
-
-
-def read_only(bench: Bench, row: Row) -> None:
-    """The folders of the run become unwritable during each stage (chattr +i, which stops root too), then writable."""
-    output = bench.work / "frozen"
-    for stage in STAGES:
-        with bench.in_stage(output, stage) as process:
-            folders = [output, *(path for path in output.rglob("*") if path.is_dir())]
-            if process is None:
-                continue
-            try:
-                subprocess.run(["chattr", "+i", *folders], check=True, capture_output=True)
-            except (OSError, subprocess.CalledProcessError):
-                row.note = "not tried: chattr +i is not possible here"
+            folders = [trial.output, *(path for path in trial.output.rglob("*") if path.is_dir())]
+            if subprocess.run(["chattr", "+i", *folders], capture_output=True).returncode:
+                trial.note = "not tried: chattr +i is not possible here"
                 return
             try:
-                note_failure(process, row, stage, "choose a folder that you may write to")
+                trial.stops(process, stage, "choose a folder that you may write to")
             finally:
                 subprocess.run(["chattr", "-i", *folders], check=True)
-    bench.compare(output, row)
+    trial.compare(trial.output)
 
 
-def overwritten(bench: Bench, row: Row) -> None:
-    """``--overwrite`` with another seed is killed in each stage; the old configuration gives the old run."""
-    output = bench.work / "overwritten"
-    shutil.copytree(bench.work / "undisturbed-1", output)
+def overwritten(trial: Trial) -> None:
+    """A finished run is trained again with another seed, killed in each stage, and the old seed asked for."""
+    shutil.copytree(trial.work / "undisturbed-1", trial.output)
     for stage in STAGES:
-        with bench.in_stage(output, stage, "--seed", "1", "--overwrite") as process:
+        with trial.in_stage(stage, "--seed", "1", "--overwrite") as process:
             if process is None:
                 continue
             process.kill()
             process.wait()
-            row.injected += 1
-            row.stages.add(stage)
-    kept = sorted(path.name for path in (output / "replaced").iterdir())
-    row.note = (
-        f"the last kill left {', '.join(kept) or 'nothing'} in replaced/; the old seed gives the old run"
-    )
-    done = bench.finish(output, "--overwrite")
+            trial.count(stage)
+            if (
+                stage == "classify"
+                and not (trial.output / "replaced/classify/classifier/last.ckpt").is_file()
+            ):
+                trial.lost.append("the network of the old seed is gone")
+    trial.compare(trial.output, "--overwrite")
+
+
+KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
+TRIALS = (
+    Trial("kill", "SIGKILL, twice in a row", killed(KILL, KILL)),
+    Trial("signals", "SIGTERM, then SIGINT", killed(TERM, INT)),
+    Trial("ranks", "two ranks: SIGKILL, then SIGTERM", killed(KILL, TERM), devices=2),
+    Trial("worker", "SIGKILL to a worker process", worker_killed),
+    Trial("full", "disk full", disk_full),
+    Trial("readonly", "folders read-only", read_only),
+    Trial("gone", "a photo disappears", photo_gone),
+    Trial("second", "a second run on the directory", second_run),
+    Trial("clock", "SIGKILL, and the clock jumps back", clock_back),
+    Trial("copy", "copied while it runs", copied),
+    Trial("overwrite", "--overwrite: SIGKILL, then the old seed again", overwritten),
+)
+
+
+# -- bad input --------------------------------------------------------------------------------------
+
+
+def refusals(work: Path) -> list[tuple[str, str]]:
+    """(what was wrong, the message) of every bad input that the integration tests try, each refused with status 1."""
+    log = work / "refusals.jsonl"
+    tests = [sys.executable, "-m", "pytest", "tests/integration", "-q"]
+    done = subprocess.run(tests, env={**os.environ, "WSSS_FAULTS": str(log)}, capture_output=True, text=True)
     if done.returncode:
-        row.lost.append(f"cannot go back: {done.stderr.strip().splitlines()[-1]}")
-    else:
-        bench.compare(output, row)
+        sys.exit(done.stdout)
+    temporary = re.compile(r"/tmp/pytest-of-[^/]+/pytest-\d+/(popen-gw\d+/)?[^/ ]+/")
+    found = {}
+    for line in log.read_text().splitlines():
+        test, message = json.loads(line)
+        name = test.partition("::test_")[2].partition("[")[0].replace("_", " ")
+        found[temporary.sub("", message)] = name
+    return sorted((name, message) for message, name in found.items())
 
 
-FAULTS: dict[str, list[tuple[str, Callable[[Bench, Row], None]]]] = {
-    "kill": [
-        (f"{kind.name}, twice in each stage", killed(kind))
-        for kind in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-    ],
-    "ranks": [("SIGKILL with two ranks", killed(signal.SIGKILL, 2))],
-    "worker": [("SIGKILL to a worker process", worker_killed)],
-    "disk": [("disk full", disk_full), ("disk read-only", read_only)],
-    "gone": [("a photo disappears", photo_gone)],
-    "second": [("a second run on the directory", second_run)],
-    "clock": [("killed, and the clock jumps back", clock_back)],
-    "copy": [("copied while it runs", copied)],
-    "overwrite": [("--overwrite, killed", overwritten)],
-}
+def page(rows: Sequence[str], found: Sequence[tuple[str, str]], seconds: float) -> str:
+    """docs/faults.md."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    inputs = "\n".join(
+        f"| {name} | {escape(message).replace('|', chr(92) + '|')} |" for name, message in found
+    )
+    return f"""# Faults and bad input
+
+Made by `make torture` on {date.today()}, commit {commit}, in {seconds / 60:.0f} minutes on {os.cpu_count()} cores.
+
+## Faults
+
+Each row is a pipeline on tiny data (every stage, two worker processes) that is broken on purpose at random moments and
+continued. Afterwards its masks, predictions, maps, numbers and weights are compared with those of an undisturbed run,
+bit for bit.
+
+{chr(10).join([HEAD, *rows])}
+
+## Bad input
+
+{len({name for name, _ in found})} kinds, {len(found)} messages. Each is a test in tests/integration: exit status 1, one
+sentence, no traceback.
+
+| what the test tries | message |
+|---|---|
+{inputs}
+"""
+
+
+HEAD = "| fault | injected | in the stages | seconds | afterwards |\n|---|---|---|---|---|"
+
+
+def undisturbed(work: Path, devices: int) -> dict[str, float]:
+    """Make the run that the others are compared with; returns the seconds of its stages."""
+    trial = Trial("", "", killed(), devices=devices, work=work)
+    output = work / f"undisturbed-{devices}"
+    done = trial.finish(output)
+    if done.returncode:
+        sys.exit(done.stderr)
+    entries = json.loads((output / "manifest.json").read_text())["stages"]
+    return {name: entries[name]["seconds"] for name in STAGES}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    names = ",".join(trial.name for trial in TRIALS)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--only", default=",".join(FAULTS), help=f"some of {','.join(FAULTS)}")
+    parser.add_argument("work", type=Path, help="a folder that does not exist yet")
+    parser.add_argument("--only", default=names, help=f"some of {names}")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE.md", help="try bad input too, and write the tables there"
+    )
     options = parser.parse_args(arguments)
-    options.work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options.work, options.seed)
-    bench.undisturbed()
-    print("| fault | injected | stages | seconds | afterwards |\n|---|---|---|---|---|", flush=True)
-    lost = False
-    for name in options.only.split(","):
-        for fault, inject in FAULTS[name]:
-            row, started = Row(fault), time.monotonic()
-            inject(bench, row)
-            row.seconds = time.monotonic() - started
-            lost |= bool(row.lost)
-            print(row, flush=True)
-    return int(lost)
+    started = time.monotonic()
+    options.work.mkdir(parents=True)
+    (options.work / "tiny.yaml").write_text(json.dumps(SETTINGS))
+    chosen = [trial for trial in TRIALS if trial.name in options.only.split(",")]
+    durations = {
+        devices: undisturbed(options.work, devices) for devices in {trial.devices for trial in chosen}
+    }
+    for trial in chosen:
+        trial.work, trial.durations = options.work, durations[trial.devices]
+        trial.moments = Random(f"{options.seed} {trial.name}")
+    print(HEAD, flush=True)
+    with ThreadPoolExecutor(2) as pool:  # a run waits for its disk and its workers half of the time
+        for future in as_completed([pool.submit(trial) for trial in chosen]):
+            print(future.result(), flush=True)
+    if options.page:
+        found = refusals(options.work)
+        options.page.write_text(page(list(map(str, chosen)), found, time.monotonic() - started))
+    return int(any(trial.lost for trial in chosen))
 
 
 if __name__ == "__main__":

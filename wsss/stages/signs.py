@@ -164,20 +164,17 @@ def of_masks(
         )
         if count > limit * found.photos
     ]
-    lost = [
-        f"{names[index]} ({count} of {photos})"
-        for index, (count, photos) in absent.items()
-        if count > LOST * photos
-    ]
+    lost = {index: pair for index, pair in absent.items() if pair[0] > LOST * pair[1]}
     if lost:
+        counted = [f"{names[index]} ({count} of {total})" for index, (count, total) in lost.items()]
         told.append(
-            f"most masks of photos with the label {first(lost)} lack the class: are these labels right?"
+            f"most masks of photos with the label {first(counted)} lack the class: are these labels right?"
         )
     shrunk = [
         f"{names[index]} ({mask:.1%} of the photo, {wide:.1%} in the maps)"
         for index, pairs in sorted(areas.items())
         for mask, wide in [np.mean(pairs, axis=0).tolist()]
-        if mask < SHRUNK * wide
+        if mask < SHRUNK * wide and index not in lost
     ]
     if shrunk:
         told.append(

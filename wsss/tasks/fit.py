@@ -31,6 +31,9 @@ LAST = "last.ckpt"
 LOG = "metrics.csv"
 """The numbers of every epoch."""
 
+RISE = 1.1
+"""A loss of this many times the first epoch's, or more, has risen. A warm-up alone may raise it a little."""
+
 _ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
 
 
@@ -132,14 +135,14 @@ def read_log(path: Path) -> list[dict[str, str]]:
 
 
 def rising_loss(rows: Sequence[Mapping[str, str]], kind: str) -> list[str]:
-    """A sentence if the training loss is higher than after the first epoch.
+    """A sentence if the training loss is clearly higher than in the first epoch.
 
     Args:
         rows: of ``metrics.csv``.
         kind: of the task, ``classifier`` or ``segmenter``.
     """
     first, last = (float(rows[index]["train_loss"]) for index in (0, -1))
-    if last <= first:
+    if last <= RISE * first:
         return []
     return [
         f"the training loss rose from {first:.3f} in epoch 1 to {last:.3f} in epoch {rows[-1]['epoch']}: try a lower "
