@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date
 from html import escape
@@ -219,9 +219,13 @@ def worker_killed(trial: Trial) -> None:
     """A process that reads photos or refines is killed, as by Linux when memory runs out."""
     for stage in STAGES:
         with trial.in_stage(stage) as process:
-            if process is not None and (children := children_of(process.pid)):
-                os.kill(trial.moments.choice(children), signal.SIGKILL)
-                trial.stops(process, stage, "worker process")
+            while process is not None and process.poll() is None:
+                if children := children_of(process.pid):
+                    with suppress(ProcessLookupError):
+                        os.kill(trial.moments.choice(children), signal.SIGKILL)
+                        trial.stops(process, stage, "worker process")
+                    break
+                time.sleep(0.01)
     trial.compare(trial.output)
 
 
