@@ -197,6 +197,7 @@ def _describe(context: Context, arguments: Sequence[str]) -> None:
     run, config = context.run, context.config
     write_text(run.config, yaml.safe_dump(to_dict(config), sort_keys=False))
     manifest = {**run.read_manifest(), **describe_machine(), "seed": config.seed, "command": list(arguments)}
+    manifest["classes"] = list(context.dataset.classes)
     manifest["precision"] = "bf16" if runtime.uses_bf16(config.runtime) else "float32"
     manifest["device"] = str(runtime.device(config.runtime))
     write_json(run.manifest, manifest)
