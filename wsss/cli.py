@@ -1,12 +1,13 @@
 """The command line: ``wsss COMMAND ...``. Nothing heavy is imported before a command runs."""
 
+import io
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 
 from wsss import __version__, commands
-from wsss.errors import UsageError, UserError
+from wsss.errors import UsageError, UserError, escaped
 from wsss.usage import near, stage_help
 
 _STAGES = {
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names outside the terminal's encoding
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
         return 0 if words else 2
@@ -87,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if debug:
             raise
-        where = f" ({error.filename})" if error.filename else ""
+        where = escaped(f" ({error.filename})") if error.filename else ""
         print(
             f"wsss {name}: error: {error.strerror or error}{where}; fix that and run it again",
             file=sys.stderr,

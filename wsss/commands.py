@@ -29,7 +29,9 @@ def score(name: str, words: list[str]) -> int:
         "--ids", type=Path, help="list of the ids to score (default: every PNG of the predictions)"
     )
     parser.add_argument(
-        "--classes", type=Path, help="class names, one per line, without background (default: VOC's 20)"
+        "--classes",
+        type=Path,
+        help="class names, one per line, without background (default: those recorded with the masks, else VOC's 20)",
     )
     parser.add_argument(
         "--ignored_as_background",
@@ -47,7 +49,8 @@ def score(name: str, words: list[str]) -> int:
         "--json", **FLAG, help="print JSON, with the whole confusion matrix, instead of a table"
     )
     options = parser.parse_args(words)
-    from wsss.data.labels import read_classes, read_ids
+    from wsss.data.labels import read_ids
+    from wsss.data.names import classes_of
     from wsss.metrics.segmentation import score_folder
     from wsss.metrics.table import score_table
 
@@ -58,7 +61,7 @@ def score(name: str, words: list[str]) -> int:
         options.predictions,
         options.truth,
         read_ids(options.ids) if options.ids else None,
-        ("background", *read_classes(options.classes)),
+        classes_of((options.predictions, options.truth), options.classes),
         ignored_as_background=options.ignored_as_background,
         boundary=options.boundary,
         confusion=options.confusion or options.json,
@@ -74,9 +77,9 @@ examples:
   wsss predict holiday.jpg photos/ --checkpoint runs/voc --output masks --overlay
   wsss predict photos/ --checkpoint runs/voc --output masks --ms_flip --crf --skip_existing
 
-Reads JPEG, PNG, WebP, BMP and TIFF; grey, CMYK, 16-bit and transparent ones (laid on white); EXIF
-orientation is applied. Masks have the photo's size: 0 is background, 1 the first class. The table that is
-printed at the end names the indices.
+Reads JPEG, PNG, WebP, BMP, TIFF, GIF and AVIF, and HEIC with pip install "wsss[heic]"; grey, CMYK, 16-bit
+and transparent ones (laid on white); EXIF orientation is applied. Masks have the photo's size: 0 is
+background, 1 the first class. The table that is printed at the end names the indices.
 A network recognises objects at the size at which it was trained, so photos are shrunk as those of the
 training were (data.long_side). If those were not, try --long_side 640 for photos from a phone or a camera.
 """

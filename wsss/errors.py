@@ -1,4 +1,6 @@
-"""The one exception that means "the user's input is at fault"."""
+"""The one exception that means "the user's input is at fault", and text that a terminal may show."""
+
+import unicodedata
 
 
 class UserError(Exception):
@@ -9,7 +11,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(_innermost(message))
+        super().__init__(escaped(_innermost(message)))
 
 
 class UsageError(UserError):
@@ -24,3 +26,25 @@ def _innermost(message: str) -> str:
     if "Traceback (most recent call last)" not in message:
         return message
     return message.rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2].strip()
+
+
+def escaped(text: str, keep: str = "\n\t") -> str:
+    """The text as a terminal may show it: control characters, which a file name may hold, become escapes such as
+    ``\\x1b``.
+
+    So do characters that turn the direction of the text and bytes that are no text. ``keep`` lists exceptions.
+    """
+    return "".join(
+        char.encode("unicode_escape", "surrogatepass").decode()
+        if _is_control(char) and char not in keep
+        else char
+        for char in text
+    )
+
+
+def _is_control(char: str) -> bool:
+    category = unicodedata.category(char)
+    return category[0] == "C" or category in (
+        "Zl",
+        "Zp",
+    )  # no kind of space but line and paragraph separators

@@ -15,8 +15,10 @@ from torch.nn import functional
 
 from wsss import __version__, runtime
 from wsss.config import NOT_WEAK, EvaluateConfig, RuntimeConfig, to_dict
-from wsss.data.dataset import walk_images
+from wsss.data.dataset import first, left_out, walk_images
 from wsss.data.files import atomic_path, read_image, read_json, write_json, write_mask
+from wsss.data.labels import PHOTO_KINDS
+from wsss.data.names import RECORD
 from wsss.data.transforms import normalize_image, resize_long_side, to_tensor
 from wsss.data.working import shrink
 from wsss.errors import UserError
@@ -31,8 +33,8 @@ from wsss.tasks.segmentation import load_trained
 OVERLAY_SIDE = 2048
 """Longest side of an overlay in pixels: enough for a screen."""
 
-RECORD = "predictions.json"
-"""File next to the masks: the class of each index, the checkpoint and the options that made them."""
+SHOWN = 8
+"""At most this many unreadable photos are named; all are counted."""
 
 Strips = Iterator[tuple[int, Tensor]]
 
@@ -97,10 +99,10 @@ def find_photos(paths: Sequence[Path], output: Path) -> dict[str, Path]:
     photos: dict[str, Path] = {}
     for path in paths:
         if path.is_dir():
-            written = [record.parent for record in path.rglob(RECORD) if record.parent != path]
-            found = walk_images(path, nested=True, exclude=[*written, output])
+            found = walk_images(path, nested=True, exclude=_no_photos(path, output))
             if not found:
-                raise UserError(f"{path} holds no photos (jpg, png, webp, bmp, tif)")
+                others = left_out(path, nested=True, exclude=_no_photos(path, output))
+                raise UserError(f"{path} holds no photos ({others[0] if others else PHOTO_KINDS})")
         elif path.is_file():
             found = [(path.stem, path)]
         else:
@@ -112,6 +114,11 @@ def find_photos(paths: Sequence[Path], output: Path) -> dict[str, Path]:
                 )
             photos[name] = file
     return photos
+
+
+def _no_photos(folder: Path, output: Path) -> list[Path]:
+    """The folders in it that are not searched for photos: the output, and what `wsss predict` wrote before."""
+    return [output, *(record.parent for record in folder.rglob(RECORD) if record.parent != folder)]
 
 
 def predict_files(
@@ -142,6 +149,9 @@ def predict_files(
     photos = find_photos(paths, output)
     _check_targets(photos, output, options)
     _check_strangers(photos, output, options)
+    for folder in (path for path in paths if path.is_dir()):
+        for note in left_out(folder, nested=True, exclude=_no_photos(folder, output)):
+            runtime.say(note)
     trained = load_trained(checkpoint)
     classes, config = trained.classes, trained.config
     model: torch.nn.Module = trained.network
@@ -170,14 +180,16 @@ def predict_files(
         write_json(output / RECORD, record)
     found: Counter[int] = Counter()
     broken: list[str] = []
+    odd: list[str] = []
     with (
         torch.inference_mode(),
         runtime.autocast(hardware),
         runtime.bar(hardware, "predict", len(photos), len(photos) - len(todo)) as bar,
     ):
         for name, path in todo:
+            remarks: list[str] = []
             try:
-                image = read_image(path)
+                image = read_image(path, remarks)
             except UserError as error:
                 broken.append(str(error))
             else:
@@ -185,9 +197,13 @@ def predict_files(
                     image, tile_predictor(model, device, options), classes, output / name, options
                 )
                 found.update(np.flatnonzero(np.bincount(mask.ravel())).tolist())
+            odd += [f"{path} {remark}" for remark in remarks]
             bar.update(1)
+    if odd:
+        runtime.say(f"{len(odd)} odd photos: {first(odd)}")
     if broken:
-        raise UserError(f"{len(broken)} of {len(photos)} photos could not be read: {'; '.join(broken)}")
+        shown = "; ".join(broken[:SHOWN]) + "; …" * (len(broken) > SHOWN)
+        raise UserError(f"{len(broken)} of {len(photos)} photos could not be read: {shown}")
     text = _summary(found, classes, len(todo), len(photos) - len(todo), output)
     return f"{text}\n{NOT_WEAK}" if config.mask_pretraining else text
 

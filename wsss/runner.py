@@ -215,6 +215,9 @@ def _difference(context: Context) -> str:
         for key in now
         if key in before and before[key] != now[key] and not key.startswith(("output", "runtime."))
     ]
+    classes = context.run.read_manifest().get("classes", list(context.dataset.classes))
+    if classes != list(context.dataset.classes):
+        changed.append(f"the classes {first(classes)} instead of {first(context.dataset.classes)}")
     return first(changed) or "other photos, labels, masks or weights, or by another version of wsss"
 
 
@@ -271,6 +274,7 @@ def _describe(context: Context, arguments: Sequence[str]) -> None:
     write_text(run.config, yaml.safe_dump(to_dict(config), sort_keys=False))
     manifest = {**run.read_manifest(), **describe_machine(), "seed": config.seed, "command": list(arguments)}
     manifest["weights"] = {**manifest.get("weights", {}), **weights_digests(config)}
+    manifest["classes"] = list(context.dataset.classes)
     manifest["precision"] = "bf16" if runtime.uses_bf16(config.runtime) else "float32"
     manifest["device"] = str(runtime.device(config.runtime))
     write_json(run.manifest, manifest)

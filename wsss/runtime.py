@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from wsss.config import RuntimeConfig
-from wsss.errors import UserError
+from wsss.errors import UserError, escaped
 
 T = TypeVar("T")
 
@@ -110,4 +110,4 @@ def _style(config: RuntimeConfig) -> dict[str, Any]:
 
 def say(text: str) -> None:
     """Print one line for the user, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(escaped(text), file=sys.stderr, flush=True)

@@ -66,6 +66,7 @@ def test_photo_of_another_size_than_its_saliency_is_named(
     run: Path, shapes_copy: Path, tiny: list[str], command: Any
 ) -> None:
     photo = shapes_copy / "JPEGImages" / "train_000003.jpg"
+    (shapes_copy / "SegmentationClass" / "train_000003.png").unlink()  # its size would be refused first
     length = photo.stat().st_size
     Image.new("RGB", (40, 50)).save(photo)
     photo.write_bytes(photo.read_bytes().ljust(length, b"\0"))

@@ -14,6 +14,7 @@ from PIL import Image
 
 from wsss.config import SegmenterConfig
 from wsss.data.files import read_image
+from wsss.data.labels import VOC_CLASSES
 from wsss.data.transforms import normalize_image, to_tensor
 from wsss.export.archive import FOLDER
 from wsss.models.segmenter import predict_probabilities
@@ -115,14 +116,16 @@ def test_every_network_can_be_exported(tmp_path: Path, command: Any, architectur
 
 
 def test_voc_server_packs_the_predictions_of_a_run(
-    finished: Path, shapes: Path, tmp_path: Path, command: Any
+    run: Path, shapes: Path, tmp_path: Path, command: Any
 ) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "classes": VOC_CLASSES}))
     ids = tmp_path / "test.txt"
-    names = sorted(path.stem for path in (finished / "predictions").glob("*.png"))
+    names = sorted(path.stem for path in (run / "predictions").glob("*.png"))
     ids.write_text("\n".join(names[:4]) + "\n")
     words = ["--photos", shapes / "JPEGImages", "--ids", ids, "--kind", "predictions_crf"]
     output = tmp_path / "results.tgz"
-    done = command("export", "voc-server", finished, "--output", output, *words)
+    done = command("export", "voc-server", run, "--output", output, *words)
     assert done.status == 0, done.err
     assert done.out == f"{output}: 4 masks in {FOLDER}\n"
     with tarfile.open(output) as archive:
@@ -130,8 +133,15 @@ def test_voc_server_packs_the_predictions_of_a_run(
     for name in names[:4]:
         with Image.open(tmp_path / "server" / FOLDER / f"{name}.png") as mask:
             assert mask.mode == "P"
-            with Image.open(finished / "predictions_crf" / f"{name}.png") as source:
+            with Image.open(run / "predictions_crf" / f"{name}.png") as source:
                 np.testing.assert_array_equal(np.asarray(mask), np.asarray(source))
+
+
+def test_voc_server_refuses_masks_of_other_classes(finished: Path, tmp_path: Path, command: Any) -> None:
+    sentence = command("export", "voc-server", finished, "--output", tmp_path / "r.tgz").sentence
+    assert f"{finished / 'predictions'} was made with 7 classes" in sentence
+    assert 'VOC\'s test server has 20: index 1 is "ball" there and "aeroplane" here' in sentence
+    assert not (tmp_path / "r.tgz").exists()
 
 
 def test_voc_server_refuses_pseudo_masks(finished: Path, tmp_path: Path, command: Any) -> None:

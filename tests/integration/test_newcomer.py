@@ -42,7 +42,13 @@ def repeat_photo(root: Path) -> None:
 
 def no_photos(root: Path) -> None:
     for path in (root / "images").rglob("*.jpg"):
-        path.rename(path.with_suffix(".heic"))
+        path.rename(path.with_suffix(".dng"))
+
+
+def photos_of_a_phone(root: Path) -> None:
+    for path in (root / "images").rglob("*.jpg"):
+        path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))
+        path.rename(path.with_suffix(".HEIC"))
 
 
 def write_true_mask(root: Path, name: str, size: tuple[int, int]) -> None:
@@ -104,7 +110,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda root: write_csv(root, "image,labels\n" + rows("{},café"), "latin-1"),
         r'labels\.csv is not a UTF-8 text file: save it as UTF-8 \(Excel: "CSV UTF-8"\)',
     ),
-    "photos of a phone": (no_photos, r"images holds no photos \(jpg.*found there: .*1\.heic"),
+    "raw photos": (no_photos, r"images holds no photos \(jpg.*found there: .*1\.dng"),
+    "photos of a phone": (
+        photos_of_a_phone,
+        r'\.HEIC (is a photo in HEIC, .*run pip install "wsss\[heic\]", or save it as JPEG|is not an image)',
+    ),
     "mask of another size": (
         lambda root: write_true_mask(root, "1.png", (10, 12)),
         r"masks/1\.png (has 12x10 pixels but .*1\.jpg has 56x48|is 10x12, but its photo is 48x56)",

@@ -1,5 +1,6 @@
 """What is compared, decided before anything is computed or written."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from wsss.comparison.regions import annotation
 from wsss.comparison.store import load, slug
 from wsss.config import CompareConfig, ComparisonConfig
 from wsss.data.dataset import Record, evenly
+from wsss.data.names import listed
 from wsss.errors import UserError
 from wsss.rundir import RunDirectory, file_stamp, fingerprint
 from wsss.runtime import say
@@ -132,9 +134,11 @@ def plan(config: ComparisonConfig) -> Comparison:
     # No copies (data.long_side) are needed: `compare.size` says what the classifier sees.
     dataset = prepare_dataset(replace(config, data=replace(config.data, long_side=None)))
     known = match_classes(dataset.classes, judge)
-    if missing := [name for label, name in enumerate(dataset.classes, 1) if label not in known]:
-        say(f"compare: left out {', '.join(missing)}, which the classifier does not know")
     split = dataset.val if config.compare.split == "val" else dataset.train
+    if missing := [name for label, name in enumerate(dataset.classes, 1) if label not in known]:
+        photos = Counter(dataset.classes[label - 1] for record in split for label in record.labels or ())
+        names = listed({name: photos[name] for name in missing}, judge.names)
+        say(f"compare: left out classes that the classifier does not know: {names}")
     labelled = [record for record in split if any(label in known for label in record.labels or ())]
     if not labelled:
         raise UserError(

@@ -11,16 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from wsss.data.dataset import check_root, first, found_in, namesake, resolve_file, walk_images
+from wsss.data.agreement import Seen, compare_labels, compare_masks, compare_names, indices
+from wsss.data.dataset import check_root, first, found_in, left_out, missing_fix, resolve_file, walk_images
 from wsss.data.files import read_image, read_mask
 from wsss.data.findings import CheckReport, Problem, Severity
 from wsss.data.folder import image_folder
-from wsss.data.labels import (
-    IGNORE,
-    read_classes,
-    read_ids,
-    read_label_xml,
-)
+from wsss.data.labels import IGNORE, PHOTO_KINDS, VOC_CLASSES, annotation_files, read_ids, xml_names
+from wsss.data.names import read_classes
 from wsss.data.tags import read_csv_classes, read_label_rows, unknown_label
 from wsss.data.voc import SPLIT_FOLDERS
 from wsss.errors import UserError
@@ -48,7 +45,7 @@ class _Scan:
     """What reading one image and its mask found."""
 
     problems: tuple[Problem, ...]
-    present: tuple[int, ...] | None
+    values: frozenset[int] | None
 
 
 def check_dataset(root: Path, classes: Path | None, labels: str | None) -> CheckReport:
@@ -69,6 +66,7 @@ def check_dataset(root: Path, classes: Path | None, labels: str | None) -> Check
     _read_classes(check, classes, source)
     _read_labels(check, source)
     _read_splits(check)
+    _compare_classes(check, source or root)
     scans = _scan_all(check)
     _compare_labels(check, scans)
     _find_duplicates(check)
@@ -92,10 +90,10 @@ def _list_files(check: _Check) -> None:
     check.images = _index(check, walk_images(photos, nested=not voc, exclude=(masks,)))
     check.masks = _index(check, walk_images(masks, nested=not voc))
     if not check.images:
-        message = (
-            f"{photos} holds no photos (jpg, png, webp, bmp, tif; {found_in(photos)}): see data/README.md"
-        )
+        message = f"{photos} holds no photos ({PHOTO_KINDS}; {found_in(photos)}): see data/README.md"
         check.add("error", "no photos", photos, message)
+    for message in left_out(photos, nested=not voc, exclude=(masks,)):
+        check.add("warning", "files left out", photos, message)
     for identifier, path in check.masks.items():
         if identifier not in check.images:
             check.add("warning", "masks without photo", path, f"{path} has no photo of that name")
@@ -151,19 +149,29 @@ def _read_labels(check: _Check, source: Path | None) -> None:
         _read_annotations(check, source)
     else:
         _read_csv(check, source)
-    used = {index for present in check.labels.values() for index in present}
-    unused = [name for index, name in enumerate(check.classes, 1) if index not in used]
-    if unused and check.labels:
-        message = f"{source}: no image has the label {first(unused, 20)}"
-        check.add("warning", "classes without images", source, message)
 
 
 def _read_annotations(check: _Check, folder: Path) -> None:
-    for identifier in check.images:
+    names: dict[str, tuple[str, ...]] = {}
+    files = annotation_files(folder)
+    for identifier in [name for name in check.images if name in files]:
         try:
-            check.labels |= read_label_xml(folder, [identifier], check.classes)
+            names[identifier] = xml_names(files[identifier])
         except UserError as error:
-            check.add("error", "annotations", folder / f"{identifier}.xml", str(error))
+            check.add("error", "annotations", files[identifier], str(error))
+    if check.classes:
+        chosen = check.classes != VOC_CLASSES
+        check.problems += compare_names(names, check.classes, folder, chosen=chosen)
+    check.labels |= indices(names, check.classes)
+
+
+def _compare_classes(check: _Check, source: Path) -> None:
+    """The labels of train (every labelled photo that is not in val) and of val against the class list."""
+    held = set(check.splits.get("val", ()))
+    train = [labels for name, labels in check.labels.items() if name not in held]
+    val = [check.labels[name] for name in held if name in check.labels]
+    if train and check.classes:
+        check.problems += compare_labels(train, val, check.classes, source)
 
 
 def _read_csv(check: _Check, path: Path) -> None:
@@ -179,8 +187,7 @@ def _read_csv(check: _Check, path: Path) -> None:
     for row in rows:
         where = f"{path}:{row.line}"
         if row.identifier not in check.images:
-            near = namesake(row.identifier, check.images)
-            fix = f'write "{near}"' if near else "add it or remove the line"
+            fix = missing_fix(row.identifier, check.images)
             check.add("error", "labels without photo", path, f"{where}: no photo {row.identifier}: {fix}")
             continue
         for name in row.names:
@@ -278,10 +285,12 @@ def _scan_all(check: _Check) -> dict[str, _Scan]:
 def _scan(image: Path, mask: Path | None, classes: int) -> _Scan:
     problems: list[Problem] = []
     size: tuple[int, ...] = ()
+    remarks: list[str] = []
     try:
-        size = read_image(image).shape[:2]
+        size = read_image(image, remarks).shape[:2]
     except UserError as error:
         problems.append(Problem("error", "unreadable photos", image, str(error)))
+    problems += [Problem("warning", "odd photos", image, f"{image} {remark}") for remark in remarks]
     if mask is None:
         return _Scan(tuple(problems), None)
     try:
@@ -298,15 +307,20 @@ def _scan(image: Path, mask: Path | None, classes: int) -> _Scan:
     if alien and classes:
         message = f"{mask} has the values {first(alien, 8)}: expected 0..{classes} and {IGNORE}"
         problems.append(Problem("error", "mask values outside the class list", mask, message))
-    return _Scan(tuple(problems), tuple(value for value in values if 0 < value <= classes))
+    return _Scan(tuple(problems), frozenset(values))
 
 
 def _compare_labels(check: _Check, scans: Mapping[str, _Scan]) -> None:
     kind = "labels that disagree with masks"
-    for identifier, scan in scans.items():
-        if scan.present is None or identifier not in check.labels:
+    masks = {name: scan.values for name, scan in scans.items() if scan.values is not None}
+    if check.classes:
+        seen = [Seen(check.masks[name], values, check.labels.get(name)) for name, values in masks.items()]
+        check.problems += compare_masks(seen, check.classes)
+    for identifier, values in masks.items():
+        if identifier not in check.labels:
             continue
-        labelled, present = set(check.labels[identifier]), set(scan.present)
+        labelled = set(check.labels[identifier])
+        present = {value for value in values if 0 < value <= len(check.classes)}
         sides = (("only its labels have", labelled - present), ("only its mask has", present - labelled))
         parts = [
             f"{verb} {', '.join(check.classes[index - 1] for index in sorted(indices))}"
@@ -314,8 +328,7 @@ def _compare_labels(check: _Check, scans: Mapping[str, _Scan]) -> None:
             if indices
         ]
         if parts:
-            path = check.masks[identifier]
-            check.add("warning", kind, path, f"{identifier}: {'; '.join(parts)}")
+            check.add("warning", kind, check.masks[identifier], f"{identifier}: {'; '.join(parts)}")
 
 
 def _find_duplicates(check: _Check) -> None:

@@ -1,6 +1,6 @@
-"""COCO 2014: instances as image labels and masks.
+"""COCO 2014 and 2017: instances as image labels and masks.
 
-ROOT/annotations/instances_{train2014,val2014}.json    (one of them may be missing)
+ROOT/annotations/instances_{train2014,val2014}.json    (one of them may be missing), or 2017
 ROOT/{train2014,val2014}/<id>.jpg                      photos; the id is the file name without suffix
 
 The pipeline reads labels and masks per image. The annotation files are hundreds of megabytes of JSON, which every
@@ -16,8 +16,8 @@ learn.
 
 import csv
 import io
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -35,17 +35,19 @@ from wsss.data.dataset import (
     check_root,
     found_in,
     index_images,
+    left_out,
     make_records,
     read_split,
     resolve_file,
 )
 from wsss.data.files import read_json, write_mask, write_text
 from wsss.data.labels import BACKGROUND, IGNORE, check_id, image_id
+from wsss.data.names import listed
 from wsss.data.tags import read_label_csv
 from wsss.data.voc import find_labels
 from wsss.errors import UserError
 
-SPLITS = ("train2014", "val2014")
+YEARS = ("2014", "2017")
 
 COCO_CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
@@ -74,14 +76,14 @@ class CocoImage:
 
 
 def load_coco(root: Path, labels: str, classes: Path | None, train: str | None, val: str | None) -> Dataset:
-    """Loads COCO 2014; the first use of a split writes its masks and labels (see the module).
+    """Loads COCO; the first use of a split writes its masks and labels (see the module).
 
     Args:
-        root: the folder that contains annotations, train2014 and val2014.
+        root: the folder that contains annotations, and train2014 and val2014, or those of 2017.
         labels: "xml" (the configuration's default) = the annotated categories, crowds included; or a CSV.
         classes: must be None: the masks have COCO's 80 classes.
-        train: "train2014", "val2014" or a list file; None = train2014.
-        val: likewise; None = val2014 if it exists and is not the training split.
+        train: "train2014", "val2014" or a list file; None = train2014, or train2017 where there is no 2014.
+        val: likewise; None = val2014 (val2017) if it exists and is not the training split.
 
     Raises:
         UserError: something is missing or inconsistent; the message names the file and the fix.
@@ -89,7 +91,7 @@ def load_coco(root: Path, labels: str, classes: Path | None, train: str | None, 
     check_root(root)
     if classes is not None:
         raise UserError("data.kind coco has its own 80 classes: set data.classes to null")
-    splits = _splits(root)
+    splits = _splits(root, {train, val})
     images: dict[str, Path] = {}
     known: Labels = {}
     members: dict[str, tuple[str, ...]] = {}
@@ -102,26 +104,32 @@ def load_coco(root: Path, labels: str, classes: Path | None, train: str | None, 
     if labels != "xml":
         path = find_labels(root, labels)
         known, source = read_label_csv(path, COCO_CLASSES, nested=False), str(path)
-    val_default = SPLITS[1] if SPLITS[1] in members and train != SPLITS[1] else None
-    train_ids = _ids(root, train or SPLITS[0], members, images)
-    val_ids = _ids(root, val or val_default, members, images)
+    default = {part: f"{part}{splits[0][-4:]}" for part in ("train", "val")}
+    train_ids = _ids(root, train or default["train"], members, images)
+    has_val = default["val"] in members and default["val"] != train
+    val_ids = _ids(root, val or (default["val"] if has_val else None), members, images)
     check_labelled(train_ids, known, source)
     masks = index_images(root / "SegmentationClass", nested=False)
     return Dataset(
         COCO_CLASSES,
         make_records(train_ids, images, known, masks),
         make_records(val_ids, images, known, masks),
+        notes=tuple(note for split in splits for note in left_out(root / split, nested=False)),
     )
 
 
-def _splits(root: Path) -> list[str]:
-    splits = [split for split in SPLITS if _json(root, split).is_file()]
-    if not splits:
+def _splits(root: Path, wanted: Collection[str | None]) -> list[str]:
+    """The splits with annotations, of the years whose splits are `wanted` by name, or else of the first year found."""
+    found = [
+        split for year in YEARS for split in (f"train{year}", f"val{year}") if _json(root, split).is_file()
+    ]
+    if not found:
         raise UserError(
-            f"{root} has neither annotations/instances_train2014.json nor …_val2014.json ({found_in(root)}): "
-            "set --data.root to COCO's folder (see data/README.md)"
+            f"{root} has no annotations/instances_train2014.json, …_val2014.json, …_train2017.json or …_val2017.json "
+            f"({found_in(root)}): set --data.root to COCO's folder (see data/README.md)"
         )
-    return splits
+    years = {split[-4:] for split in found if split in wanted} or {found[0][-4:]}
+    return [split for split in found if split[-4:] in years]
 
 
 def _json(root: Path, split: str) -> Path:
@@ -169,18 +177,20 @@ def _names(annotations: Iterable[Annotation]) -> list[str]:
 def read_instances(path: Path) -> tuple[CocoImage, ...]:
     """Reads a file of COCO instances; every annotation gets the key "class", its mask index 1..80.
 
+    File names may begin with the split's folder: "train2014/x.jpg".
+
     Raises:
         UserError: not a COCO instances file, a category that COCO does not have, a file name that leaves its folder.
     """
-    content = read_json(path)
+    content, folder = read_json(path), f"{path.stem.removeprefix('instances_')}/"
     try:
-        index = _class_index(content["categories"], path)
+        index = _class_index(content["categories"], content["annotations"], path)
         found: dict[int, list[Annotation]] = defaultdict(list)
         for item in content["annotations"]:
             found[item["image_id"]].append({**item, "class": index[item["category_id"]]})
         return tuple(
             CocoImage(
-                check_id(image_id(image["file_name"]), str(path), nested=False),
+                check_id(image_id(image["file_name"].rpartition(folder)[2]), str(path), nested=False),
                 (int(image["height"]), int(image["width"])),
                 tuple(found[image["id"]]),
             )
@@ -192,14 +202,17 @@ def read_instances(path: Path) -> tuple[CocoImage, ...]:
         ) from error
 
 
-def _class_index(categories: Sequence[Mapping[str, Any]], path: Path) -> dict[int, int]:
+def _class_index(
+    categories: Sequence[Mapping[str, Any]], annotations: Iterable[Annotation], path: Path
+) -> dict[int, int]:
     """Category id -> mask index 1..80."""
-    for category in categories:
-        if category["name"] not in COCO_CLASSES:
-            raise UserError(
-                f'{path} has the category "{category["name"]}", which COCO does not have: use data.kind voc or folder '
-                "for other classes"
-            )
+    used = Counter(item["category_id"] for item in annotations)
+    unknown = {item["name"]: used[item["id"]] for item in categories if item["name"] not in COCO_CLASSES}
+    if unknown:
+        raise UserError(
+            f"{path} has categories that COCO does not have: {listed(unknown, COCO_CLASSES, 'object')}; use data.kind "
+            "voc or folder for other classes"
+        )
     return {category["id"]: COCO_CLASSES.index(category["name"]) + 1 for category in categories}
 
 

@@ -1,14 +1,18 @@
 """What a data set is for the rest of the package: a class list and the records of two splits."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsss.data.labels import IMAGE_SUFFIXES, check_classes, image_id, read_ids
+from wsss.data.labels import IMAGE_SUFFIXES, PHOTO_KINDS, check_classes, image_id, read_ids
 from wsss.errors import UserError
 
 Labels = Mapping[str, tuple[int, ...]]
+
+NOTES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".db", ".ini")
+"""Endings of files beside photos that nobody takes for one."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Dataset:
     """Class names (index 1 first, without background) and the records of both splits; val may be empty.
 
     An `evaluation_only` data set (ImageNet's val) has its images in val, nothing to train on, no masks, and
-    any number of classes; commands that train refuse it (`check_trainable`).
+    any number of classes; commands that train refuse it (`check_trainable`). `notes` are sentences for the user: files
+    and names that are left out.
 
     Raises:
         UserError: no training image, an invalid class list, or an image that is in both splits.
@@ -43,6 +48,7 @@ class Dataset:
     train: tuple[Record, ...]
     val: tuple[Record, ...]
     evaluation_only: bool = False
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_classes(self.classes, "the class list (data.classes)", masks=not self.evaluation_only)
@@ -125,7 +131,34 @@ def walk_images(folder: Path, *, nested: bool, exclude: Sequence[Path] = ()) -> 
         nested: look into sub-folders too; ids are then relative paths with "/".
         exclude: sub-folders that are not entered.
     """
-    found: list[tuple[str, Path]] = []
+    files = _walk(folder, nested, exclude)
+    return sorted((image_id(name), path) for name, path in files if _has_suffix(path, IMAGE_SUFFIXES))
+
+
+def left_out(folder: Path, *, nested: bool, exclude: Sequence[Path] = ()) -> tuple[str, ...]:
+    """A sentence that counts and names the files that `walk_images` leaves out; none if there are none.
+
+    Hidden files and text (`NOTES`) are not counted.
+    """
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for name, path in _walk(folder, True, exclude):
+        if not nested and "/" in name:
+            kinds["in sub-folders"].append(name)
+        elif not _has_suffix(path, (*IMAGE_SUFFIXES, *NOTES)):
+            kinds[path.suffix.lower() or "without ending"].append(name)
+    if not kinds:
+        return ()
+    parts = [f"{len(names)} {kind} ({first(sorted(names))})" for kind, names in sorted(kinds.items())]
+    number = count([name for names in kinds.values() for name in names], "file")
+    return (f"{folder}: {number} left out: {', '.join(parts)}; wsss reads {PHOTO_KINDS}",)
+
+
+def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return path.name.lower().endswith(suffixes)
+
+
+def _walk(folder: Path, nested: bool, exclude: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    """(path relative to `folder`, file) of every file; see `walk_images`."""
     left_out = {path.absolute() for path in exclude}
     for top, folders, names in os.walk(folder, followlinks=True):
         here = Path(top)
@@ -140,12 +173,7 @@ def walk_images(folder: Path, *, nested: bool, exclude: Sequence[Path] = ()) -> 
             )  # a link to a folder above it: a circle
         ]
         prefix = "" if here == folder else here.relative_to(folder).as_posix() + "/"
-        found += [
-            (image_id(prefix + name), here / name)
-            for name in names
-            if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
-        ]
-    return sorted(found)
+        yield from ((prefix + name, here / name) for name in names if not name.startswith("."))
 
 
 def index_images(folder: Path, *, nested: bool, exclude: Sequence[Path] = ()) -> dict[str, Path]:
@@ -158,7 +186,7 @@ def index_images(folder: Path, *, nested: bool, exclude: Sequence[Path] = ()) ->
     for identifier, path in walk_images(folder, nested=nested, exclude=exclude):
         if identifier in index:
             raise UserError(
-                f'{index[identifier]} and {path} have the same id "{identifier}": rename one of them'
+                f'{index[identifier]} and {path} have the same id "{identifier}": rename one of them or move it away'
             )
         index[identifier] = path
     return index
@@ -180,17 +208,45 @@ def check_images(ids: Iterable[str], images: Mapping[str, Path], source: str) ->
     missing = [identifier for identifier in ids if identifier not in images]
     if not missing:
         return
-    near = namesake(missing[0], images)
-    fix = f'write "{near}"' if near else "add the photos or remove the ids"
     verb = "has" if len(missing) == 1 else "have"
-    raise UserError(f"{source}: {len(missing)} of its ids {verb} no image ({first(missing)}): {fix}")
+    raise UserError(
+        f"{source}: {len(missing)} of its ids {verb} no image ({first(missing)}): {missing_fix(missing[0], images)}"
+    )
 
 
-def namesake(identifier: str, images: Iterable[str]) -> str | None:
-    """The id in `images` with the same name in another folder; None unless there is exactly one."""
+def missing_fix(identifier: str, images: Mapping[str, Path]) -> str:
+    """What to do about an id without image: a photo may have that name in another folder or case, or another ending."""
     tail = identifier.rpartition("/")[2]
-    near = [known for known in images if known.rpartition("/")[2] == tail]
-    return near[0] if len(near) == 1 else None
+    tails = {known: known.rpartition("/")[2] for known in images}
+    for near in (
+        [known for known in images if tails[known] == tail],
+        [known for known in images if tails[known].casefold() == tail.casefold()],
+    ):
+        if len(near) == 1:
+            return f'write "{near[0]}" (the photo is {images[near[0]].name})'
+    for folder in {path.parent for path in images.values()}:
+        if (folder / identifier).is_file():
+            return f"{folder / identifier} is there, but wsss reads {PHOTO_KINDS}: save it as one of these"
+    return "add the photos or remove the ids"
+
+
+def strays(masks: Mapping[str, Path], images: Mapping[str, Path], folder: Path) -> tuple[str, ...]:
+    """A sentence that counts the masks without photo; none if there are none."""
+    found = [path.name for name, path in masks.items() if name not in images]
+    if not found:
+        return ()
+    return (f"{folder}: {len(found)} of {len(masks)} masks have the name of no photo ({first(found)})",)
+
+
+def unlabelled(images: Iterable[str], used: Iterable[str], source: Path) -> tuple[str, ...]:
+    """A sentence that counts the photos that are not used because they have no labels; none if there are none."""
+    images, used = list(images), set(used)
+    bare = [name for name in images if name not in used]
+    if not bare:
+        return ()
+    return (
+        f"{len(bare)} of {len(images)} photos are not used, because {source} has no labels for them ({first(bare)})",
+    )
 
 
 def make_records(

@@ -14,12 +14,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from wsss.data.labels import IGNORE
 from wsss.data.palette import voc_palette
@@ -40,7 +41,7 @@ _ORIENTATIONS = {
 ARCHIVE_BYTES = 4 * 10**9
 """Most bytes of the arrays in an archive: a small file of zeros can stand for any number of them."""
 
-_ORIENTATION_TAG = 0x0112
+_ORIENTATION_TAG, _WIDTH_TAG, _HEIGHT_TAG = 0x0112, 0x0100, 0x0101
 _SWAPS_SIDES = (5, 6, 7, 8)
 
 # What Pillow's decoders raise on damaged files; SyntaxError is how its PNG plugin reports broken chunks.
@@ -133,7 +134,7 @@ def read_json(path: Path) -> Any:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Yields the opened Pillow image; whatever damaged files raise in the block becomes a UserError."""
     try:
-        with Image.open(path) as image:
+        with _open(path) as image:
             yield image
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: check the path") from error
@@ -142,19 +143,53 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             f"{path} cannot be read ({error.strerror}): check the path and its permissions"
         ) from error
     except _DECODE_ERRORS as error:
-        raise UserError(
-            f"{path} {_damage(path, error)}: replace the file or remove it from the data set"
-        ) from error
+        raise UserError(f"{path} {_damage(path, error)}") from error
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError:
+        if _heif_kind(path) == "HEIC" and _register_heif():
+            return Image.open(path)
+        raise
+
+
+@cache
+def _register_heif() -> bool:
+    """Teaches Pillow HEIC; False if pillow-heif (the extra `heic`) is not installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def _heif_kind(path: Path) -> str | None:
+    """HEIC or AVIF, by the brands at the start of the file, whatever its name; None for another format."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start[4:8] != b"ftyp":
+        return None
+    return "AVIF" if b"avif" in start else "HEIC" if b"hei" in start or b"mif1" in start else None
 
 
 def _damage(path: Path, error: Exception) -> str:
+    """What is wrong with the file, and the fix."""
     if path.stat().st_size == 0:
-        return "is an empty file"
-    if isinstance(error, UnidentifiedImageError):
-        return "is not an image of a known format"
-    if isinstance(error, Image.DecompressionBombError):
-        return "has more pixels than Pillow will decode"
-    return f"is damaged or truncated and cannot be decoded ({error})"
+        problem = "is an empty file"
+    elif isinstance(error, UnidentifiedImageError):
+        kind = _heif_kind(path)
+        if kind == "AVIF" or (kind == "HEIC" and not _register_heif()):
+            extra = 'pip install "wsss[heic]"' if kind == "HEIC" else 'pip install "Pillow>=11.3"'
+            return f"is a photo in {kind}, which cannot be read here: run {extra}, or save it as JPEG"
+        problem = "is not an image of a known format"
+    elif isinstance(error, Image.DecompressionBombError):
+        problem = "has more pixels than Pillow will decode"
+    else:
+        problem = f"is damaged or truncated and cannot be decoded ({error})"
+    return f"{problem}: replace the file or remove it from the data set"
 
 
 def _orientation(image: Image.Image) -> int:
@@ -166,31 +201,50 @@ def _orientation(image: Image.Image) -> int:
     return value if value in _ORIENTATIONS else 1
 
 
-def read_image(path: Path) -> npt.NDArray[np.uint8]:
+def read_image(path: Path, remarks: list[str] | None = None) -> npt.NDArray[np.uint8]:
     """Reads a photo, decoded fully, so that a truncated file is found here.
 
-    Grey becomes three equal channels; 16-bit values lose their low byte; CMYK is converted; transparency
-    is laid on white, as a browser shows it. The first frame of several is taken.
+    Grey becomes three equal channels; CMYK is converted; transparency is laid on white, as a browser shows it. The
+    first frame of several is taken. Grey values of 16 bits lose their low byte, unless all of them are below 4096: then
+    they are values of 8, 10 or 12 bits in a larger type, and lose what these have more than 8.
+
+    Args:
+        path: the photo.
+        remarks: gets what someone should know who wonders how the photo was read, as ends of a sentence.
 
     Returns:
         (H, W, 3) uint8 RGB, C-contiguous, EXIF orientation applied.
 
     Raises:
-        UserError: naming the file: missing, empty, no image, truncated, or 32-bit values of unknown range.
+        UserError: naming the file: missing, empty, no image, truncated, 32-bit values of unknown range, or 16-bit
+            colours that use only the low bits.
     """
+    remarks = [] if remarks is None else remarks
     with _opened(path) as image:
+        deep = ";16" in str(getattr(image, "tile", ""))
+        if getattr(image, "is_animated", False) and image.format in ("GIF", "PNG", "WEBP", "TIFF", "AVIF"):
+            remarks.append(f"has {getattr(image, 'n_frames', 'several')} frames, of which the first is used")
         image.load()
         upright = _ORIENTATIONS.get(_orientation(image))
         if image.mode in ("I", "F"):
             raise UserError(f"{path} has 32-bit pixels (mode {image.mode}): save it as 8-bit or 16-bit")
         turned = image if upright is None else image.transpose(upright)
-        return np.array(_to_rgb(turned), dtype=np.uint8, order="C")
+        pixels = np.array(_to_rgb(turned, remarks), dtype=np.uint8, order="C")
+        if deep and not image.mode.startswith("I;16") and 0 < pixels.max() < 16:  # Pillow drops the low byte
+            raise UserError(
+                f"{path} has 16-bit colours that use only the lowest 12 bits, and would be black: save it as 8-bit"
+            )
+        return pixels
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, remarks: list[str]) -> Image.Image:
     if image.mode.startswith("I;16"):
-        high_byte = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        return Image.fromarray(high_byte).convert("RGB")
+        values = np.asarray(image).astype(np.uint16)
+        used = int(values.max()).bit_length()
+        bits = next((bits for bits in (8, 10, 12) if used <= bits), 16)
+        if 0 < used <= 14:
+            remarks.append(f"uses {used} of its 16 bits, and is read as {bits}-bit")
+        return Image.fromarray((values >> (bits - 8)).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         if image.mode in ("RGBa", "La"):
             image = image.convert(image.mode.upper())
@@ -210,6 +264,12 @@ def write_photo(path: Path, image: npt.NDArray[np.uint8]) -> None:
         Image.fromarray(image).save(temporary, format="JPEG", quality=95, subsampling=0)
 
 
+def check_photo(path: Path) -> None:
+    """Reads the header of a photo. Raises UserError, naming the file: missing, empty, no image, or damaged there."""
+    with _opened(path):
+        pass
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) of a photo after EXIF orientation; reads the header only (PNG with late EXIF: all).
 
@@ -218,6 +278,8 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with _opened(path) as image:
         width, height = image.size
+        if isinstance(image, TiffImagePlugin.TiffImageFile):  # newer versions turn its `size`
+            width, height = image.tag_v2[_WIDTH_TAG], image.tag_v2[_HEIGHT_TAG]
         return (width, height) if _orientation(image) in _SWAPS_SIDES else (height, width)
 
 

@@ -1,10 +1,12 @@
-"""What the doctor reports: findings, and a text of them for people."""
+"""Findings about a data set: the doctor reports them all, and a run stops at the first error."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from wsss.errors import UserError, escaped
 
 Severity = Literal["error", "warning"]
 _SHOWN = 5  # examples of one kind in the text report
@@ -64,4 +66,17 @@ class CheckReport:
             lines += [f"  … and {len(problems) - _SHOWN} more"] * (len(problems) > _SHOWN)
         errors = sum(problem.severity == "error" for problem in self.problems)
         lines += ["", f"{errors} errors, {len(self.problems) - errors} warnings"]
-        return "\n".join(lines)
+        return escaped("\n".join(lines))
+
+
+def settle(problems: Iterable[Problem]) -> tuple[str, ...]:
+    """The warnings, for a run to tell.
+
+    Raises:
+        UserError: there is an error.
+    """
+    problems = tuple(problems)
+    for problem in problems:
+        if problem.severity == "error":
+            raise UserError(problem.message)
+    return tuple(problem.message for problem in problems)

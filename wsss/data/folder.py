@@ -1,6 +1,6 @@
 """Your own photos: a folder of images, a CSV of tags, a class list; masks are optional.
 
-ROOT/images/**/<name>.jpg   (or directly in ROOT; jpg, jpeg, png, webp, bmp, tif)
+ROOT/images/**/<name>.jpg   (or directly in ROOT; jpg, png, webp, bmp, tif, gif, heic, avif)
 ROOT/labels.csv             image,labels
 ROOT/classes.txt            one class per line; without it: the sorted labels of the CSV
 ROOT/masks/**/<name>.png    optional, for scoring only
@@ -17,12 +17,16 @@ from wsss.data.dataset import (
     check_root,
     found_in,
     index_images,
+    left_out,
     make_records,
     read_split,
     resolve_file,
+    strays,
+    unlabelled,
 )
 from wsss.data.files import check_mask_header
-from wsss.data.labels import read_classes
+from wsss.data.labels import PHOTO_KINDS
+from wsss.data.names import read_classes
 from wsss.data.tags import read_csv_classes, read_label_csv
 from wsss.errors import UserError
 
@@ -63,11 +67,15 @@ def load_folder(root: Path, labels: str, classes: Path | None, train: str | None
     elif val_ids is None:
         val_ids = _others(known, train_ids)
     check_labelled(train_ids, known, str(path))
-    masks = index_masks(root, images)
+    masks, notes = index_masks(root, images)
+    notes += left_out(image_folder(root), nested=True, exclude=(root / "masks",))
+    if train is None:
+        notes += unlabelled(images, {*train_ids, *(val_ids or ())}, path)
     return Dataset(
         names,
         make_records(train_ids, images, known, masks),
         make_records(val_ids or (), images, known, masks),
+        notes=notes,
     )
 
 
@@ -86,14 +94,14 @@ def index_folder(root: Path) -> dict[str, Path]:
     images = index_images(image_folder(root), nested=True, exclude=(root / "masks",))
     if not images:
         raise UserError(
-            f"{image_folder(root)} holds no photos (jpg, png, webp, bmp, tif; {found_in(image_folder(root))}): "
+            f"{image_folder(root)} holds no photos ({PHOTO_KINDS}; {found_in(image_folder(root))}): "
             f"put them into {root / 'images'} (see data/README.md)"
         )
     return images
 
 
-def index_masks(root: Path, images: Mapping[str, Path]) -> dict[str, Path]:
-    """Image id -> true mask, for those photos that have one. Only headers are read.
+def index_masks(root: Path, images: Mapping[str, Path]) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Image id -> true mask, for those photos that have one, and `strays`. Only headers are read.
 
     Raises:
         UserError: no mask has the name of a photo; or a mask is not a palette or grey image of its photo's size, which
@@ -109,7 +117,7 @@ def index_masks(root: Path, images: Mapping[str, Path]) -> dict[str, Path]:
         )
     for identifier, path in masks.items():
         check_mask_header(path, images[identifier])
-    return masks
+    return masks, strays(found, images, root / "masks")
 
 
 def find_csv(root: Path, labels: str) -> Path:

@@ -1,4 +1,5 @@
-"""Class lists, image ids and image-level labels, read from text and XML (`tags`: from a CSV). Standard library only.
+"""Image ids and image-level labels, read from text and XML (`tags`: from a CSV; `names`: class lists). Standard library
+only.
 
 Class indices are mask indices everywhere: 0 = background, 1..C = classes in the order of the class list,
 255 = ignore. An image's labels are the sorted tuple of the indices 1..C that the image contains; an empty
@@ -8,10 +9,10 @@ tuple says "contains none of the classes", a missing entry says "unknown".
 import re
 import unicodedata
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-from wsss.errors import UserError
+from wsss.errors import UserError, escaped
 
 BACKGROUND = 0
 """Mask index of "none of the classes"."""
@@ -29,8 +30,13 @@ VOC_CLASSES = (
 )  # fmt: skip
 """PASCAL VOC, official order: aeroplane is mask index 1, tvmonitor 20."""
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""File name endings that are removed from an image's name to get its id (compared in lower case)."""
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif",
+)  # fmt: skip
+"""File name endings of photos, which are removed from an image's name to get its id (compared in lower case)."""
+
+PHOTO_KINDS = "jpg, png, webp, bmp, tif, gif, heic, avif"
+"""The same for people."""
 
 _MAX_PART_BYTES = 200  # file systems allow 255; room for suffixes and the temporary names of atomic writes
 _DEEPLAB_LINE = re.compile(r"/?JPEGImages/(\S+)\s+/?SegmentationClass\w*/\S+")
@@ -61,7 +67,8 @@ def check_classes(names: Iterable[str], source: str, *, masks: bool = True) -> t
         masks: whether the classes must fit into 8-bit masks, at most 254 of them.
 
     Raises:
-        UserError: no name, a duplicate, "background" among them, a name with ";", more than 254 names.
+        UserError: no name, a duplicate, "background" among them, a name with ";" or a control character, more than 254
+            names.
     """
     classes = tuple(names)
     if not classes:
@@ -69,28 +76,20 @@ def check_classes(names: Iterable[str], source: str, *, masks: bool = True) -> t
     if masks and len(classes) > MAX_CLASSES:
         raise UserError(f"{source} names {len(classes)} classes: an 8-bit mask holds at most {MAX_CLASSES}")
     for name in classes:
-        if not name.strip() or ";" in name:
-            raise UserError(f'{source}: "{name}" cannot be a class name: use a name without ";"')
-        if name.casefold() == "background":
+        if not name.strip() or ";" in name or escaped(name, keep="") != name:
+            raise UserError(
+                f'{source}: "{name}" cannot be a class name: use a name without ";" and control characters'
+            )
+        if is_background(name):
             raise UserError(f'{source} lists "{name}": remove it, background is always index 0')
         if classes.count(name) > 1:
             raise UserError(f'{source} lists the class "{name}" twice: remove one of them')
     return classes
 
 
-def read_classes(path: Path | None) -> tuple[str, ...]:
-    """Reads a class list: one name per line, index 1 first; blank lines are skipped.
-
-    Args:
-        path: the text file; None gives the 20 VOC classes.
-
-    Raises:
-        UserError: see `read_text` and `check_classes`.
-    """
-    if path is None:
-        return VOC_CLASSES
-    lines = (line.strip() for line in read_text(path).splitlines())
-    return check_classes((line for line in lines if line), str(path))
+def is_background(name: str) -> bool:
+    """Whether a class list means the background: "background", "_background_" (LabelMe), "__background__"."""
+    return name.strip("_ ").casefold() == "background"
 
 
 def check_id(identifier: str, source: str, *, nested: bool = True) -> str:
@@ -113,7 +112,7 @@ def check_id(identifier: str, source: str, *, nested: bool = True) -> str:
 def _id_problem(identifier: str, nested: bool) -> str:
     if not identifier.strip():
         return "it is empty"
-    if not identifier.isprintable() or "\\" in identifier:
+    if escaped(identifier, keep="") != identifier or "\\" in identifier:
         return 'backslashes and control characters are not allowed; separate folders with "/"'
     if re.match(r"/|[A-Za-z]:/", identifier):
         return "give the name relative to the image folder, not an absolute path"
@@ -176,32 +175,22 @@ def check_new(identifier: str, line: int, seen: dict[str, int], path: Path) -> N
     seen[identifier] = line
 
 
-def read_label_xml(
-    annotations: Path, ids: Iterable[str], classes: Sequence[str]
-) -> dict[str, tuple[int, ...]]:
-    """Reads image labels from VOC annotation files, `annotations`/<id>.xml, elements object/name.
+def annotation_files(folder: Path) -> dict[str, Path]:
+    """Image id -> its annotation file, of all XML files in a folder; empty if there is no such folder."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return {unicodedata.normalize("NFC", path.stem): path for path in found if path.suffix.lower() == ".xml"}
+
+
+def xml_names(path: Path) -> tuple[str, ...]:
+    """The names in a VOC annotation file, elements object/name, each once.
 
     Objects marked "difficult" or "truncated" count as present: they are in the image and in its mask.
-    Names outside `classes` are ignored, so a class list may be a part of VOC's.
-
-    Returns:
-        image id -> sorted mask indices 1..C, for those ids that have a file.
 
     Raises:
-        UserError: a file is not readable, not a VOC annotation, or contains a DTD or entities.
+        UserError: the file is not readable, not a VOC annotation, or contains a DTD or entities.
     """
-    index = {name: number for number, name in enumerate(classes, 1)}
-    labels: dict[str, tuple[int, ...]] = {}
-    for identifier in ids:
-        path = annotations / f"{check_id(identifier, str(annotations))}.xml"
-        if path.is_file():
-            labels[identifier] = tuple(sorted({index[name] for name in _xml_names(path) if name in index}))
-    return labels
-
-
-def _xml_names(path: Path) -> list[str]:
-    objects = read_annotation(path).findall("object")
-    return [name.strip() for item in objects if (name := item.findtext("name"))]
+    names = (item.findtext("name") or "" for item in read_annotation(path).findall("object"))
+    return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
 def read_annotation(path: Path) -> ElementTree.Element:

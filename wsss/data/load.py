@@ -5,9 +5,11 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from wsss.data.coco import load_coco
-from wsss.data.dataset import Dataset
+from wsss.data.dataset import Dataset, walk_images
+from wsss.data.files import read_json
 from wsss.data.folder import load_folder
 from wsss.data.imagenet import load_imagenet
+from wsss.data.shapes import MARKER
 from wsss.data.voc import load_voc
 from wsss.errors import UserError
 
@@ -29,6 +31,28 @@ LOADERS: dict[str, Loader] = {
     "imagenet": load_imagenet,
 }
 """``data.kind`` -> its loader."""
+
+
+def check_layout(kind: str, root: Path) -> None:
+    """Compares the folder with `data.kind`, which is `shapes` until someone sets it.
+
+    Raises:
+        UserError: `root` holds another kind of data set; the message names that kind.
+    """
+    marker = read_json(root / MARKER) if (root / MARKER).is_file() else None
+    own = {
+        "shapes": isinstance(marker, dict) and marker.get("layout", "voc") == "voc",
+        "voc": (root / "JPEGImages").is_dir(),
+        "coco": any(root.glob("annotations/instances_*20*.json")),
+        "folder": (root / "images").is_dir()
+        or any(root.glob("*.csv"))
+        or bool(walk_images(root, nested=False)),
+    }
+    found = next((other for other, holds in own.items() if holds), None)
+    if found and not own.get(kind, True):
+        raise UserError(
+            f"{root} looks like a data set of another kind, but data.kind is {kind}: set --data.kind {found}"
+        )
 
 
 def load_dataset(

@@ -4,14 +4,15 @@ Needs the standard library only. `labels` explains what labels and ids are.
 """
 
 import csv
-import difflib
 import io
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from wsss.data.labels import check_classes, check_id, check_new, image_id, read_text
+from wsss.data.names import listed, nearest
 from wsss.errors import UserError
 
 CSV_FORMAT = (
@@ -136,21 +137,27 @@ def read_label_csv(path: Path, classes: Sequence[str], *, nested: bool = True) -
         UserError: see `read_label_rows`; a label that is not in `classes` (with file, line, the label
             and the nearest class).
     """
+    rows = read_label_rows(path, nested=nested)
     index = {name: number for number, name in enumerate(classes, 1)}
-    labels: dict[str, tuple[int, ...]] = {}
-    for row in read_label_rows(path, nested=nested):
+    for row in rows:
         for name in row.names:
             if name not in index:
-                raise UserError(f"{path}:{row.line}: {unknown_label(name, classes)}")
-        labels[row.identifier] = tuple(sorted({index[name] for name in row.names}))
-    return labels
+                raise UserError(
+                    f"{path}:{row.line}: {unknown_label(name, classes)}{_all_unknown(rows, classes)}"
+                )
+    return {row.identifier: tuple(sorted({index[name] for name in row.names})) for row in rows}
+
+
+def _all_unknown(rows: Iterable[LabelRow], classes: Sequence[str]) -> str:
+    """The end of the sentence if there is more than one unknown label: all of them, with their numbers."""
+    counts = Counter(name for row in rows for name in set(row.names) if name not in classes)
+    return f"; all unknown labels: {listed(counts, classes)}" if counts.total() > 1 else ""
 
 
 def unknown_label(name: str, classes: Sequence[str]) -> str:
     """The sentence for a label outside the class list, with the nearest class if one is near."""
-    folded = {candidate.casefold(): candidate for candidate in classes}
-    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    near = nearest(name, classes, cutoff=0.5)
     if near:
-        return f'unknown label "{name}": did you mean "{folded[near[0]]}"? Else add it to the class list'
+        return f'unknown label "{name}": did you mean "{near}"? Else add it to the class list (data.classes)'
     shown = ", ".join(classes[:8]) + (", …" if len(classes) > 8 else "")
     return f'unknown label "{name}": correct it or add it to the class list ({shown})'

@@ -9,20 +9,25 @@ ROOT/ImageSets/Segmentation/*.txt    splits; ROOT/ImageSets/Main/*.txt are found
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from wsss.data.agreement import compare_names, indices
 from wsss.data.dataset import (
     Dataset,
-    Labels,
     check_images,
     check_labelled,
     check_root,
     first,
     found_in,
     index_images,
+    left_out,
     make_records,
     read_split,
     resolve_file,
+    strays,
+    unlabelled,
 )
-from wsss.data.labels import VOC_CLASSES, read_classes, read_ids, read_label_xml
+from wsss.data.findings import settle
+from wsss.data.labels import VOC_CLASSES, annotation_files, read_ids, xml_names
+from wsss.data.names import read_classes
 from wsss.data.tags import read_label_csv
 from wsss.errors import UserError
 
@@ -51,10 +56,15 @@ def load_voc(root: Path, labels: str, classes: Path | None, train: str | None, v
     names = read_classes(_class_file(root, classes))
     val_ids = _val_ids(root, val, images)
     train_ids = None if train is None else read_split(find_split(root, train), images, nested=False)
+    notes = left_out(root / "JPEGImages", nested=False)
     if labels == "xml":
         source, candidates = root / "Annotations", _all_ids(root, images)
         _check_annotations(root)
-        known: Labels = read_label_xml(source, {*candidates, *(train_ids or ()), *val_ids}, names)
+        files = annotation_files(source)
+        wanted = {*candidates, *(train_ids or ()), *val_ids}
+        found = {name: xml_names(path) for name, path in files.items() if name in wanted}
+        notes += settle(compare_names(found, names, source, chosen=classes is not None))
+        known = indices(found, names)
     else:
         source = find_labels(root, labels)
         known = read_label_csv(source, names, nested=False)
@@ -63,10 +73,15 @@ def load_voc(root: Path, labels: str, classes: Path | None, train: str | None, v
         excluded = set(val_ids)
         train_ids = tuple(name for name in candidates if name in known and name not in excluded)
         check_images(train_ids, images, str(source))
+        notes += unlabelled(candidates if labels == "xml" else images, {*train_ids, *val_ids}, source)
     check_labelled(train_ids, known, str(source))
-    masks = index_images(root / "SegmentationClass", nested=False)
+    folder = root / "SegmentationClass"
+    masks = index_images(folder, nested=False)
     return Dataset(
-        names, make_records(train_ids, images, known, masks), make_records(val_ids, images, known, masks)
+        names,
+        make_records(train_ids, images, known, masks),
+        make_records(val_ids, images, known, masks),
+        notes=(*notes, *strays(masks, images, folder)),
     )
 
 

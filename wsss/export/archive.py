@@ -13,6 +13,7 @@ from PIL import Image
 from wsss.data.dataset import index_images
 from wsss.data.files import atomic_path, image_size, read_mask
 from wsss.data.labels import IGNORE, VOC_CLASSES, read_ids
+from wsss.data.names import check_recorded
 from wsss.data.palette import voc_palette
 from wsss.errors import UserError
 
@@ -39,9 +40,11 @@ def export_archive(
         A summary for the user.
 
     Raises:
-        UserError: naming the first id or mask: no mask, a value that is not 0..20, another size than the photo.
+        UserError: naming the first id or mask: no mask, a value that is not 0..20, another size than the photo; or the
+            masks were made with other classes than VOC's.
     """
     folder = _mask_folder(source, kind)
+    check_recorded(folder, ("background", *VOC_CLASSES), "VOC's test server")
     masks = index_images(folder, nested=False)
     chosen = read_ids(ids, nested=False) if ids else tuple(masks)
     _check_all_there(chosen, masks, folder, ids, "mask")

@@ -19,6 +19,7 @@ from wsss.errors import UserError
 from wsss.metrics.boundary import TOLERANCE, BoundaryScore
 from wsss.metrics.confusion import ConfusionMatrix
 from wsss.metrics.sweep import ThresholdSweep
+from wsss.rundir import RESIZED
 
 __all__ = [
     "BoundaryScore",
@@ -44,7 +45,8 @@ def score(matrix: ConfusionMatrix, class_names: Sequence[str]) -> dict[str, Any]
     Returns:
         `miou`, `per_class` (name -> IoU, None for a class without ground truth), `absent` (their names),
         `precision` and `recall` (name -> share, of the predicted and of the true pixels that are right),
-        `accuracy`, `coverage` (share of pixels not predicted as 255), `images`. An undefined number is None.
+        `accuracy`, `coverage` (share of pixels not predicted as 255), `images`. An undefined number is None, and so is
+        `miou` where no class but the background has true pixels.
 
     Raises:
         ValueError: the number of names is not C.
@@ -52,8 +54,9 @@ def score(matrix: ConfusionMatrix, class_names: Sequence[str]) -> dict[str, Any]
     if len(class_names) != len(matrix.counts):
         raise ValueError(f"{len(class_names)} class names for a matrix of {len(matrix.counts)} classes")
     per_class = _by_name(class_names, matrix.iou())
+    alone = len(class_names) > 1 and not matrix.counts[1:].any()
     return {
-        "miou": _number(matrix.miou()),
+        "miou": None if alone else _number(matrix.miou()),
         "per_class": per_class,
         "absent": [name for name, value in per_class.items() if value is None],
         "precision": _by_name(class_names, matrix.precision()),
@@ -243,10 +246,28 @@ def _count_chunk(
         try:
             matrix.update(predicted, true)
         except ValueError as error:
-            raise UserError(f"{predicted_path} (scored against {true_path}): {error}") from error
+            fix = (
+                _copies_fix(predicted_path)
+                if predicted.shape != true.shape
+                else "correct the mask or the class list"
+            )
+            raise UserError(f"{predicted_path} (scored against {true_path}): {error}; {fix}") from error
         if outlines is not None:
             outlines.update(predicted, true)
     return Counts(matrix, outlines)
+
+
+def _copies_fix(path: Path) -> str:
+    """What to do about a prediction of another size than its true mask: a run may have worked on smaller copies."""
+    from wsss.data.working import MASKS  # here, because it needs OpenCV
+
+    copies = (folder / RESIZED / MASKS for folder in path.parents)
+    if found := next((folder for folder in copies if folder.is_dir()), None):
+        return (
+            "that run worked on smaller copies (data.long_side): score against its copies of the large masks in "
+            f"{found}, or score the masks of `wsss predict`, which have the photo's size"
+        )
+    return "score masks that are as large as their photo"
 
 
 def _keep_freed_memory() -> None:

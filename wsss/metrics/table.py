@@ -31,6 +31,10 @@ def score_table(result: dict[str, Any], confusion: bool = False) -> str:
     )
     if boundary is not None:
         head += f", boundary F {_percent(boundary['mean'], 'undefined', ' %')}"
+    if result["miou"] is None and len(per_class) > 1:
+        head += (
+            "\nno class but the background has a true pixel (255 is not counted; the first class is index 1)"
+        )
     width = max(20, *map(len, per_class))
     lines = [head, f"  {'':<{width}}" + "".join(f"{title:>11}" for title in columns)]
     for name, iou in per_class.items():

@@ -45,7 +45,6 @@ def train_classifier(context: Context) -> dict[str, Any]:
     )
     warnings = [
         *rising_loss(rows, "classifier"),
-        *signs.of_labels(dataset.train, dataset.classes),
         *signs.of_guessing(float(rows[-1]["train_loss"]), precision, frequent, in_val),
     ]
     return {"images": len(dataset.train), "warnings": warnings}

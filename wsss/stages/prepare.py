@@ -7,12 +7,15 @@ from pathlib import Path
 
 from wsss import runtime
 from wsss.config import Config
+from wsss.data.agreement import NO_LABELS, examine
 from wsss.data.dataset import Dataset, evenly, resolve_file
 from wsss.data.files import image_size
-from wsss.data.load import load_dataset
+from wsss.data.findings import settle
+from wsss.data.load import check_layout, load_dataset
 from wsss.data.shapes import write_shapes
 from wsss.data.working import with_copies
 from wsss.rundir import RunDirectory
+from wsss.stages.base import tell
 
 LARGE = 2_500_000
 """From this many pixels per photo on, a run tells how to work on smaller copies."""
@@ -24,9 +27,13 @@ LOOKED_AT = 20
 def prepare_dataset(config: Config) -> Dataset:
     """Load the data set: ``data.limit`` photos of each split, large ones as copies of ``data.long_side`` pixels.
 
-    The shapes are made on first use.
+    The shapes are made on first use. What is left out and what looks odd is told.
+
+    Raises:
+        UserError: something is missing, cannot be read, or does not fit together; nothing was written yet.
     """
     data, root = config.data, Path(config.data.root)
+    check_layout(data.kind, root)
     if data.kind == "shapes":
         shapes = data.shapes
         write_shapes(
@@ -42,6 +49,10 @@ def prepare_dataset(config: Config) -> Dataset:
     if data.limit is not None:
         train, val = (tuple(evenly(split, data.limit)) for split in (dataset.train, dataset.val))
         dataset = replace(dataset, train=train, val=val)
+    problems = examine(dataset)
+    if config.segmenter.masks is not None:  # such a run may do without labels
+        problems = [problem for problem in problems if problem.kind != NO_LABELS]
+    tell((*dataset.notes, *settle(problems)))
     if data.long_side is None:
         return dataset
     return with_copies(

@@ -11,9 +11,12 @@ from torch.utils.data import DataLoader
 
 from wsss import runtime
 from wsss.config import Config, SegmenterConfig, to_dict
-from wsss.data.dataset import Dataset, Record, first, with_masks
+from wsss.data.agreement import LOOKED_AT, alien_values, compare_masks, look
+from wsss.data.dataset import Dataset, Record, evenly, first, with_masks
 from wsss.data.files import check_mask_header
+from wsss.data.findings import settle
 from wsss.data.modules import SegmentationData, TrueMasks, train_loader
+from wsss.data.names import check_recorded
 from wsss.data.transforms import RandomScale, TrainTransform
 from wsss.errors import UserError
 from wsss.rundir import CLASSIFIER, MASKS, SEGMENTER, SUPERVISED, StageState, content_digest
@@ -85,8 +88,10 @@ def _mask_of(folder: str) -> Callable[[str], Path]:
     return lambda identifier: Path(folder) / f"{identifier}.png"
 
 
-def check_own_masks(folder: Path, records: Sequence[Record]) -> None:
-    """Raises UserError if a training photo has no mask in ``folder``, or one of another size."""
+def check_own_masks(folder: Path, dataset: Dataset) -> None:
+    """Raises UserError if a training photo has no mask in ``folder`` or one of another size, or if some that are looked
+    at have other classes than the data set."""
+    records = dataset.train
     if not folder.is_dir():
         raise UserError(
             f"segmenter.masks is {folder}, but there is no such folder; give the folder of <id>.png"
@@ -98,8 +103,11 @@ def check_own_masks(folder: Path, records: Sequence[Record]) -> None:
             f"segmenter.masks: {folder} has no mask for {len(missing)} of {len(records)} training photos "
             f"({first([f'{name}.png' for name in missing])}); add them, or remove the photos from data.train"
         )
+    check_recorded(folder, dataset.class_names, "data.classes")
     for record in records:
         check_mask_header(path(record.id), record.image)
+    seen = look([replace(record, mask=path(record.id)) for record in evenly(records, LOOKED_AT)])
+    tell(settle([*alien_values(seen, dataset.classes), *compare_masks(seen, dataset.classes)]))
 
 
 def _masks_digest(folder: Path, dataset: Dataset) -> str:
@@ -163,7 +171,7 @@ def _check_network(context: Context, state: StageState, folder: str) -> int:
 
 def _check_segment(context: Context, state: StageState) -> int:
     if context.config.segmenter.masks is not None:
-        check_own_masks(Path(context.config.segmenter.masks), context.dataset.train)
+        check_own_masks(Path(context.config.segmenter.masks), context.dataset)
     _check_batch(context, len(context.dataset.train))
     return _check_network(context, state, SEGMENTER)
 

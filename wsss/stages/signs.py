@@ -39,18 +39,6 @@ ONE_CLASS = 0.95
 """Share of the photos whose prediction is all of one class."""
 
 
-def of_labels(records: Sequence[Record], names: Sequence[str]) -> list[str]:
-    """Classes that every training photo has: nothing tells the classifier what is not theirs."""
-    everywhere = [
-        name for name, share in zip(names, shares_of(records, len(names)), strict=True) if share == 1
-    ]
-    if not everywhere:
-        return []
-    return [
-        f"every training photo has the label {first(everywhere)}: add photos without it, or the maps cannot find it"
-    ]
-
-
 def shares_of(records: Sequence[Record], classes: int) -> list[float]:
     """For each class, the share of the labelled photos that have it."""
     labelled = [record.labels for record in records if record.labels is not None]

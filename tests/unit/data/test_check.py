@@ -106,7 +106,7 @@ def test_all_unknown_labels_are_listed_and_not_only_the_first(voc: Path) -> None
 def test_labels_that_disagree_with_masks_name_the_classes(voc: Path) -> None:
     (voc / "classes.txt").write_text("cat\ndog\n")
     (voc / "labels.csv").write_text("image,labels\na,dog\nb,cat\nc,cat\n")
-    (problem,) = check_dataset(voc, None, None).problems
+    _, problem = check_dataset(voc, None, None).problems  # the first one: val has no dog
     assert problem.message == "a: only its labels have dog; only its mask has cat"
 
 
@@ -171,3 +171,42 @@ def test_report_shows_a_few_examples_and_counts_the_rest(voc: Path) -> None:
     assert "labels.csv:6: no photo x4" in text
     assert "x5" not in text
     assert "… and 3 more" in text
+
+
+def test_names_in_annotations_are_compared_with_the_class_list(voc: Path) -> None:
+    (voc / "Annotations").mkdir()
+    for identifier, name in zip("abc", ("cat", "Cat", "leaf"), strict=True):
+        xml = f"<annotation><object><name>{name}</name></object></annotation>"
+        (voc / f"Annotations/{identifier}.xml").write_text(xml)
+    report = check_dataset(voc, None, None)
+    assert ("error", "names that the class list lacks", "Annotations") in findings(voc)
+    assert '"Cat" (1 photo, near "cat")' in str(report)
+    (voc / "classes.txt").unlink()
+    assert 'not among VOC\'s 20 classes: "Cat" (1 photo, near "cat"), "leaf" (1 photo)' in str(
+        check_dataset(voc, None, None)
+    )
+
+
+def test_masks_of_0_and_255_and_labels_of_nothing_are_errors(voc: Path) -> None:
+    for identifier in "abc":
+        write_mask(voc / f"SegmentationClass/{identifier}.png", np.full((6, 8), 255, np.uint8))
+    assert ("error", "masks of 0 and 255 only", "SegmentationClass") in findings(voc)
+    (voc / "labels.csv").write_text("image,labels\na,\nb,\nc,\n")
+    assert findings(voc) == {("error", "no labels at all", "labels.csv")}
+
+
+def test_odd_photos_and_files_left_out_are_named(voc: Path) -> None:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
+    frames[0].save(voc / "JPEGImages/moving.gif", save_all=True, append_images=frames[1:])
+    (voc / "JPEGImages/d.cr2").touch()
+    assert findings(voc) == {
+        ("warning", "files left out", "JPEGImages"),
+        ("warning", "odd photos", "moving.gif"),
+    }
+
+
+def test_names_cannot_command_the_terminal(voc: Path) -> None:
+    photo(voc / "JPEGImages/\x1b[2J\u202e.jpg", 0)
+    text = str(check_dataset(voc, None, None))
+    assert r"\x1b[2J\u202e = a" in text
+    assert not {"\x1b", "\u202e"} & set(text)

@@ -213,7 +213,7 @@ def test_malformed_files_are_refused(tmp_path: Path) -> None:
     content = json.loads(path.read_text()) | {"annotations": []}
     content["categories"].append({"id": 5, "name": "unicorn"})
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match='category "unicorn"'):
+    with pytest.raises(UserError, match=r'categories that COCO does not have: "unicorn" \(0 objects\)'):
         load_coco(tmp_path, "xml", None, None, None)
     path.write_text("[]")
     with pytest.raises(UserError, match="not a COCO instances file"):
@@ -235,3 +235,44 @@ def test_missing_pycocotools_is_explained(root: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(__import__("sys").modules, "pycocotools.mask", None)
     with pytest.raises(UserError, match=r"pip install \"pycocotools>=2.0.8\""):
         load_coco(root, "xml", None, None, None)
+
+
+def test_2017_is_understood_and_2014_comes_first(root: Path) -> None:
+    write_split(root, "train2017", [annotation(1, 17, rectangle(0, 0, 2, 2))], ("d",))
+    write_split(root, "val2017", [], ("w",))
+
+    def ids(train: str | None, val: str | None) -> list[list[str]]:
+        dataset = load_coco(root, "xml", None, train, val)
+        return [[record.id for record in split] for split in (dataset.train, dataset.val)]
+
+    assert ids(None, None)[1] == ["val2014_v"]
+    assert ids("train2017", None) == [["train2017_d"], ["val2017_w"]]
+    assert ids("train2017", "val2014") == [["train2017_d"], ["val2014_v"]]
+    for split in ("train2014", "val2014"):
+        (root / f"annotations/instances_{split}.json").unlink()
+    assert ids(None, None) == [["train2017_d"], ["val2017_w"]]
+    (root / "annotations/instances_train2017.json").unlink()
+    with pytest.raises(UserError, match=r'"train2017" is neither a split with annotations in .* \(val2017\)'):
+        load_coco(root, "xml", None, None, None)
+
+
+@pytest.mark.parametrize("prefix", ["train2014/", "coco/images/train2014/", "../train2014/"])
+def test_file_names_may_begin_with_the_splits_folder(tmp_path: Path, prefix: str) -> None:
+    path = write_split(tmp_path, "train2014", [annotation(1, 17, rectangle(0, 0, 2, 2))], ("a",))
+    content = json.loads(path.read_text())
+    content["images"][0]["file_name"] = f"{prefix}train2014_a.jpg"
+    path.write_text(json.dumps(content))
+    (record,) = load_coco(tmp_path, "xml", None, None, None).train
+    assert (record.id, record.labels) == ("train2014_a", (CAT,))
+    assert [file.name for file in (tmp_path / "SegmentationClass").iterdir()] == ["train2014_a.png"]
+
+
+def test_categories_of_others_are_listed_with_counts(tmp_path: Path) -> None:
+    path = write_split(tmp_path, "train2014", [annotation(1, 5, [])] * 2)
+    content = json.loads(path.read_text())
+    content["categories"] += [{"id": 5, "name": "Cat"}, {"id": 6, "name": "unicorn"}]
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=r'"Cat" \(2 objects, near "cat"\), "unicorn" \(0 objects\); use data.kind voc'
+    ):
+        load_coco(tmp_path, "xml", None, None, None)

@@ -1,12 +1,23 @@
 """Records, the dispatcher over layouts, and the checks that both layouts share."""
 
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from wsss.data.dataset import Dataset, Record, check_trainable, walk_images
-from wsss.data.load import load_dataset
+from wsss.data.dataset import (
+    Dataset,
+    Record,
+    check_images,
+    check_trainable,
+    left_out,
+    strays,
+    unlabelled,
+    walk_images,
+)
+from wsss.data.load import check_layout, load_dataset
+from wsss.data.shapes import write_shapes
 from wsss.errors import UserError
 
 
@@ -65,7 +76,7 @@ def test_every_kind_reaches_its_loader_and_others_are_refused(tmp_path: Path) ->
     (root / "tags.csv").write_text("image,labels\nJPEGImages/a,star\n")
     with pytest.raises(UserError, match='"train" is not a list file'):
         load_dataset("folder", root, "tags.csv", None, "train", None)
-    with pytest.raises(UserError, match=r"neither annotations/instances_train2014.json"):
+    with pytest.raises(UserError, match=r"no annotations/instances_train2014.json"):
         load_dataset("coco", root, "xml", None, None, None)
     with pytest.raises(UserError, match="imagenet is for evaluation only"):
         load_dataset("imagenet", root, "xml", None, "train", None)
@@ -114,3 +125,106 @@ def test_accents_agree_however_the_file_system_writes_them(tmp_path: Path) -> No
     dataset = load_dataset("folder", tmp_path, "xml", None, None, str(tmp_path / "val.txt"))
     assert [(record.id, record.labels) for record in dataset.val] == [("caf\u00e9", (1,))]
     assert dataset.val[0].image.is_file()
+
+
+# -- what is left out, and what is missing ----------------------------------------------------------
+
+
+def test_files_that_are_no_photos_are_counted_and_named(tmp_path: Path) -> None:
+    for name in (
+        "a.JPG",
+        "b.cr2",
+        "c.CR2",
+        "photo",
+        "notes.txt",
+        ".DS_Store",
+        "sub/d.jpg",
+        "sub/e.psd",
+        "masks/x.svg",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    masks = (tmp_path / "masks",)
+    (text,) = left_out(tmp_path, nested=True, exclude=masks)
+    assert text == (
+        f"{tmp_path}: 4 files are left out: 2 .cr2 (b.cr2, c.CR2), 1 .psd (sub/e.psd), 1 without ending (photo); "
+        "wsss reads jpg, png, webp, bmp, tif, gif, heic, avif"
+    )
+    assert "2 in sub-folders (sub/d.jpg, sub/e.psd)" in left_out(tmp_path, nested=False, exclude=masks)[0]
+    (tmp_path / "fine").mkdir()
+    assert left_out(tmp_path / "fine", nested=True) == ()
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpe", "jfif", "gif", "HEIC", "heif", "avif"])
+def test_endings_of_photos_are_no_part_of_their_id(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"IMG_1.{suffix}").touch()
+    assert [name for name, _ in walk_images(tmp_path, nested=True)] == ["IMG_1"]
+
+
+@pytest.mark.parametrize(
+    ("identifier", "fix"),
+    [
+        ("one", 'write "trip/one" (the photo is one.png)'),
+        ("images/one", 'write "trip/one" (the photo is one.png)'),
+        ("case", 'write "CASE" (the photo is CASE.JPG)'),
+        ("trip/CASE", 'write "CASE" (the photo is CASE.JPG)'),
+        ("IMG.dng", "IMG.dng is there, but wsss reads jpg, png"),
+        ("two", "add the photos or remove the ids"),  # two/two and three/two
+    ],
+)
+def test_the_fix_for_an_id_without_photo(tmp_path: Path, identifier: str, fix: str) -> None:
+    for name in ("CASE.JPG", "trip/one.png", "two/two.jpg", "three/two.jpg", "IMG.dng"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    images = dict(walk_images(tmp_path, nested=True))
+    with pytest.raises(UserError, match=re.escape(fix)):
+        check_images([identifier], images, "labels.csv")
+
+
+def test_masks_of_no_photo_and_photos_without_labels_are_counted(tmp_path: Path) -> None:
+    images = {name: tmp_path / name for name in "abc"}
+    assert strays({"a": tmp_path / "a.png"}, images, tmp_path) == ()
+    (text,) = strays({"a": tmp_path / "a.png", "A": tmp_path / "A.png"}, images, tmp_path)
+    assert text == f"{tmp_path}: 1 of 2 masks have the name of no photo (A.png)"
+    assert unlabelled(images, "abc", tmp_path) == ()
+    (text,) = unlabelled(images, "b", tmp_path)
+    assert text == f"2 of 3 photos are not used, because {tmp_path} has no labels for them (a, c)"
+
+
+# -- layouts ----------------------------------------------------------------------------------------
+
+
+def test_the_layout_is_compared_with_the_kind(tmp_path: Path) -> None:
+    roots = {name: tmp_path / name for name in ("voc", "coco", "folder", "bare", "shapes", "drawn", "none")}
+    voc_like(roots["voc"])
+    touch_image(roots["folder"] / "images/a.png")
+    touch_image(roots["bare"] / "a.png")
+    (roots["coco"] / "annotations").mkdir(parents=True)
+    (roots["coco"] / "annotations/instances_val2017.json").touch()
+    for layout, root in (("voc", "shapes"), ("folder", "drawn")):
+        write_shapes(roots[root], train=1, val=1, size=64, layout=layout)  # type: ignore[arg-type]
+    right = {
+        "voc": "voc",
+        "coco": "coco",
+        "folder": "folder",
+        "bare": "folder",
+        "shapes": "shapes",
+        "drawn": "folder",
+    }
+    for name, kind in right.items():
+        check_layout(kind, roots[name])
+    check_layout("voc", roots["shapes"])  # a data set in VOC layout like others
+    check_layout("folder", roots["voc"])  # it has a CSV
+    check_layout("shapes", roots["none"])
+    check_layout("imagenet", roots["bare"])
+    for kind, name in (
+        ("shapes", "folder"),
+        ("shapes", "drawn"),
+        ("shapes", "voc"),
+        ("voc", "bare"),
+        ("folder", "coco"),
+    ):
+        with pytest.raises(
+            UserError, match=rf"{name} looks like .* data\.kind is {kind}: set --data\.kind {right[name]}$"
+        ):
+            check_layout(kind, roots[name])

@@ -128,3 +128,18 @@ def test_training_list_with_unlabelled_photos_is_refused(tmp_path: Path) -> None
     (root / "train.txt").write_text("a\nb\n")
     with pytest.raises(UserError, match=r"has no labels for 1 of 2 training images \(b\)"):
         load_folder(root, "xml", None, "train", None)
+
+
+def test_what_is_not_used_is_told(tmp_path: Path) -> None:
+    root = folder(tmp_path, "a,cat\nb,cat\n")
+    (root / "images/d").touch()
+    for name in ("a", "x"):
+        write_mask(root / f"masks/{name}.png", np.zeros((3, 4), np.uint8))
+    assert [note.partition(" (")[0] for note in load_folder(root, "xml", None, None, None).notes] == [
+        f"{root / 'masks'}: 1 of 2 masks have the name of no photo",
+        f"{root / 'images'}: 1 file is left out: 1 without ending",
+        f"1 of 3 photos are not used, because {root / 'labels.csv'} has no labels for them",
+    ]
+    (root / "list.txt").write_text("trip/c\n")
+    notes = load_folder(root, "xml", None, None, str(root / "list.txt")).notes
+    assert len(notes) == 2  # c needs no labels for val

@@ -4,14 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from wsss.data.labels import (
-    VOC_CLASSES,
-    check_classes,
-    check_id,
-    read_classes,
-    read_ids,
-    read_label_xml,
-)
+from wsss.data.labels import VOC_CLASSES, annotation_files, check_classes, check_id, read_ids, xml_names
+from wsss.data.names import read_classes
 from wsss.data.tags import read_csv_classes, read_label_csv
 from wsss.errors import UserError
 
@@ -151,7 +145,11 @@ def test_one_hot_csv_follows_the_class_list_and_not_the_columns(tmp_path: Path) 
         ("image,labels\na,cat\n\na.png,dog\n", 'duplicate image "a" on lines 2 and 4'),
         ("image,labels\na,cat\nb,prson\n", r'labels\.csv:3: unknown label "prson": did you mean "person"'),
         ("image,labels\na,Cat\n", 'unknown label "Cat": did you mean "cat"'),
-        ("image,labels\na,zzz\n", r'unknown label "zzz": correct it or add it .*\(cat, dog, person\)'),
+        (
+            "image,labels\na,Cat\nb,cat;zzz\nc,Cat\n",
+            r'csv:2: unknown label "Cat".*; all unknown labels: "Cat" \(2 photos, near "cat"\), "zzz" \(1 photo\)$',
+        ),
+        ("image,labels\na,zzz\n", r'unknown label "zzz": correct it or add it .*\(cat, dog, person\)$'),
         ("image,zebra\na,1\n", 'unknown label "zebra"'),
         ("image,labels\n../a,cat\n", r"labels\.csv:2: '../a' cannot be an image id"),
         ("image,labels\n,cat\n", "it is empty"),
@@ -176,13 +174,14 @@ def annotation(*objects: str) -> str:
     return f"<annotation><filename>a.jpg</filename>{''.join(objects)}</annotation>"
 
 
-def test_xml_labels_count_difficult_objects_and_ignore_parts_and_other_classes(tmp_path: Path) -> None:
+def test_names_in_xml_include_difficult_objects_but_no_parts(tmp_path: Path) -> None:
     person = "<object><name>person</name><part><name>cat</name></part></object>"
     dog = "<object><name>dog</name><difficult>1</difficult></object>"
-    write(tmp_path / "a.xml", annotation(person, dog, person, "<object><name>sofa</name></object>"))
-    write(tmp_path / "b.xml", annotation())
-    labels = read_label_xml(tmp_path, ["a", "b", "missing"], CLASSES)
-    assert labels == {"a": (2, 3), "b": ()}
+    write(tmp_path / "a.xml", annotation(person, dog, person, "<object><name> sofa </name></object>"))
+    write(tmp_path / "e\u0301.XML", annotation())
+    found = {name: xml_names(path) for name, path in annotation_files(tmp_path).items()}
+    assert found == {"a": ("person", "dog", "sofa"), "é": ()}
+    assert annotation_files(tmp_path / "none") == {}
 
 
 @pytest.mark.parametrize(
@@ -197,4 +196,4 @@ def test_xml_labels_count_difficult_objects_and_ignore_parts_and_other_classes(t
 def test_faulty_annotation_names_its_file(tmp_path: Path, text: str, message: str) -> None:
     write(tmp_path / "a.xml", text)
     with pytest.raises(UserError, match=rf"a\.xml.*{message}"):
-        read_label_xml(tmp_path, ["a"], CLASSES)
+        xml_names(tmp_path / "a.xml")

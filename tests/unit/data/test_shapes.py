@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from wsss.data import shapes
+from wsss.data.agreement import indices
 from wsss.data.check import check_dataset
 from wsss.data.files import read_image, read_mask
 from wsss.data.folder import load_folder
-from wsss.data.labels import BACKGROUND, IGNORE, read_classes, read_ids, read_label_xml
+from wsss.data.labels import BACKGROUND, IGNORE, read_ids, xml_names
+from wsss.data.names import read_classes
 from wsss.data.shapes import SHAPES_CLASSES, Scene, draw_scene, write_shapes
 from wsss.data.tags import read_label_csv
 from wsss.errors import UserError
@@ -63,7 +65,8 @@ def test_the_doctor_finds_no_error(root: Path) -> None:
 def test_labels_of_csv_xml_and_masks_agree(root: Path) -> None:
     from_csv = read_label_csv(root / "labels.csv", SHAPES_CLASSES)
     ids = _train_ids(root)
-    from_xml = read_label_xml(root / "Annotations", ids, SHAPES_CLASSES)
+    names = {identifier: xml_names(root / "Annotations" / f"{identifier}.xml") for identifier in ids}
+    from_xml = indices(names, SHAPES_CLASSES)
     for identifier in ids:
         mask = read_mask(root / "SegmentationClass" / f"{identifier}.png")
         in_mask = tuple(sorted(set(np.unique(mask).tolist()) - {BACKGROUND, IGNORE}))

@@ -162,3 +162,31 @@ def test_ids_with_folders_are_refused_in_the_flat_layout(tmp_path: Path) -> None
     root = devkit(tmp_path, splits=SPLITS | {"Segmentation/train": ["../b"]})
     with pytest.raises(UserError, match=r"train\.txt:1: '\.\./b' cannot be an image id"):
         load_voc(root, "xml", None, "train", "val")
+
+
+def test_names_in_xml_are_compared_with_the_class_list(tmp_path: Path) -> None:
+    root = devkit(tmp_path / "voc", OBJECTS | {"c": ["leaf"]})
+    with pytest.raises(
+        UserError, match=r'not among VOC\'s 20 classes: "leaf" \(1 photo\).*set --data\.classes'
+    ):
+        load_voc(root, "xml", None, None, "val")
+    (tmp_path / "some.txt").write_text("dog\ncat\n")
+    (note,) = load_voc(root, "xml", tmp_path / "some.txt", None, "val").notes
+    assert note.endswith('they are left out: "leaf" (1 photo), "person" (1 photo), "sofa" (1 photo)')
+    (tmp_path / "some.txt").write_text("Dog\ncat\n")
+    with pytest.raises(UserError, match=r'"dog" \(1 photo, near "Dog"\); write each name in one way'):
+        load_voc(root, "xml", tmp_path / "some.txt", None, "val")
+
+
+def test_what_is_not_used_is_told(tmp_path: Path) -> None:
+    root = devkit(tmp_path)
+    (root / "Annotations/d.xml").unlink()
+    (root / "JPEGImages/e.psd").touch()
+    write_mask(root / "SegmentationClass/A.png", np.zeros((3, 4), np.uint8))
+    notes = load_voc(root, "xml", None, None, "val").notes
+    assert [note.partition(" (")[0] for note in notes] == [
+        f"{root / 'JPEGImages'}: 1 file is left out: 1 .psd",
+        f"1 of 4 photos are not used, because {root / 'Annotations'} has no labels for them",
+        f"{root / 'SegmentationClass'}: 1 of 2 masks have the name of no photo",
+    ]
+    assert len(load_voc(root, "xml", None, "train", "val").notes) == 2  # the user's list leaves d out

@@ -21,6 +21,7 @@ from wsss.metrics.segmentation import (
     score,
     score_folder,
 )
+from wsss.metrics.table import score_table
 
 Mask = npt.NDArray[np.uint8]
 NAMES = ("background", "cat", "dog", "sofa")
@@ -310,3 +311,27 @@ def test_nothing_to_score_is_an_error(tmp_path: Path) -> None:
         score_folder(tmp_path, tmp_path, None, NAMES)
     with pytest.raises(UserError, match="nowhere: no such folder"):
         score_folder(tmp_path / "nowhere", tmp_path, None, NAMES)
+
+
+def test_background_alone_is_no_score(tmp_path: Path) -> None:
+    matrix = matrix_of([(as_mask([0, 0]), as_mask([0, 255]))], 2)
+    result = score(matrix, NAMES[:2])
+    assert (result["miou"], result["per_class"]["background"], result["absent"]) == (None, 1, ["cat"])
+    head, reason, *_ = score_table(result).splitlines()
+    assert head.startswith("mIoU undefined over 1 images, 1 of 2 classes")
+    assert reason.startswith(
+        "no class but the background has a true pixel (255 is not counted; the first class is"
+    )
+    assert (
+        score(matrix_of([(as_mask([0]), as_mask([0]))], 1), NAMES[:1])["miou"] == 1
+    )  # nothing else was asked
+
+
+def test_a_run_that_shrank_its_photos_says_where_its_masks_are(tmp_path: Path) -> None:
+    predictions, truth = write_pairs(tmp_path, [(as_mask([0]), as_mask([0, 0]))])
+    with pytest.raises(UserError, match=r"; score masks that are as large as their photo$"):
+        score_folder(predictions, truth, None, NAMES)
+    copies = tmp_path / "resized/masks"
+    copies.mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"\(data\.long_side\): score against its copies .* in {copies}, or"):
+        score_folder(predictions, truth, None, NAMES)
