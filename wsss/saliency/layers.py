@@ -59,14 +59,9 @@ def find_layer(classifier: nn.Module, layer: object) -> nn.Module:
                 f"layer '{layer}' cannot be seen in a model of torch.jit: pass the model that it was made from"
             )
         return modules[layer]
-    inner = [name for name in names if name.endswith(f".{layer}")][
-        :5
-    ]  # in a wrapper, such as `module.layer4`
-    close = (
-        inner
-        or difflib.get_close_matches(layer, names, n=5, cutoff=0.5)
-        or [n for n in names if "." not in n]
-    )
+    close = [name for name in names if name.endswith(f".{layer}")]  # inside a wrapper: module.layer4
+    close = close or difflib.get_close_matches(layer, names, n=5, cutoff=0.5)
+    close = close or [name for name in names if "." not in name]
     raise UserError(f"the classifier has no layer '{layer}'; close names: {', '.join(close)}")
 
 
@@ -156,13 +151,12 @@ def _fit(grid: Grid, height: int, width: int) -> int:
 
 
 def _token_grid(count: int, height: int, width: int) -> Grid | None:
-    """The grid of so many tokens, row by row. Prefix tokens come with strides that divide the image only."""
+    """The finest grid of so many tokens, row by row. Prefix tokens come with strides that divide the image only."""
     strides = range(1, min(height, width) + 1)
     exact = [(height // s, width // s) for s in strides if height % s == width % s == 0]
     others = [((height + up) // s, (width + up) // s) for s in strides for up in (0, s - 1)]
     found = [
         Grid(*sides, True, prefix) for sides in exact if 0 <= (prefix := count - math.prod(sides)) <= PREFIX
     ]
-    found.sort(key=lambda grid: grid.prefix)
     found += [Grid(*sides, True) for sides in others if math.prod(sides) == count]
     return found[0] if found else None

@@ -205,8 +205,6 @@ def test_statistics_survive_a_traced_batch_norm_that_ignores_eval_mode():
 
 
 class Compiled(nn.Module):
-    """Compiled code that never gets to see hooks that come later, as after a first call."""
-
     def __init__(self, model):
         super().__init__()
         self.model, self.compiled = model, torch.compile(model.forward, backend="eager")
@@ -217,11 +215,13 @@ class Compiled(nn.Module):
 
 def test_a_compiled_classifier_runs_as_it_was_written(resnet, images, targets):
     expected = GradCAM("layer3")(resnet, images, targets)
-    model = Compiled(copy.deepcopy(resnet))
-    with torch.no_grad():
-        logits = model(images)
+    model = Compiled(copy.deepcopy(resnet).requires_grad_(False))
+    logits = model(images)  # compiled for eval mode without gradients, and so without hooks
     torch.testing.assert_close(GradCAM("model.layer3")(model, images, targets), expected)
     torch.testing.assert_close(model(images), logits)
+
+
+CROPS = SESS(Gradient(), scales=(80,)).crops
 
 
 class Checkpointed(nn.Module):
@@ -242,7 +242,13 @@ class Checkpointed(nn.Module):
 
 @pytest.mark.parametrize(
     ("method", "own"),
-    [(Gradient(), Gradient()), (FullGrad(), FullGrad()), (GradCAM("layer1"), GradCAM("model.layer1"))],
+    [
+        (Gradient(), Gradient()),
+        (Gradient().gradients, Gradient().gradients),
+        (lambda *call: CROPS(*call).patches[0].maps, lambda *call: CROPS(*call).patches[0].maps),
+        (FullGrad(), FullGrad()),
+        (GradCAM("layer1"), GradCAM("model.layer1")),
+    ],
 )
 def test_checkpointed_activations_are_those_of_eval_mode(resnet, images, targets, method, own):
     model = Checkpointed(copy.deepcopy(resnet).train(), reentrant=False)

@@ -395,7 +395,7 @@ class InPlace(Attentive):
 
 class Twice(Attentive):
     def between(self, features):
-        return self.layer4(self.maxpool(features))
+        return self.avgpool(self.layer4(features))
 
 
 class Below(Attentive):
@@ -429,6 +429,12 @@ def test_modules_that_compute_something_else_than_their_rule_are_refused(resnet,
         name = "GELU" if isinstance(module, nn.Sequential) else type(module).__name__
         with pytest.raises(UserError, match=f"no rule for {name} at '{path}"):
             RelevanceCAM("layer3")(swapped(resnet, path, module), images, targets)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_a_traced_network_is_refused(images, targets):
+    with pytest.raises(UserError, match="does not support TopLevelTracedModule"):
+        RelevanceCAM("conv")(torch.jit.trace(Another().double(), images), images, targets)
 
 
 def test_a_score_map_below_another_pooling_is_refused(convolutional, images, targets):
