@@ -65,7 +65,8 @@ class RelevanceCAM(SaliencyMethod):
     (one with w+, one transposed).
 
     Supported are torchvision's ResNet and VGG (also dilated, grouped, with BatchNorm or another head) and the
-    classifiers of wsss. A residual block counts as one layer. The logit of DCSM's VGG16 is the maximum of a score
+    classifiers of wsss. A network that computes something between its layers is refused, and so are layers with a
+    forward of their own. A residual block counts as one layer. The logit of DCSM's VGG16 is the maximum of a score
     map, and all relevance goes to the place of the maximum.
 
     Args:
