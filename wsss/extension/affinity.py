@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from wsss.errors import UserError
 from wsss.models.backbone import layout_of
 from wsss.saliency.base import evaluating, exact, normalize, upsample
-from wsss.saliency.cam import find_layer
+from wsss.saliency.layers import find_layer
 
 
 @dataclass(frozen=True)

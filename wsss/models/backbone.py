@@ -166,7 +166,7 @@ def layout_of(network: nn.Module) -> Layout | None:
     known = getattr(network, "layout", None)
     if isinstance(known, Layout):
         return known
-    forward = type(network).forward
+    forward = getattr(type(network), "forward", None)  # traced networks have none
     if all(
         hasattr(network, stage) for stage in _RESNET.stages[1:]
     ):  # other libraries name the stem otherwise

@@ -6,12 +6,14 @@ forward where the method allows it. Calling a method does both. Wrappers such as
 logits in between.
 """
 
+import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -23,6 +25,10 @@ from wsss.errors import UserError
 
 Maps = Callable[[Tensor], Tensor]
 """Makes the maps (N, h, w) of targets (N, 2)."""
+
+
+class ArgumentError(UserError, ValueError):
+    """An argument of a call has the wrong kind or is out of range."""
 
 
 class Evidence(Protocol):
@@ -80,8 +86,8 @@ class SaliencyMethod(ABC):
         """Saliency maps of (image, class) pairs.
 
         Args:
-            classifier: maps images (B, 3, H, W) to logits (B, C). It is evaluated in eval mode; its
-                training flags, `requires_grad` flags, `.grad` and hooks are left as they were.
+            classifier: maps images (B, 3, H, W) to logits (B, C). It runs in eval mode and without `torch.compile`. Its
+                training flags, `requires_grad` flags, `.grad`, buffers and hooks are left as they were.
             images: (B, 3, H, W), float, normalised as the classifier expects, on its device. Images
                 that no target names are not computed.
             targets: (N, 2) integers, rows (image index, class index); any order, N may be 0.
@@ -91,14 +97,14 @@ class SaliencyMethod(ABC):
             Without targets (0, 0, 0), at no cost.
 
         Raises:
-            ValueError: shapes are wrong, or a target is out of range.
+            ArgumentError (a UserError and ValueError): see `check_call`; or a class is out of range.
             UserError: the method does not fit the classifier (unknown layer, …).
         """
-        targets = check_targets(images, targets)
+        targets = check_call(classifier, images, targets)
         if len(targets) == 0:
             return torch.zeros((0, 0, 0), dtype=torch.float32, device=images.device)
         # Tensors made under inference_mode cannot be differentiated; ours must be ordinary ones.
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), evaluating(classifier):
             pairs, row = torch.unique(targets, dim=0, return_inverse=True)
             if repeated := len(pairs) < len(targets):
                 targets = pairs
@@ -110,30 +116,77 @@ class SaliencyMethod(ABC):
             return maps[row] if repeated else maps
 
 
-def check_targets(images: Tensor, targets: Tensor) -> Tensor:
-    """Targets (N, 2) on the images' device as int64, or ValueError."""
-    if images.ndim != 4 or not images.is_floating_point():
-        raise ValueError(f"images must be floats (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
-    if targets.ndim != 2 or targets.shape[1] != 2 or targets.is_floating_point():
-        raise ValueError(
-            "targets must be integers (N, 2) with rows (image, class), "
-            f"got {targets.dtype} {tuple(targets.shape)}"
+def check_call(classifier: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Targets (N, 2) on the images' device as int64.
+
+    Raises:
+        ArgumentError: the classifier is no module, images or targets have another type or shape, the images are on
+            another device than the classifier, or a target's image does not exist or is not finite.
+    """
+    if not isinstance(classifier, nn.Module):
+        raise ArgumentError(f"the classifier must be a torch.nn.Module, got {_kind(classifier)}")
+    if (
+        not isinstance(images, Tensor)
+        or images.ndim != 4
+        or not images.is_floating_point()
+        or 0 in images.shape[1:]
+    ):
+        raise ArgumentError(
+            f"images must be floats (B, 3, H, W), got {_kind(images)}; wsss.data.transforms makes them from a photo: "
+            "normalize_image(to_tensor(photo)[None])"
+        )
+    number = isinstance(targets, Tensor) and not (targets.is_floating_point() or targets.is_complex())
+    if not number or targets.ndim != 2 or targets.shape[1] != 2 or targets.dtype == torch.bool:
+        raise ArgumentError(
+            "targets must be integers (N, 2) with rows (image, class), such as torch.tensor([[0, 3], [0, 7]]), "
+            f"got {_kind(targets)}"
+        )
+    homes = {str(value.device) for value in chain(classifier.parameters(), classifier.buffers())}
+    if homes and str(images.device) not in homes:
+        home = sorted(homes)[0]
+        raise ArgumentError(
+            f"the images are on {images.device}, but the classifier is on {home}: pass images.to('{home}')"
         )
     # A clone where needed: advanced indexing by an inference tensor is refused outside inference mode.
     with torch.inference_mode(False):
         targets = targets.clone() if targets.is_inference() else targets
         targets = targets.to(images.device, torch.int64)
     check_range(targets[:, 0], len(images), "image")
+    if not bool(images.sum().isfinite()):  # ten times as fast as to look at every pixel
+        for index in sorted(set(targets[:, 0].tolist())):
+            if not bool(images[index].isfinite().all()):
+                raise ArgumentError(
+                    f"image {index} has NaN or infinite values: look at how it was normalised"
+                )
     return targets
 
 
+def _kind(value: object) -> str:
+    """Type and shape of an argument, for messages."""
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
 def check_range(indices: Tensor, count: int, what: str) -> None:
-    """ValueError unless every index is in 0..count-1."""
+    """ArgumentError unless every index is in 0..count-1."""
     outside = indices[(indices < 0) | (indices >= count)]
     if len(outside):
-        raise ValueError(
+        raise ArgumentError(
             f"target {what} index {int(outside[0])} is out of range: there are {count}, 0..{count - 1}"
         )
+
+
+def check_base(method: SaliencyMethod, base: object) -> None:
+    """ArgumentError unless a wrapper was given a method to wrap."""
+    if not isinstance(base, SaliencyMethod):
+        name, got = type(method).__name__, base.__name__ if isinstance(base, type) else type(base).__name__
+        raise ArgumentError(f"{name} wraps a method, such as {name}(GradCAM('layer4')), got {got}")
+
+
+def as_tuple(values: Iterable[object], name: str, example: str) -> tuple[object, ...]:
+    """The values of a parameter that takes several. ArgumentError if it is a single one."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ArgumentError(f"{name} takes several values, such as {name}={example}, got {values!r}")
+    return tuple(values)
 
 
 def check_logits(logits: object, images: Tensor) -> Tensor:
@@ -152,27 +205,63 @@ def check_logits(logits: object, images: Tensor) -> Tensor:
 
 @contextmanager
 def evaluating(classifier: nn.Module) -> Iterator[None]:
-    """Eval mode, parameters without gradient, inputs cloned. All is restored afterwards, also after an exception.
+    """Eval mode, parameters without gradient, inputs cloned, `torch.compile` off.
 
-    A classifier may normalise its input in place, so it gets a copy. The copy is cheap compared with its layers.
+    All is restored afterwards, also after an exception, and so are the buffers. Inside another such block it does
+    nothing. UserError for models of `torch.jit.script`, which take no hooks.
+
+    - A classifier may normalise its input in place, so it gets a copy. The copy is cheap compared with its layers.
+    - Compiled code does not see hooks that come later, and would keep those that it sees.
     """
+    if cloned in classifier._forward_pre_hooks.values():
+        yield
+        return
     training = [module for module in classifier.modules() if module.training]
     # Those made under inference_mode cannot get the flag back; torch refuses to differentiate them anyway.
     parameters = (parameter for parameter in classifier.parameters() if not parameter.is_inference())
     learning = [parameter for parameter in parameters if parameter.requires_grad]
-    handle = classifier.register_forward_pre_hook(cloned)
+    # Without dynamo nothing is compiled, and importing it takes a second.
+    compiling = "torch._dynamo" in sys.modules
+    eager = torch.compiler.set_stance("force_eager") if compiling else nullcontext()
     try:
-        for module in training:  # the flag itself: train() and eval() may be overridden to do more
-            module.training = False
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        yield
+        handle = classifier.register_forward_pre_hook(cloned)
+    except RuntimeError as error:
+        raise UserError(
+            "a model of torch.jit.script takes no hooks: pass the model that it was made from"
+        ) from error
+    try:
+        with buffers_kept(classifier), eager:
+            for module in training:  # the flag itself: train() and eval() may be overridden to do more
+                module.training = False
+            for parameter in learning:
+                parameter.requires_grad_(False)
+            yield
     finally:
         handle.remove()
         for module in training:
             module.training = True
         for parameter in learning:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def buffers_kept(classifier: nn.Module) -> Iterator[None]:
+    """Buffers that change in the block get their values back. A traced BatchNorm, say, ignores eval mode."""
+    kept = [
+        (module, name, buffer, buffer.clone())
+        for module in classifier.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if not buffer.is_inference()  # which cannot change outside inference mode
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, values in kept:
+            if not torch.equal(buffer, values):  # BatchNorm's updates do not show in `_version`
+                with torch.no_grad():
+                    buffer.copy_(values)
+            if getattr(module, name) is not buffer:
+                setattr(module, name, buffer)
 
 
 def cloned(module: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...]:
@@ -201,13 +290,25 @@ def backward_rounds(
 
     Yields:
         The rows of `targets` in this round, (n,) int64, and for each input its gradient (B, …).
+
+    Raises:
+        UserError: activation checkpointing is in the way.
     """
     ranks = rank_within_image(targets[:, 0])
     for rank in range(int(ranks.max()) + 1 if len(ranks) else 0):
         rows = (ranks == rank).nonzero()[:, 0]
         seeds = torch.zeros_like(output)
         seeds[targets[rows, 0], targets[rows, 1]] = 1
-        yield rows, torch.autograd.grad(output, inputs, seeds, retain_graph=True, materialize_grads=True)
+        try:
+            gradients = torch.autograd.grad(output, inputs, seeds, retain_graph=True, materialize_grads=True)
+        except RuntimeError as error:
+            if "checkpoint" not in str(error).lower():
+                raise
+            raise UserError(
+                "the gradients cannot pass the classifier's torch.utils.checkpoint: switch it off (it saves memory in "
+                "training), or choose a layer outside the part that is checkpointed"
+            ) from error
+        yield rows, gradients
 
 
 def rank_within_image(images: Tensor) -> Tensor:

@@ -1,11 +1,9 @@
 """Class activation maps from the gradient at one layer: the machinery, Grad-CAM, Grad-CAM++ and XGrad-CAM."""
 
-import difflib
 import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +19,7 @@ from wsss.saliency.base import (
     exact,
     finite,
 )
+from wsss.saliency.layers import tapped
 
 NEARLY_ZERO = 1e-6
 """Denominators of Grad-CAM++ within this distance of 0 mean nothing (they occur before a ReLU only)."""
@@ -34,7 +33,8 @@ class LayerMethod(SaliencyMethod):
     is used several times in one forward, its last use counts.
 
     Args:
-        layer: a `get_submodule` path whose output is (B, k, u, v), such as "layer4" or "features.29".
+        layer: a `get_submodule` path, such as "layer4" or "features.29". Its output is (B, k, u, v). Channels-last
+            (B, u, v, k) and tokens (B, n, k) are understood too, see `grid_of`.
     """
 
     layer: str
@@ -44,13 +44,15 @@ class LayerMethod(SaliencyMethod):
         """Maps (n, u, v) from A and dz/dA, both (n, k, u, v) float32."""
 
     def forward(self, classifier: nn.Module, images: Tensor) -> "LayerEvidence":
-        with evaluating(classifier), torch.enable_grad(), tapped(classifier, self.layer) as taken:
+        with evaluating(classifier), torch.enable_grad(), tapped(classifier, self.layer, images) as taken:
             output = classifier(images.detach())
         logits = check_logits(output, images)
-        if not taken or not output.requires_grad:
-            reason = "the logits do not depend on it" if taken else "it does not run in the forward pass"
-            raise UserError(f"layer '{self.layer}' gives no saliency: {reason}; choose another layer")
-        return LayerEvidence(logits, output, taken[-1], self.combine)
+        if not output.requires_grad:
+            raise UserError(
+                f"layer '{self.layer}' gives no saliency: the logits do not depend on it, or what follows runs under "
+                "no_grad or torch.utils.checkpoint; choose another layer"
+            )
+        return LayerEvidence(logits, output, taken[-1].maps, taken[-1].prefix, self.combine)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class LayerEvidence:
     logits: Tensor
     output: Tensor
     activation: Tensor
+    prefix: int
+    """Tokens of the layer that are not in the activation."""
     combine: Callable[[Tensor, Tensor], Tensor]
 
     def maps(self, targets: Tensor) -> Tensor:
@@ -73,41 +77,13 @@ class LayerEvidence:
         """Round by round (n,) rows of `targets`, their A and their dz/dA, both (n, k, u, v) float32."""
         check_range(targets[:, 1], self.logits.shape[1], "class")
         for rows, (gradient,) in backward_rounds(self.output, [self.activation], targets):
+            if self.prefix and not bool(gradient.any()):
+                raise UserError(
+                    "the logits depend on nothing but the class token at this layer: choose one that attention "
+                    "follows, such as the first norm of the last block"
+                )
             chosen = targets[rows, 0]
             yield rows, self.activation.detach()[chosen].float(), gradient[chosen].float()
-
-
-@contextmanager
-def tapped(classifier: nn.Module, layer: str) -> Iterator[list[Tensor]]:
-    """Collects the outputs of `layer` as leaves that start the graph. The hook is removed when the block ends.
-
-    Raises:
-        UserError: there is no such layer, or its output is not (B, k, u, v).
-    """
-    taken: list[Tensor] = []
-
-    def take(module: nn.Module, inputs: object, output: object) -> Tensor:
-        if not isinstance(output, Tensor) or output.ndim != 4:
-            got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            raise UserError(f"layer '{layer}' must give feature maps (B, channels, h, w), but gives {got}")
-        taken[:] = [output.detach().requires_grad_()]
-        return taken[0].clone()  # the next module may work in place, which a leaf forbids
-
-    handle = find_layer(classifier, layer).register_forward_hook(take)
-    try:
-        yield taken
-    finally:
-        handle.remove()
-
-
-def find_layer(classifier: nn.Module, layer: str) -> nn.Module:
-    """The submodule at the path `layer`, or UserError that lists the closest names."""
-    modules: dict[str, nn.Module] = dict(classifier.named_modules())
-    if layer in modules:
-        return modules[layer]
-    names = [name for name in modules if name]
-    close = difflib.get_close_matches(layer, names, n=5, cutoff=0.5) or [n for n in names if "." not in n]
-    raise UserError(f"the classifier has no layer '{layer}'; close names: {', '.join(close)}")
 
 
 def weighted_activation(weights: Tensor, activation: Tensor) -> Tensor:

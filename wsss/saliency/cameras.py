@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss.errors import UserError
-from wsss.saliency.base import DeferredEvidence, SaliencyMethod, exact, finite, upsample
+from wsss.saliency.base import DeferredEvidence, SaliencyMethod, as_tuple, exact, finite, upsample
 from wsss.saliency.cam import GradCAM, constant_in_space
 from wsss.saliency.sess import resizer
 
@@ -69,7 +69,8 @@ class CAMERAS(SaliencyMethod):
 
     def __post_init__(self) -> None:
         if self.resolutions is not None:
-            object.__setattr__(self, "resolutions", tuple(self.resolutions))
+            resolutions = as_tuple(self.resolutions, "resolutions", "(224, 324)")
+            object.__setattr__(self, "resolutions", resolutions)
             if not self.resolutions or min(self.resolutions) < 1:
                 raise UserError(
                     f"CAMERAS needs one or more resolutions of at least 1, got {self.resolutions}"

@@ -15,6 +15,7 @@ from wsss.models.backbone import layout_of
 from wsss.saliency.base import (
     DeferredEvidence,
     SaliencyMethod,
+    as_tuple,
     backward_rounds,
     check_logits,
     check_range,
@@ -25,8 +26,8 @@ from wsss.saliency.base import (
     resize_images,
     upsample,
 )
-from wsss.saliency.cam import find_layer
 from wsss.saliency.gradient import graph_nodes, guide
+from wsss.saliency.layers import as_maps, find_layer
 
 SCALES = (1.0, 1.2, 1.4, 1.6)
 """Factors on the image's sides in the paper."""
@@ -111,9 +112,9 @@ class DCSM(SaliencyMethod):
         return True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scales", tuple(self.scales))
+        object.__setattr__(self, "scales", as_tuple(self.scales, "scales", "(1.0, 1.2)"))
         if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
+            object.__setattr__(self, "layers", as_tuple(self.layers, "layers", "('layer3', 'layer4')"))
         if self.variant not in ("paper", "caffe") or self.candidates not in ("targets", "classifier"):
             raise UserError(
                 "DCSM's variant must be 'paper' or 'caffe' and its candidates 'targets' or 'classifier', "
@@ -238,7 +239,11 @@ def guided_maps(
         ValueError: a class is out of range.
         UserError: a layer does not exist, is no feature map, or does not lead to the scores.
     """
-    with evaluating(classifier), torch.enable_grad(), tapped_layers(classifier, layers, side) as taken:
+    with (
+        evaluating(classifier),
+        torch.enable_grad(),
+        tapped_layers(classifier, images, layers, side) as taken,
+    ):
         scores = score_sums(classifier, images)
     check_range(pairs[:, 1], scores.shape[1], "class")
     nodes = set(graph_nodes(scores))
@@ -265,7 +270,7 @@ def score_sums(classifier: nn.Module, images: Tensor) -> Tensor:
         output: Tensor = classifier(images)
         check_logits(output, images)
         return output
-    scores = score_map(images)
+    scores = score_map(images.clone())
     if not isinstance(scores, Tensor) or scores.ndim != 4:
         raise UserError("the classifier's score_map must return a tensor (images, classes, h, w)")
     sums: Tensor = scores.sum((2, 3))
@@ -273,18 +278,16 @@ def score_sums(classifier: nn.Module, images: Tensor) -> Tensor:
 
 
 @contextmanager
-def tapped_layers(classifier: nn.Module, layers: Sequence[str], side: Side) -> Iterator[dict[str, Tensor]]:
-    """Collects the layers' outputs (or inputs); the graph starts at the first. The hooks are removed afterwards."""
+def tapped_layers(
+    classifier: nn.Module, images: Tensor, layers: Sequence[str], side: Side
+) -> Iterator[dict[str, Tensor]]:
+    """Collects the layers' outputs (or inputs) as maps. The graph starts at the first. Hooks are removed at the end."""
     taken: dict[str, Tensor] = {}
 
     def take(layer: str, features: object) -> Tensor:
-        if not isinstance(features, Tensor) or features.ndim != 4:
-            got = (
-                f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
-            )
-            raise UserError(f"layer '{layer}' must have feature maps (B, channels, h, w), but has {got}")
-        taken[layer] = features if features.requires_grad else features.detach().requires_grad_()
-        return taken[layer].clone()  # the next module may work in place
+        maps, restore, _ = as_maps(features, images, layer)
+        taken[layer] = maps if maps.requires_grad else maps.detach().requires_grad_()
+        return restore(taken[layer])
 
     with ExitStack() as hooks:
         for layer in layers:

@@ -13,9 +13,9 @@ from wsss.errors import UserError
 from wsss.saliency.base import (
     SaliencyMethod,
     backward_rounds,
+    check_call,
     check_logits,
     check_range,
-    check_targets,
     evaluating,
     exact,
     finite,
@@ -82,12 +82,12 @@ class Gradient(SaliencyMethod):
             (N, 3, H, W) float32, row n for target n.
 
         Raises:
-            ValueError, UserError: as a call of the method.
+            ArgumentError, UserError: as a call of the method.
         """
-        targets = check_targets(images, targets)
+        targets = check_call(classifier, images, targets)
         if len(targets) == 0:
             return torch.zeros((0, *images.shape[1:]), dtype=torch.float32, device=images.device)
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), evaluating(classifier):
             used, position = torch.unique(targets[:, 0], return_inverse=True)
             evidence = self.forward(classifier, images[used])
             return evidence.gradients(torch.stack((position, targets[:, 1]), dim=1))

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from wsss.errors import UserError
-from wsss.saliency.base import DeferredEvidence, SaliencyMethod, normalize, resize_images, upsample
+from wsss.saliency.base import (
+    DeferredEvidence,
+    SaliencyMethod,
+    as_tuple,
+    check_base,
+    normalize,
+    resize_images,
+    upsample,
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,8 @@ class MultiScale(SaliencyMethod):
         return True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scales", tuple(self.scales))
+        check_base(self, self.base)
+        object.__setattr__(self, "scales", as_tuple(self.scales, "scales", "(0.5, 1.0)"))
         if not self.scales or min(self.scales) <= 0:
             raise UserError(f"scales must be one or more positive factors, got {self.scales}")
         if self.balance not in ("none", "area", "max"):

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from wsss.errors import UserError
 from wsss.saliency.base import (
     SaliencyMethod,
-    backward_rounds,
     check_logits,
     check_range,
     evaluating,
@@ -22,8 +21,9 @@ from wsss.saliency.base import (
     gaussian_blur,
     normalize,
 )
-from wsss.saliency.cam import GradCAM, LayerEvidence, tapped, weighted_activation
+from wsss.saliency.cam import GradCAM, LayerEvidence, weighted_activation
 from wsss.saliency.folding import folded
+from wsss.saliency.layers import tapped
 
 Score = Literal["sigmoid", "softmax"]
 
@@ -56,7 +56,7 @@ class ScoreCAM(SaliencyMethod):
     (ResNet-18, ResNet-50, VGG16).
 
     Args:
-        layer: a `get_submodule` path whose output is (B, k, u, v), such as "layer4" or "features.29".
+        layer: see `LayerMethod`.
         weights: see above.
         score: p: "sigmoid" for multi-label classifiers, "softmax" for single-label ones; for "posterior".
         batch_size: most masked images in one forward pass (on a CPU fewer where they are large).
@@ -77,14 +77,9 @@ class ScoreCAM(SaliencyMethod):
         check_scoring(self.score, self.batch_size)
 
     def forward(self, classifier: nn.Module, images: Tensor) -> "ScoreEvidence":
-        with evaluating(classifier), torch.no_grad(), tapped(classifier, self.layer) as taken:
+        with evaluating(classifier), torch.no_grad(), tapped(classifier, self.layer, images) as taken:
             logits = check_logits(classifier(images), images)
-        if not taken:
-            raise UserError(
-                f"layer '{self.layer}' gives no saliency: it does not run in the forward pass; "
-                "choose another layer"
-            )
-        return ScoreEvidence(self, classifier, images, logits, taken[-1].detach().float())
+        return ScoreEvidence(self, classifier, images, logits, taken[-1].maps.detach().float())
 
     def channel_weights(
         self, classifier: nn.Module, image: Tensor, activation: Tensor, classes: Tensor
@@ -162,7 +157,7 @@ class GroupCAM(SaliencyMethod):
     together. Twice in a call one image more, to fold BatchNorm (see `folded`).
 
     Args:
-        layer: a `get_submodule` path whose output is (B, k, u, v), such as "layer4" or "features.29".
+        layer: see `LayerMethod`.
         groups: number of groups.
         score: p: "sigmoid" for multi-label classifiers, "softmax" for single-label ones.
         batch_size: most masked images in one forward pass (on a CPU fewer where they are large).
@@ -224,12 +219,10 @@ class GroupEvidence:
 
     def _groups(self, targets: Tensor) -> Tensor:
         """I (N, groups, u, v) of all targets."""
-        activation, parts = self.gradcam.activation, self.method.groups
         groups: list[tuple[Tensor, Tensor]] = []
-        for rows, (gradient,) in backward_rounds(self.gradcam.output, [activation], targets):
-            chosen = targets[rows, 0]
-            weights = gradient[chosen].float().mean((2, 3), keepdim=True)
-            groups.append((rows, group_sums(weights * activation.detach()[chosen].float(), parts)))
+        for rows, activation, gradient in self.gradcam.derivatives(targets):
+            weights = gradient.mean((2, 3), keepdim=True)
+            groups.append((rows, group_sums(weights * activation, self.method.groups)))
         order = torch.cat([rows for rows, _ in groups]).argsort()
         return torch.cat([part for _, part in groups])[order]
 

@@ -18,7 +18,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from wsss.errors import UserError
 from wsss.models.backbone import layout_of
 from wsss.saliency.base import SaliencyMethod, check_logits, check_range, evaluating, exact, finite
-from wsss.saliency.cam import find_layer, tapped
+from wsss.saliency.layers import find_layer, tapped
 
 Block: TypeAlias = BasicBlock | Bottleneck
 
@@ -65,7 +65,8 @@ class RelevanceCAM(SaliencyMethod):
     (one with w+, one transposed).
 
     Supported are torchvision's ResNet and VGG (also dilated, grouped, with BatchNorm or another head) and the
-    classifiers of wsss. A residual block counts as one layer. The logit of DCSM's VGG16 is the maximum of a score
+    classifiers of wsss. A network that computes something between its layers is refused, and so are layers with a
+    forward of their own. A residual block counts as one layer. The logit of DCSM's VGG16 is the maximum of a score
     map, and all relevance goes to the place of the maximum.
 
     Args:
@@ -97,14 +98,15 @@ class RelevanceCAM(SaliencyMethod):
         with (
             evaluating(classifier),
             torch.no_grad(),
-            tapped(classifier, self.layer) as taken,
+            tapped(classifier, self.layer, images) as taken,
+            chained(find_layer(classifier, self.layer), above),
             taped(above) as tape,
         ):
             output = classifier(images)
         logits = check_logits(output, images)
         if above[-1] in tape.outputs:
             _check_maximum(tape.outputs[above[-1]], logits)
-        return RelevanceEvidence(logits, taken[-1].detach(), tuple(above), tape, self)
+        return RelevanceEvidence(logits, taken[-1].maps.detach(), tuple(above), tape, self)
 
 
 @dataclass(frozen=True)
@@ -264,11 +266,54 @@ def taped(steps: list[nn.Module]) -> Iterator[Tape]:
             handle.remove()
 
 
-def _shares(module: nn.Module) -> bool:
-    return isinstance(module, Block | nn.Conv2d | nn.Linear | nn.MaxPool2d | nn.AdaptiveAvgPool2d)
+@contextmanager
+def chained(layer: nn.Module, steps: list[nn.Module]) -> Iterator[None]:
+    """Checks that what runs after the layer is the steps, each on what the one before gave (or flattened).
+
+    Relevance goes through these modules only. What happens between them, such as attention, it cannot see.
+
+    Raises:
+        UserError: it is something else.
+    """
+    ran: list[nn.Module] = []
+    given: list[tuple[Tensor, int]] = []
+    changed = UserError(
+        "relevance propagation is not right for this classifier, because it does not just run its layers one after "
+        "the other; choose another method, such as gradcam"
+    )
+
+    def enter(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        ran.append(module)
+        for output, version in given:
+            intact = output._version == version
+            if intact and (inputs[0] is output or torch.equal(*map(_flat, (inputs[0], output)))):
+                return
+        raise changed
+
+    def leave(module: nn.Module, inputs: object, output: Tensor) -> None:
+        given[:] = [(output, output._version)]
+
+    handles = [module.register_forward_pre_hook(enter) for module in dict.fromkeys(steps)]
+    handles += [module.register_forward_hook(leave) for module in dict.fromkeys([layer, *steps])]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    if ran != steps:
+        raise changed
 
 
+_SHARES = (BasicBlock, Bottleneck, nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
 _PASSES = (nn.ReLU, nn.Dropout, nn.Identity, nn.BatchNorm2d)
+
+
+def _flat(values: Tensor) -> Tensor:
+    return values.flatten(1).nan_to_num()
+
+
+def _shares(module: nn.Module) -> bool:
+    return isinstance(module, _SHARES)
 
 
 def steps_above(classifier: nn.Module, layer: str) -> list[nn.Module]:
@@ -319,15 +364,17 @@ def _flattened(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _check_rule(name: str, module: nn.Module) -> None:
-    known = isinstance(module, _PASSES) or _shares(module)
-    if isinstance(module, Block):
-        known = type(module).forward in (BasicBlock.forward, Bottleneck.forward) and isinstance(
-            module.relu, nn.ReLU
-        )
-    if not known:
+    """UserError unless the module, and for a residual block each of its parts, computes what its rule says."""
+    kind = next((kind for kind in (*_SHARES, *_PASSES) if isinstance(module, kind)), None)
+    own = kind is None or type(module).forward is not kind.forward or "forward" in vars(module)
+    if own or getattr(module, "padding_mode", "zeros") != "zeros":
         raise UserError(
             f"relevance propagation has no rule for {type(module).__name__} at '{name}': it supports {SUPPORTED}"
         )
+    if isinstance(module, Block):
+        for child, part in module.named_children():
+            for path, step in _flattened(f"{name}.{child}", part):
+                _check_rule(path, step)
 
 
 def _check_maximum(scores: Tensor, logits: Tensor) -> None:

@@ -16,8 +16,11 @@ from wsss.saliency.base import (
     DeferredEvidence,
     Evidence,
     SaliencyMethod,
+    as_tuple,
+    check_base,
+    check_call,
     check_range,
-    check_targets,
+    evaluating,
     exact,
     finite,
     gaussian_blur,
@@ -136,7 +139,8 @@ class SESS(SaliencyMethod):
         return True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scales", tuple(self.scales))
+        check_base(self, self.base)
+        object.__setattr__(self, "scales", as_tuple(self.scales, "scales", "(224, 288)"))
         if not self.scales or min(*self.scales, self.window, self.step, self.batch_size) < 1:
             raise UserError(f"SESS needs window, step, batch_size and every scale to be at least 1: {self}")
         if not (0 <= self.prefilter < 1 and 0 <= self.theta < 1):
@@ -159,8 +163,8 @@ class SESS(SaliencyMethod):
 
     def crops(self, classifier: nn.Module, images: Tensor, targets: Tensor) -> Crops:
         """Weights and maps of all crops, to look at: steps 1 to 3. Arguments and errors are those of a call."""
-        targets = check_targets(images, targets)
-        with torch.inference_mode(False):
+        targets = check_call(classifier, images, targets)
+        with torch.inference_mode(False), evaluating(classifier):
             windows = self.windows(images.shape[-2], images.shape[-1])
             return self._crops(classifier, images.clone().detach(), targets, windows)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss.errors import UserError
-from wsss.saliency.base import Evidence, SaliencyMethod, normalize
+from wsss.saliency.base import Evidence, SaliencyMethod, check_base, normalize
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class ClassSubtraction(SaliencyMethod):
     reduce: Literal["sum", "min"] = "sum"
 
     def __post_init__(self) -> None:
+        check_base(self, self.base)
         if self.reduce not in ("sum", "min"):
             raise UserError(f"reduce must be 'sum' or 'min', got {self.reduce!r}")
 

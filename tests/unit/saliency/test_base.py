@@ -1,12 +1,30 @@
 """The interface, the guards around the classifier, and map arithmetic."""
 
+import copy
+
 import cv2
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from wsss.saliency import METHODS, GlobalGuidanceCAM, GradCAM, MultiScale, SaliencyMethod, normalize, upsample
+from wsss.errors import UserError
+from wsss.saliency import (
+    CAMERAS,
+    DCSM,
+    METHODS,
+    SESS,
+    ClassSubtraction,
+    FullGrad,
+    GlobalGuidanceCAM,
+    GradCAM,
+    Gradient,
+    MultiScale,
+    SaliencyMethod,
+    normalize,
+    upsample,
+)
 from wsss.saliency.base import evaluating, finite, gaussian_blur, rank_within_image, resize_images
 
 
@@ -93,9 +111,168 @@ def test_targets_out_of_range_are_refused(resnet, images, rows, message):
         GradCAM("layer4")(resnet, images, torch.tensor(rows))
 
 
-def test_images_that_are_not_float_batches_are_refused(resnet):
-    with pytest.raises(ValueError, match="images must be floats"):
-        GradCAM("layer4")(resnet, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.tensor([[0, 0]]))
+CALLS = [GradCAM("layer4"), Gradient().gradients, SESS(GradCAM("layer4"), scales=(96,)).crops]
+"""Every way in."""
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("images", "got"),
+    [
+        (torch.zeros(3, 32, 32), r"torch\.float32 \(3, 32, 32\)"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), r"torch\.uint8 \(1, 3, 32, 32\)"),
+        (torch.zeros(1, 3, 0, 32), r"torch\.float32 \(1, 3, 0, 32\)"),
+        (np.zeros((1, 3, 32, 32)), "ndarray"),
+    ],
+)
+def test_images_of_another_kind_get_the_right_one_shown(resnet, call, images, got):
+    message = (
+        rf"images must be floats \(B, 3, H, W\), got {got}; .*normalize_image\(to_tensor\(photo\)\[None\]\)"
+    )
+    with pytest.raises(UserError, match=message):
+        call(resnet, images, torch.tensor([[0, 0]]))
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("targets", "got"),
+    [
+        ([[0, 3]], "list"),
+        ((0, 3), "tuple"),
+        (None, "NoneType"),
+        (torch.tensor([0, 3]), r"torch\.int64 \(2,\)"),
+        (torch.tensor([[0, 3, 1]]), r"torch\.int64 \(1, 3\)"),
+        (torch.tensor([[0.0, 3.0]]), r"torch\.float32 \(1, 2\)"),
+        (torch.tensor([[True, False]]), r"torch\.bool \(1, 2\)"),
+    ],
+)
+def test_targets_of_another_kind_get_the_right_one_shown(resnet, images, call, targets, got):
+    message = (
+        rf"targets must be integers \(N, 2\) .* such as torch\.tensor\(\[\[0, 3\], \[0, 7\]\]\), got {got}"
+    )
+    with pytest.raises(UserError, match=message):
+        call(resnet, images, targets)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_images_on_another_device_or_with_nan_and_what_is_no_classifier_are_refused(
+    resnet, images, targets, call
+):
+    with pytest.raises(
+        UserError, match=r"images are on meta, but the classifier is on cpu: pass images\.to\('cpu'\)"
+    ):
+        call(resnet, images.to("meta"), targets)
+    with pytest.raises(UserError, match=r"must be a torch\.nn\.Module, got function"):
+        call(lambda images: images, images, targets)
+    images[1, 0, 3, 4] = torch.inf
+    with pytest.raises(UserError, match="image 1 has NaN or infinite values"):
+        call(resnet, images, targets)
+    call(resnet, images, targets[targets[:, 0] != 1])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SESS("gradcam"), r"SESS wraps a method, such as SESS\(GradCAM\('layer4'\)\), got str"),
+        (lambda: MultiScale(GradCAM), "MultiScale wraps a method, .* got GradCAM"),
+        (lambda: ClassSubtraction(None), "ClassSubtraction wraps a method, .* got NoneType"),
+        (
+            lambda: SESS(GradCAM("layer4"), scales=224),
+            r"scales takes several values, such as .*\(224, 288\), got 224",
+        ),
+        (lambda: MultiScale(GradCAM("layer4"), scales=1.0), "scales takes several values"),
+        (lambda: CAMERAS("layer4", resolutions=224), "resolutions takes several values"),
+        (lambda: DCSM(scales=1.0), "scales takes several values"),
+        (
+            lambda: DCSM(layers="layer4"),
+            r"layers takes several values, .*\('layer3', 'layer4'\), got 'layer4'",
+        ),
+    ],
+)
+def test_parameters_of_another_kind_get_the_right_one_shown(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_statistics_survive_a_traced_batch_norm_that_ignores_eval_mode():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    images = torch.randn(2, 3, 8, 8)
+    traced = torch.jit.trace(model.train(), images, check_trace=False)
+    before = copy.deepcopy(traced.state_dict())
+    Gradient()(traced, images, torch.tensor([[1, 3]]))
+    torch.testing.assert_close(traced.state_dict(), before, rtol=0, atol=0)
+
+
+class Compiled(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.compiled = model, torch.compile(model.forward, backend="eager")
+
+    def forward(self, images):
+        return self.compiled(images)
+
+
+def test_a_compiled_classifier_runs_as_it_was_written(resnet, images, targets):
+    expected = GradCAM("layer3")(resnet, images, targets)
+    model = Compiled(copy.deepcopy(resnet).requires_grad_(False))
+    logits = model(images)  # compiled for eval mode without gradients, and so without hooks
+    torch.testing.assert_close(GradCAM("model.layer3")(model, images, targets), expected)
+    torch.testing.assert_close(model(images), logits)
+
+
+CROPS = SESS(Gradient(), scales=(80,)).crops
+
+
+class Checkpointed(nn.Module):
+    """A ResNet whose inner stages run again in the backward pass, in the mode that they are in then."""
+
+    def __init__(self, model, reentrant):
+        super().__init__()
+        self.model, self.reentrant = model, reentrant
+
+    def forward(self, images):
+        model = self.model
+        features = model.maxpool(model.relu(model.bn1(model.conv1(images))))
+        features = model.layer1(features)
+        for stage in (model.layer2, model.layer3):
+            features = checkpoint(stage, features, use_reentrant=self.reentrant)
+        return model.fc(model.avgpool(model.layer4(features)).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        (Gradient(), Gradient()),
+        (Gradient().gradients, Gradient().gradients),
+        (lambda *call: CROPS(*call).patches[0].maps, lambda *call: CROPS(*call).patches[0].maps),
+        (FullGrad(), FullGrad()),
+        (GradCAM("layer1"), GradCAM("model.layer1")),
+    ],
+)
+def test_checkpointed_activations_are_those_of_eval_mode(resnet, images, targets, method, own):
+    model = Checkpointed(copy.deepcopy(resnet).train(), reentrant=False)
+    before = copy.deepcopy(model.state_dict())
+    torch.testing.assert_close(own(model, images, targets), method(resnet, images, targets))
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("method", "reentrant"),
+    [
+        (Gradient(), True),
+        (FullGrad(), True),
+        (GradCAM("model.layer1"), True),
+        (GradCAM("model.layer2.0"), False),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_gradients_that_a_checkpoint_stops_are_refused(resnet, images, targets, method, reentrant):
+    with pytest.raises(
+        UserError, match=r"cannot pass the classifier's torch\.utils\.checkpoint: switch it off"
+    ):
+        method(Checkpointed(resnet, reentrant), images, targets)
 
 
 def test_nan_becomes_zero_with_a_warning():

@@ -280,7 +280,7 @@ def test_parameters_out_of_range_are_refused(parameters, message):
 
 def test_layers_and_classes_that_do_not_fit_are_refused(network, resnet, photos):
     target = torch.tensor([[0, 1]])
-    with pytest.raises(UserError, match=r"layer 'fc' must have feature maps .* shape \(1, 12\)"):
+    with pytest.raises(UserError, match=r"layer 'fc' must give feature maps .* shape \(1, 12\)"):
         DCSM(layers=("fc",))(resnet, photos, target)
     idle = copy.deepcopy(network)
     idle.spare = nn.Conv2d(3, 3, 1)

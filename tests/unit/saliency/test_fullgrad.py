@@ -10,11 +10,11 @@ from pytorch_grad_cam import FullGrad as PeerFullGrad
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d, Permute
 
 from wsss.errors import UserError
 from wsss.saliency import FullGrad, SmoothFullGrad, normalize
-from wsss.saliency.fullgrad import full_gradient
+from wsss.saliency.fullgrad import EXACT, HALF, FullGradient, full_gradient
 
 SIZE = (64, 48)
 
@@ -104,7 +104,7 @@ def terms_of(model, image, cls):
         return output - bias.detach() + leaf
 
     for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d)):
             handles.append(module.register_forward_hook(add_leaf))
     x = image[None].clone().requires_grad_()
     try:
@@ -283,6 +283,128 @@ def test_normalisation_by_the_images_own_statistics_is_refused(odd, images, targ
     odd.plain = norm.double()
     with pytest.raises(UserError, match=f"FullGrad has no bias for {type(norm).__name__}"):
         FullGrad()(odd, images, targets)
+
+
+class Affine(nn.Module):
+    """A layer of one's own that adds something."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.full((8, 1, 1), 0.5))
+
+    def forward(self, features):
+        return features + self.shift
+
+
+class Squeeze(nn.Module):
+    """Squeeze-excitation without biases: a product of two functions of the image."""
+
+    def forward(self, features):
+        return features * features.mean((2, 3), keepdim=True).sigmoid()
+
+
+class FunctionalNorm(nn.BatchNorm2d):
+    """Batch normalisation with parameters of its own, as a function."""
+
+    def forward(self, features):
+        mean, variance = torch.full((8,), 0.3).to(features), torch.full((8,), 2.0).to(features)
+        return nn.functional.batch_norm(features, mean, variance, self.weight, self.bias)
+
+
+class FunctionalHead(nn.Linear):
+    def forward(self, features):
+        return nn.functional.linear(features, 2 * self.weight, self.bias + 1)
+
+
+def changed(model, **modules):
+    for name, module in modules.items():
+        setattr(model, name, module.double().eval())
+    return model
+
+
+def unlike_any(model, kind):
+    """The odd network, computing something that FullGrad cannot see."""
+    match kind:
+        case "traced":
+            return torch.jit.trace(model, torch.zeros(2, 3, *SIZE).double())
+        case "affine":
+            return changed(model, plain=Affine())
+        case "normalisation as a function":
+            return changed(model, plain=FunctionalNorm(8))
+        case "linear as a function":
+            return changed(model, head=FunctionalHead(6, 5))
+        case "probabilities":
+            return nn.Sequential(model, nn.Sigmoid())
+        case "normalised inside":
+            return nn.Sequential(torchvision.transforms.Normalize([0.5] * 3, [0.2] * 3), model)
+        case "clipped":  # at a value that some activations reach
+            return changed(model, relu=nn.Hardtanh(0, 0.5))
+    activation = {"SiLU": nn.SiLU(), "GELU": nn.GELU(), "squeeze": nn.Sequential(nn.ReLU(), Squeeze())}[kind]
+    return changed(model, relu=activation)
+
+
+KINDS = [
+    "traced",
+    "affine",
+    "normalisation as a function",
+    "linear as a function",
+    "probabilities",
+    "normalised inside",
+    "clipped",
+    "SiLU",
+    "GELU",
+    "squeeze",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
+def test_terms_that_do_not_sum_to_the_logit_are_refused(odd, images, targets, kind, method):
+    with pytest.raises(
+        UserError, match=r"FullGrad is not right .* terms sum to -?[\d.e-]+ where the logit is"
+    ):
+        method(unlike_any(odd, kind), images, targets)
+
+
+def test_a_transposed_convolution_has_a_bias_term_like_any(odd, images, targets):
+    odd.twice = nn.ConvTranspose2d(8, 8, 3, padding=1).double()
+    expected = authors_map(terms_of(odd, images[0], 3), SIZE)
+    np.testing.assert_allclose(FullGrad()(odd, images, targets)[1], expected, atol=1e-5 * np.ptp(expected))
+
+
+def test_a_linear_layer_on_maps_is_a_convolution(odd, images, targets):
+    odd.twice, odd.relu = nn.Conv2d(8, 8, 1).double(), nn.ReLU()
+    expected = FullGrad()(odd, images, targets)
+    linear = nn.Linear(8, 8).double()
+    linear.weight.data, linear.bias.data = odd.twice.weight.data.flatten(1), odd.twice.bias.data
+    odd.twice = nn.Sequential(Permute([0, 2, 3, 1]), linear, Permute([0, 3, 1, 2]))
+    torch.testing.assert_close(FullGrad()(odd, images, targets), expected)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg16", "vgg16_bn"])
+@pytest.mark.parametrize("method", METHODS[::2])
+def test_rounding_is_not_refused(networks, images, targets, name, method):
+    model = copy.deepcopy(networks[name]).float()
+    method(model, images.float(), targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        method(model, images.float(), targets)
+    method(model.bfloat16(), images.bfloat16(), targets)
+
+
+def test_what_is_missing_is_measured_against_terms_and_logits():
+    output, targets = (
+        torch.tensor([[1.0, -2.0], [0.0, 0.0]], requires_grad=True),
+        torch.tensor([[0, 0], [1, 1]]),
+    )
+    gradient, size = FullGradient(torch.zeros(2, 3, 1, 1), output, ()), torch.tensor([8.0, 0.0])
+    for dtype, tolerance in ((torch.float32, EXACT), (torch.bfloat16, HALF), (torch.float16, HALF)):
+        gradient.check(torch.tensor([1 + 9.9 * tolerance, 0.0]), size, targets, {torch.float32, dtype})
+        with pytest.raises(UserError, match="not right"):
+            gradient.check(torch.tensor([1 + 10.1 * tolerance, 0.0]), size, targets, {torch.float32, dtype})
+    with pytest.raises(UserError, match=r"terms sum to 0\.5 where the logit is 0,"):
+        gradient.check(torch.tensor([1.0, 0.5]), size, targets, {torch.float32})
+    gradient.check(torch.tensor([torch.nan, 0.0]), size, targets, {torch.float32})  # `finite` says so
 
 
 @pytest.mark.parametrize(

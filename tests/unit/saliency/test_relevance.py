@@ -364,7 +364,7 @@ def test_other_networks_and_layers_are_refused(resnet, vgg, vgg_bn, convolutiona
         (Changed(block, [1, 1, 1, 1], num_classes=CLASSES), "layer4", "does not support Changed"),
         (nn.Sequential(resnet), "0.layer4", "does not support Sequential"),
         (swapped(resnet, "fc", nn.Sequential(nn.Linear(128, 5), nn.GELU())), "layer4", "no rule for GELU at 'fc.1'"),
-        (swapped(resnet, "layer4.0.relu", nn.GELU()), "layer3", "no rule for BasicBlock at 'layer4.0'"),
+        (swapped(resnet, "layer4.0.relu", nn.GELU()), "layer3", "no rule for GELU at 'layer4.0.relu'"),
         (resnet, "layer5", r"no layer 'layer5'; close names: .*layer4"),
         (resnet, "layer4.1.conv2", "layer 'layer4.1.conv2' is not between two steps .* choose layer4.1"),
         (resnet, "fc", "nothing above it"),
@@ -374,6 +374,67 @@ def test_other_networks_and_layers_are_refused(resnet, vgg, vgg_bn, convolutiona
     for model, layer, message in cases:
         with pytest.raises(UserError, match=message):
             RelevanceCAM(layer)(model, images, targets)
+
+
+class Attentive(torchvision.models.ResNet):
+    """Multiplies by something between two layers, which relevance cannot see."""
+
+    def _forward_impl(self, images):
+        stem = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        features = self.layer3(self.layer2(self.layer1(stem)))
+        return self.fc(self.avgpool(self.between(features)).flatten(1))
+
+    def between(self, features):
+        return self.layer4(features * features.mean(1, keepdim=True).sigmoid())
+
+
+class InPlace(Attentive):
+    def between(self, features):
+        return self.layer4(features.mul_(0.5))
+
+
+class Twice(Attentive):
+    def between(self, features):
+        return self.avgpool(self.layer4(features))
+
+
+class Below(Attentive):
+    def between(self, features):
+        return self.layer4(features).relu() + 1
+
+
+@pytest.mark.parametrize("kind", [Attentive, InPlace, Twice, Below])
+def test_a_resnet_that_computes_between_its_layers_is_refused(images, targets, kind):
+    model = kind(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=CLASSES).double().eval()
+    for layer in ("layer3", "layer2"):
+        with pytest.raises(
+            UserError, match="does not just run its layers one after the other; choose another"
+        ):
+            RelevanceCAM(layer)(model, images, targets)
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, images):
+        return F.conv2d(images, self.weight - self.weight.mean(), None, self.stride, self.padding)
+
+
+@pytest.mark.parametrize("path", ["layer4.0.conv2", "layer4.0.downsample.0", "conv1"])
+def test_modules_that_compute_something_else_than_their_rule_are_refused(resnet, images, targets, path):
+    own = resnet.get_submodule(path)
+    size = (own.in_channels, own.out_channels, own.kernel_size, own.stride, own.padding)
+    reflected = nn.Conv2d(*size, padding_mode="reflect")
+    replaced = copy.deepcopy(own)
+    replaced.forward = lambda images: own(images) * 2
+    for module in (Standardised(*size), reflected, replaced, nn.Sequential(own, nn.GELU())):
+        name = "GELU" if isinstance(module, nn.Sequential) else type(module).__name__
+        with pytest.raises(UserError, match=f"no rule for {name} at '{path}"):
+            RelevanceCAM("layer3")(swapped(resnet, path, module), images, targets)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_a_traced_network_is_refused(images, targets):
+    with pytest.raises(UserError, match="does not support TopLevelTracedModule"):
+        RelevanceCAM("conv")(torch.jit.trace(Another().double(), images), images, targets)
 
 
 def test_a_score_map_below_another_pooling_is_refused(convolutional, images, targets):

@@ -6,7 +6,7 @@ import os
 import re
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import pytest
 import torch
@@ -182,10 +182,21 @@ def test_images_without_targets_cost_nothing(networks, photos, expression):
 
 def state_of(model: nn.Module) -> list[object]:
     """Everything of a classifier that a method could leave changed."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return [
-        [(module.training, *(len(getattr(module, name)) for name in hooks)) for module in model.modules()],
-        [(id(value), value.requires_grad, id(value.grad), value._version) for value in model.parameters()],
+        # Flags, hooks, forward, submodules, parameters, buffers: the very same objects in the same order.
+        [
+            [
+                (
+                    key,
+                    [(name, id(part)) for name, part in value.items()]
+                    if isinstance(value, dict)
+                    else id(value),
+                )
+                for key, value in vars(module).items()
+            ]
+            for module in model.modules()
+        ],
+        [(value.requires_grad, id(value.grad), value._version) for value in model.parameters()],
         {name: value.tolist() for name, value in model.named_buffers()},
         torch.get_rng_state().tolist(),
         torch.is_grad_enabled(),
@@ -193,8 +204,24 @@ def state_of(model: nn.Module) -> list[object]:
     ]
 
 
-class HeadBreaks(RuntimeError):
-    """What the classifier of the test raises at the end of its forward pass."""
+class Breaks(RuntimeError):
+    """What the classifier of the test raises."""
+
+
+def breaks(*_: object) -> None:
+    raise Breaks
+
+
+def breaks_later(module: nn.Module, inputs: object, output: Tensor) -> None:
+    """In the backward pass, if there is one."""
+    if output.requires_grad:
+        output.register_hook(breaks)
+
+
+def counts(module: nn.Module, inputs: object) -> None:
+    """Changes buffers in eval mode too, in place and by new ones."""
+    module.calls += 1
+    module.double_calls = module.double_calls + 2
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
@@ -207,6 +234,9 @@ def test_the_classifier_is_left_as_it_was(networks, photos, network, expression)
     first.requires_grad_(False)
     last.grad = torch.ones_like(last)
     next(model.children()).eval()
+    model.features[0].register_buffer("calls", torch.zeros(()))
+    model.features[0].register_buffer("double_calls", torch.zeros(()))
+    model.features[0].register_forward_pre_hook(counts)
     before, outputs = state_of(model), []
     head = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
     handle = head.register_forward_hook(lambda module, inputs, output: outputs.append(weakref.ref(output)))
@@ -222,14 +252,12 @@ def test_the_classifier_is_left_as_it_was(networks, photos, network, expression)
         output() is not None for output in outputs
     )  # the graphs are gone, and needed no garbage collector
 
-    def breaks(module, inputs, output):
-        raise HeadBreaks
-
-    handle = head.register_forward_hook(breaks)
-    with pytest.raises(HeadBreaks):
-        method(model, photos, TARGETS)
-    handle.remove()
-    assert state_of(model) == before
+    for place, hook in ((model.features[3], breaks), (head, breaks), (head, breaks_later)):
+        handle = place.register_forward_hook(hook)
+        with pytest.raises(Breaks) if hook is breaks else suppress(Breaks):
+            method(model, photos, TARGETS)
+        handle.remove()
+        assert state_of(model) == before
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
@@ -260,20 +288,20 @@ def test_the_callers_inference_mode_and_bf16_autocast_are_no_hindrance(
 def test_a_classifier_may_work_in_place_on_its_input(networks, photos, expression):
     model, method = copy.deepcopy(networks["vgg_bn"]), method_for(expression, "vgg_bn")
     forward, before = model.forward, photos.clone()
-    model.forward = lambda images: forward((images - 0.1) / 2)
+    model.forward = lambda images: forward(images / 2 * 3)  # nothing is added: FullGrad would miss that
     expected = method(model, photos, TARGETS)
-    model.forward = lambda images: forward(images.sub_(0.1).div_(2))
+    model.forward = lambda images: forward(images.div_(2).mul_(3))
     assert torch.equal(method(model, photos, TARGETS), expected)
     assert torch.equal(photos, before)
 
 
 # Gradients are numbers where activations are not: a ReLU that does not fire passes nothing back.
 @pytest.mark.parametrize("expression", [text for text in EXPRESSIONS if not GRADIENTS.search(text)])
-def test_a_pixel_that_is_no_number_is_pointed_out(networks, photos, expression):
-    broken = photos.clone()
-    broken[0, :, 9, 9] = torch.nan
+def test_a_weight_that_is_no_number_is_pointed_out(networks, photos, expression):
+    broken = copy.deepcopy(networks["vgg_bn"])
+    broken.features[0].bias.data[0] = torch.nan
     with pytest.warns(UserWarning, match="NaN or infinite"):
-        maps = method_for(expression, "vgg_bn")(networks["vgg_bn"], broken, TARGETS[1:2])
+        maps = method_for(expression, "vgg_bn")(broken, photos, TARGETS[1:2])
     assert maps.isfinite().all()
 
 
