@@ -177,11 +177,11 @@ def test_the_mark_of_a_dry_run_goes_with_its_numbers(
     run: Path, shapes_words: Callable[..., list[str]], command: Any
 ) -> None:
     limited = shapes_words("--output", run, "--data.limit", 8)
-    assert command("classify", *limited).status == 0
+    assert command("classify", *limited, "--overwrite").status == 0
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["data_limit"] == 8
     assert metrics.keys() == {"data_limit", "classifier"}  # the others were of all photos
     refused = command("evaluate", *shapes_words("--output", run))
     assert "evaluate needs the stage refine, which is not finished" in refused.sentence
-    assert command("classify", *shapes_words("--output", run)).status == 0
+    assert command("classify", *shapes_words("--output", run), "--overwrite").status == 0
     assert json.loads((run / "metrics.json").read_text()).keys() == {"classifier"}

@@ -20,7 +20,7 @@ from wsss.saliency import SESS, ClassSubtraction, MultiScale, SaliencyMethod, no
 from wsss.saliency.parse import parse_method
 from wsss.stages import signs
 from wsss.stages.base import Context, Stage, after, tell, unused
-from wsss.stages.shards import shares
+from wsss.stages.shards import rank_and_world, shares
 from wsss.tasks.classification import load_classifier
 
 
@@ -131,8 +131,10 @@ def write_saliency_of_photos(context: Context) -> dict[str, Any]:
     tell(_unused(config.saliency, settings.architecture))
     for batches in shares(same_size_batches(context.dataset.train, config.saliency.batch_size)):
         write_all(classifier, method, batches, run, config.runtime)
-    warnings = signs.of_maps(context.dataset.train, run, context.dataset.class_names)
-    return {"images": len(context.dataset.train), "method": repr(method), "warnings": warnings}
+    facts = {"images": len(context.dataset.train), "method": repr(method)}
+    if rank_and_world()[0] == 0:  # which has made what was missing
+        facts["warnings"] = signs.of_maps(context.dataset.train, run, context.dataset.class_names)
+    return facts
 
 
 def _settings(config: SaliencyConfig) -> dict[str, Any]:
