@@ -65,7 +65,8 @@ class CheckReport:
             lines += [f"  {problem.message}" for problem in problems[:_SHOWN]]
             lines += [f"  … and {len(problems) - _SHOWN} more"] * (len(problems) > _SHOWN)
         errors = sum(problem.severity == "error" for problem in self.problems)
-        lines += ["", f"{errors} errors, {len(self.problems) - errors} warnings"]
+        counts = (errors, "error"), (len(self.problems) - errors, "warning")
+        lines += ["", ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts)]
         return escaped("\n".join(lines))
 
 
