@@ -173,5 +173,6 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     ),
     "explain": (commands.explain, "where a classifier sees a class in a photo"),
     "data": (commands.data, "make or check a data set"),
+    "networks": (commands.networks, "networks of timm by name"),
 }
 """Command -> (function of the command's name and the words after it, one line of help)."""

@@ -227,7 +227,7 @@ def _explain_parser() -> ToolParser:
     model.add_argument(
         "--architecture",
         metavar="NAME",
-        help="an ImageNet classifier of torchvision: resnet18, resnet34, resnet50, resnet101, vgg16, vgg16_bn "
+        help="an ImageNet classifier: resnet18, resnet34, resnet50, resnet101, vgg16, vgg16_bn, or timm:NAME "
         "(default, without --checkpoint: resnet50)",
     )
     parser.add_argument(
@@ -334,4 +334,19 @@ def data(name: str, words: list[str]) -> int:
         progress=sys.stderr.isatty(),
     )
     print(options.root)
+    return 0
+
+
+def networks(name: str, words: list[str]) -> int:
+    """List the networks of timm that a name finds."""
+    parser = ToolParser(
+        prog="wsss networks",
+        description="Networks of timm for classifier.architecture and `wsss explain --architecture`, as timm:NAME. "
+        "Convolutional ones work; what cannot be used is refused by name.",
+    )
+    parser.add_argument("word", metavar="WORD", help="part of the names, such as convnext or lite2")
+    options = parser.parse_args(words)
+    from wsss.models.timm_networks import networks as listed
+
+    print("\n".join(listed(options.word)))
     return 0

@@ -119,9 +119,10 @@ class ClassifierConfig:
 
     architecture: str = "resnet50"
     """Backbone: resnet18, resnet34, resnet50, resnet101 (global average pooling and a bias-free linear head), vgg16 or
-    vgg16_bn (fully convolutional, global max pooling)."""
+    vgg16_bn (fully convolutional, global max pooling), or timm:NAME, a convolutional network of timm with its own head
+    (`wsss networks WORD` lists them)."""
     weights: str = "imagenet"
-    """Initial weights: `imagenet` (torchvision, downloads), `none`, or the path of a torchvision state dict."""
+    """Initial weights: `imagenet` (of torchvision or timm, downloads), `none`, or the path of a state dict."""
     output_stride: Literal[8, 16, 32] = 16
     """Input pixels per cell of the last feature map (ResNets). Smaller is finer and slower."""
     small_images: bool = False

@@ -223,3 +223,19 @@ def test_metrics_csv_has_a_row_an_epoch(finished: Path) -> None:
         rows = (finished / network / "metrics.csv").read_text().splitlines()
         assert [row.split(",")[0] for row in rows] == ["epoch", *(str(epoch + 1) for epoch in range(epochs))]
         assert "train_loss" in rows[0]
+
+
+def test_a_network_of_timm_goes_through_every_stage(tiny: list[str], tmp_path: Path, command: Any) -> None:
+    run = tmp_path / "run"
+    words = ["--classifier.architecture", "timm:mobilenetv4_conv_small_035", "--classifier.epochs", 1]
+    own = ["--segmenter.weights", "none", "--segmenter.epochs", 1, "--extend.method", "pixels"]
+    sentence = command("run", *tiny, "--output", run, *words).sentence
+    assert "light is built on resnet18; use one network for both, or other --segmenter.weights" in sentence
+    assert [path.name for path in run.iterdir()] == [".lock"]
+    done = command("run", *tiny, "--output", run, *words, *own)
+    assert done.status == 0, done.err
+    assert {"classifier", "seed", "mask", "val"} <= json.loads((run / "metrics.json").read_text()).keys()
+    photo = next((tmp_path / "run").glob("predictions/*.png"))
+    figure = tmp_path / "why.png"
+    assert command("explain", photo, "--checkpoint", run, "--class", "ball", "--output", figure).status == 0
+    assert figure.is_file()

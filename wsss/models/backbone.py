@@ -6,7 +6,6 @@ A new backbone is an entry of `BACKBONES`. Classifier, segmenter, extension, DCS
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -141,6 +140,14 @@ class Backbone:
         model.set_submodule(self.layout.head, head)
         return with_layout(model, self.layout)
 
+    def adapt(self, state: State, model: nn.Module) -> State:
+        """A state dict of the library under the names of the classifier ``model``."""
+        return state if self.remodelled is None else self.remodelled.adapt(state)
+
+    def complete(self, model: nn.Module) -> nn.Module:
+        """The library's network, ready for photos in ImageNet's normalisation and for `layout_of`."""
+        return with_layout(model, self.layout)
+
     def stage(self, stride: int) -> int:
         """The number of the first stage with this stride.
 
@@ -183,25 +190,6 @@ def layout_of(network: nn.Module) -> Layout | None:
         )
     found = _vgg_layout(features, ())
     return replace(found, path=()) if found.guided else None
-
-
-def find_backbone(name: str, option: str, fits: Callable[[Backbone], bool]) -> Backbone:
-    """The record of this name.
-
-    Args:
-        name: of `BACKBONES`.
-        option: the option that gives the name, for the message.
-        fits: what the backbone must be able to do.
-
-    Raises:
-        UserError: there is no such backbone; the message suggests close names.
-    """
-    names = [other for other, backbone in BACKBONES.items() if fits(backbone)]
-    if name not in names:
-        near = get_close_matches(name, names, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"{option} is {name}, but must be one of {', '.join(names)}{hint}")
-    return BACKBONES[name]
 
 
 def _torchvision(entry: Any) -> Weights:

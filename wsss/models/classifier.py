@@ -3,7 +3,8 @@
 from torch import nn
 
 from wsss.config import ClassifierConfig
-from wsss.models.backbone import Backbone, find_backbone
+from wsss.models.backbone import Backbone
+from wsss.models.lookup import find_backbone
 from wsss.models.weights import load_into, load_weights
 
 
@@ -22,8 +23,7 @@ def build_classifier(config: ClassifierConfig, classes: int, *, pretrained: bool
     model = backbone.classifier(classes, config.output_stride, config.small_images)
     state = load_weights(config.weights, backbone, "classifier.weights") if pretrained else None
     if state is not None:
-        if backbone.remodelled is not None:
-            state = backbone.remodelled.adapt(state)
+        state = backbone.adapt(state, model)
         ignore = (f"{backbone.classifier_layout.head}.",)
         load_into(model, state, ignore=ignore, source=f"classifier.weights {config.weights}")
     return model

@@ -9,10 +9,16 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 def freeze_stages(model: nn.Module, layout: Layout, count: int) -> None:
     """Switch off the gradients of everything up to the ``count``-th stage (of a ResNet 1: the stem, 2: and layer1)."""
-    if count > 0:
-        last = layout.stages[:count][-1]
-        for name in layout.path[: layout.path.index(last) + 1]:
-            model.get_submodule(name).requires_grad_(False)
+    if count == 0:
+        return
+    stage, inside = layout.stages[:count][-1], False
+    for name, module in model.named_modules():  # in the order in which they were added
+        within = f"{name}.".startswith(f"{stage}.")
+        if inside and not within:
+            break
+        inside |= within
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
 
 
 def freeze_batchnorm(model: nn.Module) -> None:

@@ -1,10 +1,9 @@
 """ImageNet classifiers with their 1000 outputs, to be explained as they are."""
 
-import torch
 from torch import Tensor, nn
 
 from wsss.errors import UserError
-from wsss.models.backbone import find_backbone, with_layout
+from wsss.models.lookup import find_backbone
 from wsss.models.weights import load_into, load_weights
 
 
@@ -30,13 +29,12 @@ def load_imagenet_classifier(
         raise UserError(
             "--weights none leaves nothing to explain; give `imagenet` or the path of a state dict"
         )
-    with torch.device("meta"):  # saves the seconds of an initialisation that is overwritten anyway
-        model: nn.Module = backbone.build()
-    model = model.to_empty(device="cpu")
+    model = backbone.build()
+    state = backbone.adapt(state, model) if backbone.remodelled is None else state
     names = imagenet_classes()
     _check_head(state, f"{backbone.layout.head}.weight", len(names), weights)
     load_into(model, state, ignore=(), source=f"--weights {weights}")
-    return with_layout(model, backbone.layout).eval(), names
+    return backbone.complete(model).eval(), names
 
 
 def imagenet_classes() -> tuple[str, ...]:

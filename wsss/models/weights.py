@@ -52,7 +52,12 @@ def read_state_dict(path: Path, option: str, optional: bool = True) -> dict[str,
         choices = "`imagenet`, `none`" if optional else "`imagenet`"
         raise UserError(f"--{option}: there is no file {path}; give {choices} or the path of a state dict")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
             f"--{option}: {path} is not a state dict that torch can load safely ({type(error).__name__}); "

@@ -19,6 +19,7 @@ from wsss.data.modules import SegmentationData, TrueMasks, train_loader
 from wsss.data.names import check_recorded
 from wsss.data.transforms import RandomScale, TrainTransform
 from wsss.errors import UserError
+from wsss.models.segmenter import split_architecture
 from wsss.rundir import CLASSIFIER, MASKS, SEGMENTER, SUPERVISED, StageState, content_digest
 from wsss.stages.base import (
     Context,
@@ -165,6 +166,13 @@ def _check_network(context: Context, state: StageState, folder: str) -> int:
     """Build the network, with its initial weights if they will be needed and are known by now."""
     settings, names = context.config.segmenter, context.dataset.class_names
     begun = state == "partial" and is_begun(context.run.root / folder)
+    classifier = context.config.classifier.architecture
+    trunk = split_architecture(settings.architecture)[1].name
+    if settings.weights == "classifier" and classifier != trunk:
+        raise UserError(
+            f"segmenter.weights is classifier, but the classifier is {classifier} and {settings.architecture} is built "
+            f"on {trunk}; use one network for both, or other --segmenter.weights"
+        )
     pretrained = not begun and settings.weights != "classifier"
     return bytes_of_training(segmentation.new_task(settings, names, pretrained=pretrained))
 

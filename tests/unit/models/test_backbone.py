@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from wsss.errors import UserError
-from wsss.models.backbone import BACKBONES, find_backbone, layout_of
+from wsss.models.backbone import BACKBONES, layout_of
+from wsss.models.lookup import find_backbone
 from wsss.models.vgg import VGG16
 
 IMAGES = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
@@ -106,7 +107,7 @@ def test_unknown_names_are_refused_with_a_near_one() -> None:
     ):
         find_backbone("resnet52", "x", lambda backbone: True)
     with pytest.raises(
-        UserError, match=r"^x is mobilenet_v3_large, but must be one of resnet18, .*vgg16_bn$"
+        UserError, match=r"^x is mobilenet_v3_large, but must be one of resnet18, .*vgg16_bn, or timm:NAME$"
     ):
         find_backbone("mobilenet_v3_large", "x", lambda backbone: backbone.classifies)
 
