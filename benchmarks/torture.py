@@ -83,6 +83,11 @@ class Trial:
         return self.work / self.name / "run"
 
     @property
+    def log(self) -> Path:
+        """What the latest run said on stderr."""
+        return self.work / self.name / "stderr"
+
+    @property
     def photos(self) -> Path:
         """The data set."""
         return self.work / "shapes"
@@ -112,31 +117,30 @@ class Trial:
         return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=900)
 
     @contextmanager
-    def in_stage(self, stage: str, *words: str) -> "Iterator[subprocess.Popen[str] | None]":
+    def in_stage(self, stage: str, *words: str) -> "Iterator[subprocess.Popen[bytes] | None]":
         """A run at a random moment of a stage, in a session of its own; None if it ended before.
 
         It never outlives the block.
         """
-        process = subprocess.Popen(
-            self.command(self.output, *words),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=ENVIRONMENT,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-        assert process.stderr is not None
+        with self.log.open("wb") as log:
+            process = subprocess.Popen(
+                self.command(self.output, *words),
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env=ENVIRONMENT,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            )
+        begins = re.compile(rf"^{stage}: (?!already done)", re.MULTILINE)
         try:
-            for line in process.stderr:
-                if line.startswith(f"{stage}: ") and "already done" not in line:
-                    time.sleep(self.moments.uniform(0, 0.8 * self.durations[stage]))
-                    break
+            while process.poll() is None and not begins.search(self.log.read_text()):
+                time.sleep(0.02)
+            time.sleep(self.moments.uniform(0, 0.8 * self.durations[stage]))
             yield process if process.poll() is None else None
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            process.wait()
 
     def count(self, stage: str) -> None:
         """A fault was injected in that stage."""
@@ -154,16 +158,17 @@ class Trial:
         if left := list(output.rglob("*.tmp")):
             self.lost.append(f"left over: {left[0].name}")
 
-    def stops(self, process: "subprocess.Popen[str]", stage: str, part: str) -> None:
+    def stops(self, process: "subprocess.Popen[bytes]", stage: str, part: str) -> None:
         """The run should stop with one sentence that has this part, unless it no longer needs what it lost."""
         self.count(stage)
         try:
-            error = process.communicate(timeout=120)[1]
+            process.wait(180)
         except subprocess.TimeoutExpired:
             self.lost.append(f"{stage}: hangs")
             return
+        error = self.log.read_text()
         if process.returncode and (part not in error or "Traceback" in error):
-            self.lost.append(f"{stage}: {error.strip().splitlines()[-1][:90]}")
+            self.lost.append(f"{stage}: {(error.strip().splitlines() or ['nothing'])[-1][:90]}")
 
 
 def digests(run: Path) -> dict[str, str]:
