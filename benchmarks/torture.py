@@ -309,7 +309,7 @@ def disk_full(trial: Trial) -> None:
     """Another program fills the disk, up to 64 kB, during each stage; then there is room again."""
     folder = trial.output
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=500m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True).returncode:
         trial.note = "not tried: no right to mount a disk"
         return
