@@ -111,6 +111,12 @@ def test_leftovers_of_a_killed_process_are_removed_and_its_results_kept(run: Run
         assert [path.name for path in (run.root / "masks").rglob("*") if path.is_file()] == ["1.png"]
 
 
+def test_a_shared_stage_leaves_the_temporary_files_of_the_others(run: RunDirectory) -> None:
+    interrupt(run, "f", ["masks"], ".1.png.77.tmp")
+    with run.running("refine", "f", ["masks"], shared=True):
+        assert (run.root / "masks" / ".1.png.77.tmp").is_file()
+
+
 def test_outputs_of_an_unknown_run_are_removed(run: RunDirectory) -> None:
     (run.root / "masks").mkdir(parents=True)
     with run.running("refine", "f1", ["masks"]):
