@@ -1,5 +1,6 @@
 """What is done is skipped, what changed is made again, and single stages equal the whole run."""
 
+import csv
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from wsss.options import parse_config
@@ -367,6 +369,34 @@ def test_other_stages_tell_them_too(
     run: Path, tiny: list[str], command: Any, command_name: str, options: list[str], told: str
 ) -> None:
     assert told in command(command_name, *tiny, "--output", run, *options).err
+
+
+@pytest.mark.parametrize("folder", ["classifier", "segmenter"])
+def test_best_checkpoint_is_that_of_the_best_validation(finished: Path, folder: str) -> None:
+    with (finished / folder / "metrics.csv").open() as stream:
+        scores = [
+            float(row[{"classifier": "val_mAP", "segmenter": "val_mIoU"}[folder]])
+            for row in csv.DictReader(stream)
+        ]
+    chosen = torch.load(finished / folder / "best.ckpt", weights_only=True)["epoch"]
+    assert scores[chosen] == max(scores)
+
+
+def test_every_stage_takes_the_checkpoint_of_the_classifier_that_is_asked_for(
+    run: Path, tiny: list[str], command: Any
+) -> None:
+    options = [*tiny, "--output", run, "--saliency.checkpoint", "best"]
+    for name in ("saliency", "refine"):
+        assert command(name, *options).status == 0
+    best = run / "classifier" / "best.ckpt"
+    best.write_bytes(b"nothing")
+    for name, *changes in (
+        ("segment",),
+        ("refine", *CALIBRATED),
+        ("refine", "--extend.method", "walk"),
+        ("saliency", "--saliency.method", "gradient"),
+    ):
+        assert f"{best} cannot be loaded" in command(name, *options, *changes).sentence, name
 
 
 # -- what a fingerprint covers ----------------------------------------------------------------------

@@ -200,6 +200,12 @@ def test_a_kill_while_results_are_moved_aside_loses_none(
     assert not aside(old).exists()
 
 
+def test_a_shared_stage_leaves_the_temporary_files_of_the_others(run: RunDirectory) -> None:
+    interrupt(run, "f", ["masks"], ".1.png.77.tmp")
+    with run.running("refine", "f", ["masks"], shared=True):
+        assert (run.root / "masks" / ".1.png.77.tmp").is_file()
+
+
 def test_seconds_of_interrupted_and_continued_stages_add_up(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

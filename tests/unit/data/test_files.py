@@ -1,6 +1,7 @@
 """Disk formats: atomic writes, photos of every mode, masks, saliency archives."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,19 @@ def test_failed_write_keeps_the_old_file_and_removes_the_temporary_one(
         raise error
     assert names(tmp_path) == ["a.txt"]
     assert path.read_text() == "old"
+
+
+def test_two_processes_that_write_one_file_do_not_share_its_temporary_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    code = (
+        "import sys, pathlib, wsss.data.files as files; files.write_text(pathlib.Path(sys.argv[1]), 'theirs')"
+    )
+    with atomic_path(path) as temporary:
+        temporary.write_text("ours")
+        subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+        assert path.read_text() == "theirs"
+    assert path.read_text() == "ours"
+    assert names(tmp_path) == ["a.txt"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

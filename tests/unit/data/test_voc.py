@@ -72,6 +72,12 @@ def test_list_files_and_main_splits_are_found(tmp_path: Path) -> None:
     assert (ids(dataset.train), ids(dataset.val)) == (["b"], ["a", "d"])
 
 
+def test_a_split_in_both_folders_is_that_of_segmentation(tmp_path: Path) -> None:
+    splits = SPLITS | {"Main/train": ["a", "c"], "Main/val": ["d"]}
+    dataset = load_voc(devkit(tmp_path, splits=splits), "xml", None, "train", "val")
+    assert (ids(dataset.train), ids(dataset.val)) == (["b"], ["a"])
+
+
 def test_val_null_means_the_val_split_or_nothing(tmp_path: Path) -> None:
     root = devkit(tmp_path)
     assert ids(load_voc(root, "xml", None, "train", None).val) == ["a"]

@@ -10,7 +10,13 @@ import torch
 
 from wsss.errors import UserError
 from wsss.refine import CRFParameters, dense_crf
-from wsss.refine.crf import crf_labels, dense_crf_batch, dense_crfs, pydensecrf_is_installed
+from wsss.refine.crf import (
+    crf_labels,
+    crf_probabilities,
+    dense_crf_batch,
+    dense_crfs,
+    pydensecrf_is_installed,
+)
 
 BACKENDS = ("pydensecrf", "torch")
 needs_pydensecrf = pytest.mark.skipif(not pydensecrf_is_installed(), reason="pydensecrf is not installed")
@@ -235,6 +241,19 @@ def test_only_ratios_within_a_pixel_matter(backend: str) -> None:
     np.testing.assert_allclose(
         dense_crf(scaled, image, backend=backend), dense_crf(probabilities, image, backend=backend), atol=1e-4
     )
+
+
+@each_backend
+def test_a_class_takes_part_where_one_pixel_may_be_of_it(backend: str) -> None:
+    _, image = random_input(4, 9, 14)
+    probabilities = np.zeros((4, 9, 14), np.float32)
+    probabilities[0] = 1
+    probabilities[:, 4, 7] = (0.4, 0, 0.51, 0.09)
+    refined = crf_probabilities(probabilities, image, TEST_TIME, backend)
+    np.testing.assert_array_equal(
+        refined[[0, 2]], dense_crf(probabilities[[0, 2]], image, TEST_TIME, backend)
+    )
+    assert not refined[[1, 3]].any()
 
 
 @each_backend

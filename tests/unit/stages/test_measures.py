@@ -2,8 +2,9 @@
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,24 @@ from PIL import Image
 
 from wsss.config import NOT_WEAK, Config, EvaluateConfig, ExtendConfig, RuntimeConfig, SegmenterConfig
 from wsss.data.dataset import Dataset, Record, evenly
-from wsss.data.files import Saliency, read_image, read_mask, read_saliency, write_mask, write_saliency
+from wsss.data.files import (
+    Saliency,
+    read_image,
+    read_mask,
+    read_saliency,
+    write_json,
+    write_mask,
+    write_saliency,
+)
 from wsss.errors import UserError
 from wsss.refine.background import prepare_maps
 from wsss.refine.parameters import BackgroundParameters, CRFParameters, RefineParameters
 from wsss.refine.refiners import REFINERS, GrabCut, build_refiner
 from wsss.report.build import build_report
-from wsss.rundir import RunDirectory
+from wsss.rundir import EXTENDED, SALIENCY, RunDirectory
 from wsss.stages.base import Context
 from wsss.stages.measures import ORACLE_THRESHOLDS, extended_entry, seed_entry
+from wsss.stages.refine import chosen_parameters
 from wsss.stages.score import METRICS, Metric, measure, summary
 from wsss.stages.workers import score_oracle
 
@@ -277,8 +287,8 @@ def context_of(records: Sequence[Record], run: RunDirectory, config: Config = CO
     return Context(config, Dataset(CLASSES, tuple(records), ()), run)
 
 
-def plain_seed(run: RunDirectory, record: Record, threshold: float) -> Mask:
-    stored = read_saliency(run.saliency(record.id))
+def plain_seed(run: RunDirectory, record: Record, threshold: float, source: str = SALIENCY) -> Mask:
+    stored = read_saliency(run.maps(source, record.id))
     maps = prepare_maps(stored.maps, stored.size)
     seed = np.zeros(stored.size, np.uint8)
     for row, column in np.ndindex(*stored.size):
@@ -350,13 +360,52 @@ def test_extended_seeds_have_a_rule_where_the_refiner_uses_none(
     monkeypatch.setitem(REFINERS, "own", Extended)
     monkeypatch.setattr("wsss.stages.measures.chosen_rule", lambda context, source: CONSTANT)
     fill(run, records)
-    (run.root / "saliency").rename(run.root / "extended")
+    (run.root / SALIENCY).rename(run.root / EXTENDED)
     config = replace(CONFIG, extend=ExtendConfig(method="walk"), refine=RefineParameters(method="own"))
     entry = extended_entry(context_of(records[:5], run, config), {})
     assert entry is not None
-    (run.root / "extended").rename(run.root / "saliency")
-    pairs = [(plain_seed(run, record, 0.2), truth_of(record)) for record in records[:5]]
+    pairs = [(plain_seed(run, record, 0.2, EXTENDED), truth_of(record)) for record in records[:5]]
     assert entry["miou"] == pytest.approx(plain_miou(pairs))
+
+
+def test_every_folder_of_maps_has_the_background_rule_that_was_calibrated_for_it(
+    records: list[Record], run: RunDirectory
+) -> None:
+    fill(run, records)
+    shutil.copytree(run.root / SALIENCY, run.root / EXTENDED)
+    rules = {
+        source: BackgroundParameters("constant", threshold=value)
+        for source, value in ((SALIENCY, 0.1), (EXTENDED, 0.8))
+    }
+    write_json(run.calibration, {source: {"chosen": asdict(rule)} for source, rule in rules.items()})
+    calibrated = replace(CONFIG, refine=RefineParameters())
+    for method, source in (("none", SALIENCY), ("walk", EXTENDED)):
+        context = context_of(records[:5], run, replace(calibrated, extend=ExtendConfig(method=method)))
+        assert chosen_parameters(context).background == rules[source]
+    seed, extended = seed_entry(context, {}), extended_entry(context, {})
+    assert seed is not None
+    assert extended is not None
+    for entry, threshold in ((seed, 0.1), (extended, 0.8)):
+        pairs = [(plain_seed(run, record, threshold), truth_of(record)) for record in records[:5]]
+        assert entry["miou"] == pytest.approx(plain_miou(pairs))
+
+
+@pytest.mark.parametrize("method", ["walk", "pixels"])
+def test_masks_that_start_from_extended_maps_have_no_threshold(
+    records: list[Record], run: RunDirectory, method: Any
+) -> None:
+    """The threshold is that of the saliency."""
+    fill(run, records)
+    for record in records[:2]:
+        stored = read_saliency(run.saliency(record.id))
+        if method == "pixels":
+            maps = np.concatenate((1 - stored.maps[:1], stored.maps)) / 2
+            stored = Saliency(np.array([0, 1, 2], np.int16), maps, stored.size)
+        write_saliency(run.maps(EXTENDED, record.id), stored)
+    config = replace(CONFIG, extend=ExtendConfig(method=method))
+    found = measured("score_masks", records[:2], run, config)
+    assert found["seed"]["threshold"] is not None
+    assert found["mask"]["threshold"] is None
 
 
 # -- the table --------------------------------------------------------------------------------------

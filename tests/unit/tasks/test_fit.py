@@ -179,6 +179,42 @@ def test_best_checkpoint_has_the_best_monitored_value(tmp_path: Path, records: l
     assert torch.load(tmp_path / "c" / "best.ckpt", weights_only=True)["epoch"] == int(np.argmin(losses))
 
 
+@pytest.mark.usefixtures("tiny")
+def test_best_checkpoint_has_the_largest_value_of_a_measure_of_quality(
+    tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scripted(task: LightningModule) -> None:
+        task.log("val_mIoU", torch.tensor([0.2, 0.9, 0.5][task.current_epoch]))
+
+    monkeypatch.setattr(segmentation.SegmentationTask, "on_validation_epoch_end", scripted)
+    train_segmenter(records, tmp_path / "s")
+    assert torch.load(tmp_path / "s" / "best.ckpt", weights_only=True)["epoch"] == 1
+
+
+class Draws(Callback):
+    """What torch draws in the first step of each epoch."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == 0:
+            self.values.append(float(torch.rand(())))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_every_epoch_of_every_seed_draws_other_dropout(
+    tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws = Draws()
+    with_callback(monkeypatch, draws)
+    for seed in (0, 1):
+        train_segmenter(records, tmp_path / str(seed), seed=seed)
+    assert len(draws.values) == len(set(draws.values)) == 6
+
+
 def test_finished_training_is_not_trained_again(tmp_path: Path, records: list[Record]) -> None:
     first = train_classifier(records, tmp_path / "c", epochs=1)
     before = (tmp_path / "c" / "metrics.csv").read_text()
@@ -333,11 +369,10 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segmentation, "build_segmenter", build)
 
 
-def train_segmenter(
-    records: list[Record], folder: Path, settings: SegmenterConfig
-) -> segmentation.SegmentationTask:
+def train_segmenter(records: list[Record], folder: Path, seed: int = 0) -> segmentation.SegmentationTask:
     """A fresh task with fixed initial weights, fitted in ``folder`` for three epochs of two steps."""
     torch.manual_seed(0)
+    settings = SegmenterConfig(architecture="light", weights="none")
     task = segmentation.new_task(settings, ("background", *CLASSES))
     fit(
         task,
@@ -349,7 +384,7 @@ def train_segmenter(
         epochs=3,
         monitor=("val_mIoU", "max"),
         config=CPU,
-        seed=0,
+        seed=seed,
     )
     return task
 
@@ -358,13 +393,12 @@ def train_segmenter(
 def test_continued_training_of_a_segmenter_equals_an_uninterrupted_one(
     tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = SegmenterConfig(architecture="light", weights="none")
-    whole = train_segmenter(records, tmp_path / "whole", settings)
+    whole = train_segmenter(records, tmp_path / "whole")
     with monkeypatch.context() as patch:
         with_callback(patch, StopAfter(2))
         with pytest.raises(Interrupted):
-            train_segmenter(records, tmp_path / "parts", settings)
-    train_segmenter(records, tmp_path / "parts", settings)
+            train_segmenter(records, tmp_path / "parts")
+    train_segmenter(records, tmp_path / "parts")
     for name in ("last.ckpt", "best.ckpt"):
         expected, found = weights(tmp_path / "whole" / name), weights(tmp_path / "parts" / name)
         assert expected.keys() == found.keys()
