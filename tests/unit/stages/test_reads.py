@@ -33,7 +33,9 @@ EXCEPTIONS = {
 }
 """Setting, or part of a section -> the same, where it differs from its section."""
 
-CONFIG = Config(extend=ExtendConfig(method="pixels"), segmenter=SegmenterConfig(weights="classifier"))
+CONFIG = Config(
+    extend=ExtendConfig(method="pixels"), segmenter=SegmenterConfig("light", "classifier", loss="bootstrap")
+)
 
 
 @pytest.fixture
@@ -105,6 +107,13 @@ def test_an_extension_is_stale_after_a_change_of_what_its_method_reads(
         if "extend" in changed((config, dataset), (other, dataset))
     }
     assert stale == {f"extend.{name}" for name in read}
+
+
+def test_without_the_bootstrapped_loss_its_kind_plays_no_part(dataset: Dataset) -> None:
+    hard, soft = (
+        Config(segmenter=SegmenterConfig(loss="cross_entropy", bootstrap=kind)) for kind in ("hard", "soft")
+    )
+    assert changed((hard, dataset), (soft, dataset)) == set()
 
 
 def test_without_the_crf_its_constants_play_no_part_in_predictions(dataset: Dataset) -> None:
