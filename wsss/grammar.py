@@ -14,6 +14,9 @@ from wsss.errors import UserError
 
 K = TypeVar("K")
 
+DEEPEST = 50
+"""Levels of brackets and operators that an expression may have."""
+
 _PLUS = "_plus_plus"  # "gradcam++" is no Python name; expressions are parsed as Python
 
 
@@ -43,9 +46,20 @@ class Grammar(Generic[K]):
             UserError: it is not an expression.
         """
         try:
-            return ast.parse((source or text).strip().replace("++", _PLUS), mode="eval").body
-        except SyntaxError as error:
+            tree = ast.parse((source or text).strip().replace("++", _PLUS), mode="eval").body
+        except (SyntaxError, ValueError) as error:
             raise UserError(f"'{text}' is not a {self.noun}; write for example {self.example}") from error
+        except (RecursionError, MemoryError) as error:
+            raise UserError(self._too_deep(text)) from error
+        level: list[ast.AST] = [tree]
+        for _ in range(DEEPEST):
+            level = [child for node in level for child in ast.iter_child_nodes(node)]
+        if level:
+            raise UserError(self._too_deep(text))
+        return tree
+
+    def _too_deep(self, text: str) -> str:
+        return f"'{text[:40]} …' is nested too deeply for a {self.noun}; write for example {self.example}"
 
     def read(
         self, tree: ast.expr, text: str, nested: Mapping[str, Callable[[ast.expr], Any]] | None = None

@@ -16,7 +16,7 @@ from torch.nn import functional
 from wsss import __version__, runtime
 from wsss.config import NOT_WEAK, EvaluateConfig, RuntimeConfig, to_dict
 from wsss.data.dataset import first, left_out, walk_images
-from wsss.data.files import atomic_path, read_image, read_json, write_json, write_mask
+from wsss.data.files import atomic_path, read_image, read_object, write_json, write_mask
 from wsss.data.labels import PHOTO_KINDS
 from wsss.data.names import RECORD
 from wsss.data.transforms import normalize_image, resize_long_side, to_tensor
@@ -229,7 +229,7 @@ def _differences(path: Path, record: dict[str, Any]) -> list[str]:
     """The options in which the existing masks, whose record is at ``path``, differ from ``record``."""
     if not path.is_file():
         return []
-    before = read_json(path)
+    before = read_object(path)
     made, wanted = before.get("options", {}), record["options"]
     shaping = ("ms_flip", *(("scales",) if wanted["ms_flip"] else ()), "crf", "tile", "long_side")
     other = [f"--{key}" for key in shaping if made.get(key, wanted[key]) != wanted[key]]

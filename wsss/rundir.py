@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wsss import __version__
-from wsss.data.files import read_json, write_json
+from wsss.data.files import read_object, write_json
 from wsss.errors import UserError
 
 StageState = Literal["missing", "stale", "partial", "done"]
@@ -173,8 +173,7 @@ class RunDirectory:
 
     def read_manifest(self) -> dict[str, Any]:
         """The manifest, or an empty one."""
-        manifest: dict[str, Any] = read_json(self.manifest) if self.manifest.exists() else {}
-        return manifest
+        return read_object(self.manifest) if self.manifest.exists() else {}
 
     def stage_state(self, stage: str, expected: str, files: Iterable[Path] = ()) -> StageState:
         """Compare the stored fingerprint of ``stage`` with the ``expected`` one.
@@ -282,8 +281,7 @@ class RunDirectory:
 
     def read_metrics(self) -> dict[str, Any]:
         """``metrics.json``, or an empty dictionary."""
-        metrics: dict[str, Any] = read_json(self.metrics) if self.metrics.exists() else {}
-        return metrics
+        return read_object(self.metrics) if self.metrics.exists() else {}
 
     def update_metrics(self, **entries: Any) -> None:
         """Replace top-level entries of ``metrics.json``; an entry of None is removed."""
@@ -316,8 +314,7 @@ class RunDirectory:
 
 def _entry(folder: Path) -> dict[str, Any]:
     """What the manifest said about the stage whose results were moved to this folder; empty if none were."""
-    entry: dict[str, Any] = read_json(folder / ENTRY) if (folder / ENTRY).is_file() else {}
-    return entry
+    return read_object(folder / ENTRY) if (folder / ENTRY).is_file() else {}
 
 
 def _is_done(entry: dict[str, Any]) -> bool:

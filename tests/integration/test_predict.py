@@ -174,9 +174,12 @@ def test_skip_existing_refuses_masks_of_another_network_or_other_options(
     words = [tmp_path / "a.png", "--output", tmp_path / "m"]
     assert predict(*words).status == 0
     assert predict(*words, "--skip_existing", "--overlay").status == 0
-    refused = predict(*words, "--skip_existing", "--crf", "--tile", 128)
+    refused = predict(*words, "--skip_existing", "--crf", "--tile", 128, "--long_side", 40)
     assert refused.status == 1
-    assert f"the masks in {tmp_path / 'm'} were made with a different --crf and --tile" in refused.err
+    assert (
+        f"the masks in {tmp_path / 'm'} were made with a different --crf and --tile and --long_side"
+        in refused.err
+    )
     torch.manual_seed(1)
     task = new_task(SegmenterConfig(architecture="light", weights="none"), CLASSES)
     torch.save({"hyper_parameters": dict(task.hparams), "state_dict": task.state_dict()}, tmp_path / "b.ckpt")
@@ -213,14 +216,18 @@ def test_an_interrupted_prediction_says_how_to_continue(
     assert "interrupted; the same command with --skip_existing continues" in done.err
 
 
-def test_large_photos_are_tiled_and_crf_and_long_side_keep_their_size(predict: Any, tmp_path: Path) -> None:
+def test_large_photos_are_tiled_and_crf_and_long_side_keep_their_size(
+    predict: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsss.predict.OVERLAY_SIDE", 111)
     y, x = np.mgrid[:200, :333]
     Image.fromarray(np.stack([x % 256, y, (x + y) % 256], -1).astype(np.uint8)).save(tmp_path / "a.png")
     for words in (["--tile", 128], ["--tile", 128, "--crf"], ["--long_side", 100, "--overlay"]):
         done = predict(tmp_path / "a.png", "--output", tmp_path / "m", *words)
         assert done.status == 0, done.err
         assert read(tmp_path / "m" / "a.png").shape == (200, 333)
-    assert (tmp_path / "m" / "a_overlay.jpg").is_file()
+    with Image.open(tmp_path / "m" / "a_overlay.jpg") as overlay:
+        assert overlay.size == (111, 67)
 
 
 def test_bf16_can_be_turned_off(

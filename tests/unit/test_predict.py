@@ -57,6 +57,11 @@ def test_tiles_change_nothing_for_a_network_that_looks_nearer_than_their_margin(
 
 def test_multi_scale_prediction_is_tiled_too(network: nn.Module, photo: Tensor) -> None:
     plain = whole(photo, network, PredictOptions(ms_flip=True))
+    with torch.inference_mode():
+        expected = predict_probabilities(
+            network, normalize_image(photo[None]), PredictOptions().scales, flip=True
+        )
+    torch.testing.assert_close(plain, expected[0])
     tiled = whole(photo, network, PredictOptions(ms_flip=True, tile=256))
     assert (plain - tiled).abs().max() < 0.02  # scaled tiles are sampled at other places
     torch.testing.assert_close(tiled.sum(0), torch.ones(300, 410))

@@ -62,6 +62,9 @@ COCO_CLASSES = (
 )  # fmt: skip
 """The 80 classes in the order of COCO's category ids (1..90 with gaps): person is mask index 1."""
 
+MOST_PIXELS = 178_956_970
+"""Of a photo that Pillow decodes."""
+
 Annotation = Mapping[str, Any]
 """One entry of the JSON's "annotations": category_id, iscrowd, segmentation."""
 
@@ -191,7 +194,7 @@ def read_instances(path: Path) -> tuple[CocoImage, ...]:
         return tuple(
             CocoImage(
                 check_id(image_id(image["file_name"].rpartition(folder)[2]), str(path), nested=False),
-                (int(image["height"]), int(image["width"])),
+                _size(image, path),
                 tuple(found[image["id"]]),
             )
             for image in content["images"]
@@ -200,6 +203,16 @@ def read_instances(path: Path) -> tuple[CocoImage, ...]:
         raise UserError(
             f"{path} is not a COCO instances file ({type(error).__name__}: {error}): download it again"
         ) from error
+
+
+def _size(image: Mapping[str, Any], path: Path) -> tuple[int, int]:
+    """(H, W) of an image of the JSON, for whose mask memory is taken."""
+    height, width = int(image["height"]), int(image["width"])
+    if min(height, width) < 1 or height * width > MOST_PIXELS:
+        raise UserError(
+            f"{path} says that {image['file_name']} has {width}x{height} pixels: correct it or download the file again"
+        )
+    return height, width
 
 
 def _class_index(
@@ -263,6 +276,9 @@ def region(segmentation: Any, size: tuple[int, int], where: str) -> npt.NDArray[
             # pycocotools would take four numbers for a box.
             if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
                 raise ValueError("a polygon needs three points or more")
+            # It asks for memory by the length of an outline, and does not look whether it got it.
+            if not all(abs(value) <= 2 * max(size) for polygon in segmentation for value in polygon):
+                raise ValueError("a polygon leaves the image by far")
             parts = codec.frPyObjects(segmentation, height, width) if segmentation else []
         return np.asarray(codec.decode(codec.merge(parts)), np.bool_) if parts else np.zeros(size, np.bool_)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

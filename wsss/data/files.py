@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,9 @@ _DECODE_ERRORS = (
     OverflowError,
     Image.DecompressionBombError,
 )
+
+# What zipfile and numpy raise on damaged archives; MemoryError: a header that tells of more than there is.
+_ARCHIVE_ERRORS = (*_DECODE_ERRORS, zipfile.BadZipFile, NotImplementedError, RuntimeError, MemoryError)
 
 
 @contextmanager
@@ -130,11 +133,24 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}): restore or remove it") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON file whose outermost value is an object.
+
+    Raises:
+        UserError: as `read_json`, or the value is another one.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object, {{...}}: restore or remove it")
+    return value
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Yields the opened Pillow image; whatever damaged files raise in the block becomes a UserError."""
     try:
-        with _open(path) as image:
+        # A stream: Pillow maps a file of raw pixels into memory if it has its name, and then turns it wrongly.
+        with path.open("rb") as stream, _open(path, stream) as image:
             yield image
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: check the path") from error
@@ -146,12 +162,12 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise UserError(f"{path} {_damage(path, error)}") from error
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path, stream: BinaryIO) -> Image.Image:
     try:
-        return Image.open(path)
+        return Image.open(stream)
     except UnidentifiedImageError:
         if _heif_kind(path) == "HEIC" and _register_heif():
-            return Image.open(path)
+            return Image.open(stream)  # which goes to the start of the stream first
         raise
 
 
@@ -423,7 +439,7 @@ def read_saliency(path: Path) -> Saliency:
             return Saliency(archive["classes"], archive["maps"], (height, width))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: run the saliency stage (wsss saliency)") from error
-    except (*_DECODE_ERRORS, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except _ARCHIVE_ERRORS as error:
         raise UserError(
             f"{path} is not a complete saliency archive ({error}): remove it and run the saliency stage again"
         ) from error
@@ -460,5 +476,5 @@ def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any
             return {name: archive[name] for name in names}
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: run the stage that writes it") from error
-    except (*_DECODE_ERRORS, zipfile.BadZipFile) as error:
+    except _ARCHIVE_ERRORS as error:
         raise UserError(f"{path} is damaged ({error}): remove it and run the stage that writes it") from error

@@ -63,7 +63,9 @@ def read_state_dict(path: Path, option: str, optional: bool = True) -> dict[str,
             f"--{option}: {path} is not a state dict that torch can load safely ({type(error).__name__}); "
             "save one with torch.save(model.state_dict(), PATH)"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
         raise UserError(
             f"--{option}: {path} holds no flat state dict (name -> tensor) of a torchvision model"
         )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from wsss import runtime
 from wsss.config import Config, RuntimeConfig
 from wsss.data.dataset import Record, evenly
-from wsss.data.files import read_image, read_json, read_truth, write_json
+from wsss.data.files import read_image, read_object, read_truth, write_json
 from wsss.data.transforms import normalize_image, resize_long_side, to_tensor
 from wsss.metrics.segmentation import ConfusionMatrix
 from wsss.refine.background import background_threshold, prepare_maps, seed_mask
@@ -65,8 +65,7 @@ def chosen_rule(context: Context, source: str) -> RefineParameters:
 
 def _stored(run: RunDirectory) -> dict[str, Any]:
     """Folder of maps -> the rules that were compared for it, and the chosen one."""
-    facts: dict[str, Any] = read_json(run.calibration) if run.calibration.is_file() else {}
-    return facts
+    return read_object(run.calibration) if run.calibration.is_file() else {}
 
 
 def calibrate(context: Context, source: str) -> None:

@@ -234,11 +234,14 @@ def write_layer(path: Path, layer: nn.Linear) -> None:
 
 
 def read_layer(path: Path) -> nn.Linear:
-    """What `write_layer` wrote. Raises UserError if the file is damaged."""
+    """What `write_layer` wrote. Raises UserError if the file is damaged, or holds something else."""
     arrays = read_arrays(path, ("weight", "bias"))
-    weight, bias = (torch.from_numpy(arrays[name]) for name in ("weight", "bias"))
+    weight, bias = arrays["weight"], arrays["bias"]
+    fits = weight.ndim == 2 and weight.size and bias.shape == weight.shape[:1]
+    if not fits or not weight.dtype == bias.dtype == np.float32:
+        raise UserError(f"{path} holds no classifier of cells: remove it and run `wsss refine` again")
     layer = nn.Linear(weight.shape[1], weight.shape[0])
-    layer.load_state_dict({"weight": weight, "bias": bias})
+    layer.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
     return layer.requires_grad_(False)
 
 

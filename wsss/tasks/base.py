@@ -75,10 +75,16 @@ class BaseTask(LightningModule):
             UserError: the file is missing, damaged or not a checkpoint of this kind of task.
         """
         checkpoint = read_checkpoint(path, cls.kind)
-        hyper = dict(checkpoint["hyper_parameters"])
-        config, classes = {**hyper.pop("config"), **changes}, list(hyper.pop("classes"))
-        task = cls(config, classes, pretrained=False, **hyper)  # type: ignore[arg-type,call-arg]
-        task.load_state_dict(published_weights(checkpoint["state_dict"]))
+        try:
+            hyper = dict(checkpoint["hyper_parameters"])
+            config, classes = {**hyper.pop("config"), **changes}, list(hyper.pop("classes"))
+            task = cls(config, classes, pretrained=False, **hyper)  # type: ignore[arg-type,call-arg]
+            task.load_state_dict(published_weights(checkpoint["state_dict"]))
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(
+                f"{path} is not a whole wsss {cls.kind} checkpoint ({type(error).__name__}): give another, or train "
+                "again"
+            ) from error
         return task
 
     def forward(self, images: Tensor) -> Tensor:

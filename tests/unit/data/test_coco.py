@@ -189,6 +189,8 @@ def test_inconsistent_folders_are_refused(root: Path, tmp_path: Path) -> None:
     [
         ([[1, 1, 2, 2]], "three points"),
         ([[1, 1, 2, 2, 3, 1, 5]], "three points"),
+        ([[1, 1, 2, 2, 3, 1e12]], "leaves the image"),
+        ([[1, 1, 2, 2, 3, float("nan")]], "leaves the image"),
         ({"size": [8, 6], "counts": [48]}, r"size \[8, 6\]"),
         ({"size": [6, 8], "counts": [400]}, "add up"),
         ({"size": [6, 8], "counts": [96, -48]}, "add up"),
@@ -217,6 +219,18 @@ def test_malformed_files_are_refused(tmp_path: Path) -> None:
         load_coco(tmp_path, "xml", None, None, None)
     path.write_text("[]")
     with pytest.raises(UserError, match="not a COCO instances file"):
+        load_coco(tmp_path, "xml", None, None, None)
+
+
+@pytest.mark.parametrize(("height", "width"), [(0, 8), (6, -8), (10**6, 10**6)])
+def test_an_impossible_size_is_refused(tmp_path: Path, height: int, width: int) -> None:
+    path = write_split(tmp_path, "train2014", [])
+    content = json.loads(path.read_text())
+    content["images"][1] |= {"height": height, "width": width}
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=rf"says that train2014_b.jpg has {width}x{height} pixels: correct it"
+    ):
         load_coco(tmp_path, "xml", None, None, None)
 
 

@@ -264,7 +264,7 @@ UPRIGHT = {
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp", "avif"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "grey.tif", "webp", "avif"])
 def test_exif_orientation_is_applied_to_pixels_and_size(
     tmp_path: Path, orientation: int, suffix: str
 ) -> None:
@@ -274,7 +274,8 @@ def test_exif_orientation_is_applied_to_pixels_and_size(
     path = tmp_path / f"a.{suffix}"
     if suffix == "avif" and not features.check("avif"):
         pytest.skip("this Pillow has no AVIF")
-    Image.fromarray(stored).save(path, exif=exif, **({} if suffix in ("png", "tif") else {"quality": 100}))
+    image = Image.fromarray(stored).convert("L" if suffix == "grey.tif" else "RGB")
+    image.save(path, exif=exif, **({} if suffix.endswith(("png", "tif")) else {"quality": 100}))
     upright = UPRIGHT[orientation](stored)
     read = read_image(path)
     np.testing.assert_allclose(

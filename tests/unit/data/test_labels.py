@@ -127,6 +127,11 @@ def test_indices_are_sorted_whatever_the_order_of_the_labels(tmp_path: Path) -> 
     assert read_label_csv(path, VOC_CLASSES) == {"a": (1, 9, 16)}
 
 
+def test_excel_gives_each_label_a_cell_of_its_own(tmp_path: Path) -> None:
+    path = write(tmp_path / "labels.csv", "image;labels\na.jpg;cat;dog\nb;person\nc;\n")
+    assert read_label_csv(path, CLASSES) == {"a": (1, 2), "b": (3,), "c": ()}
+
+
 def test_one_hot_csv_follows_the_class_list_and_not_the_columns(tmp_path: Path) -> None:
     path = write(tmp_path / "labels.csv", "image,person,cat,dog\nx/a.png,1,0,1\nb,0,0,0\n")
     assert read_label_csv(path, CLASSES) == {"x/a": (2, 3), "b": ()}

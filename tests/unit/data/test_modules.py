@@ -114,6 +114,11 @@ def test_augmentation_depends_on_seed_epoch_and_photo_alone(records: list[Record
     assert torch.equal(other_epoch[1], first[1])
 
 
+def test_every_photo_of_an_epoch_is_augmented_in_its_own_way(records: list[Record]) -> None:
+    data = classification([records[0]] * 6)
+    assert len({float(data[index][0].sum()) for index in range(6)}) == 6
+
+
 def test_augmentation_leaves_the_global_generator_alone(records: list[Record]) -> None:
     data = classification(records)
     torch.manual_seed(9)
@@ -234,11 +239,11 @@ def test_stream_of_nothing_is_empty() -> None:
 
 
 def test_masks_with_indices_beyond_the_class_list_are_refused(records: list[Record]) -> None:
-    write_mask(records[0].mask or Path(), np.full(SIZES[0], 7, np.uint8))
+    write_mask(records[0].mask or Path(), np.full(SIZES[0], 4, np.uint8))
     for data in (
         SegmentationData(records, TrainTransform(RandomScale(1, 1), 32), 0, classes=4),
         TrueMasks(records, classes=4),
     ):
-        with pytest.raises(UserError, match=r"masks/0\.png holds the class index 7.*3 names"):
+        with pytest.raises(UserError, match=r"masks/0\.png holds the class index 4.*3 names"):
             data[0]
         assert data[1][1].max() <= 255

@@ -154,6 +154,13 @@ def test_colour_jitter_changes_the_photo_and_never_the_mask() -> None:
         )
 
 
+def test_photos_shrink_to_averages() -> None:
+    """Eight by eight pixels of noise average to a deviation of about a tenth of the noise's 74."""
+    photo = noise(3, 320, 320)
+    shrunk = RandomScale(1 / 8, 1 / 8)(photo, None)[0], resize_long_side(photo, 40)
+    assert [float(small.float().std()) < 15 for small in shrunk] == [True, True]
+
+
 def test_scaled_size_rounds_half_up_and_keeps_a_pixel() -> None:
     assert scaled_size((101, 5), 0.5) == (51, 3)
     assert scaled_size((100, 1), 0.25) == (25, 1)

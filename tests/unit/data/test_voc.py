@@ -168,6 +168,11 @@ def test_ids_with_folders_are_refused_in_the_flat_layout(tmp_path: Path) -> None
     root = devkit(tmp_path, splits=SPLITS | {"Segmentation/train": ["../b"]})
     with pytest.raises(UserError, match=r"train\.txt:1: '\.\./b' cannot be an image id"):
         load_voc(root, "xml", None, "train", "val")
+    (root / "deep.csv").write_text("image,labels\nb/c,cat\n")
+    with pytest.raises(
+        UserError, match=r"deep\.csv:2: 'b/c' cannot be an image id: this layout has no sub-folders"
+    ):
+        load_voc(root, "deep.csv", None, None, "val")
 
 
 def test_names_in_xml_are_compared_with_the_class_list(tmp_path: Path) -> None:

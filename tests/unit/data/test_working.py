@@ -12,7 +12,7 @@ from PIL import Image
 
 from wsss.data.dataset import Dataset, Record
 from wsss.data.files import image_size, read_image, read_mask, write_mask
-from wsss.data.working import with_copies
+from wsss.data.working import shrink, with_copies
 from wsss.errors import UserError
 
 
@@ -73,6 +73,11 @@ def test_large_photos_and_their_masks_are_copied_and_small_ones_stay(
     assert np.abs(seen[:, 30:] - (0, 0, 255)).max() < 12
 
 
+def test_copies_of_masks_are_samples_from_the_middle_of_what_they_stand_for() -> None:
+    mask = np.random.default_rng(0).integers(0, 9, (9, 12)).astype(np.uint8)
+    np.testing.assert_array_equal(shrink(mask, 4), mask[1::3, 1::3])
+
+
 def test_copies_are_averages_of_what_they_stand_for(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3)).astype(np.uint8)
     path = tmp_path / "noise.png"
@@ -97,6 +102,13 @@ def test_copies_are_made_once_and_again_for_another_size_or_original(
     copies(dataset, root, side=48)
     assert {name for name, stamp in times(root).items() if before[name] != stamp} >= {"large.jpg"}
     assert times(root)["upright.jpg"] == before["upright.jpg"]
+    mask = dataset.train[0].mask
+    assert mask is not None
+    write_mask(mask, np.zeros((60, 100), np.uint8))
+    os.utime(mask, (2, 2))
+    again = copies(dataset, root, side=48).train[0].mask
+    assert again is not None
+    assert not read_mask(again).any()
 
 
 def test_worker_processes_make_the_same_copies(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wsss.config import SegmenterConfig
 from wsss.data.transforms import normalize_image
 from wsss.errors import UserError
 from wsss.export import network
@@ -22,6 +23,7 @@ from wsss.export.network import (
     onnx_runner,
 )
 from wsss.models.segmenter import predict_probabilities
+from wsss.tasks.segmentation import Trained
 
 
 class Tiny(nn.Module):
@@ -63,6 +65,14 @@ def test_the_exported_network_takes_photos_as_they_are(tiny: PhotoSegmenter) -> 
     with torch.no_grad():
         expected = predict_probabilities(tiny.network, normalize_image(photo))
         torch.testing.assert_close(tiny(photo.float() / 255), expected)
+
+
+def test_the_metadata_tell_what_the_network_expects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = Trained(Tiny(), ("background", "cat", "dog"), SegmenterConfig(), long_side=640)  # type: ignore[arg-type]
+    monkeypatch.setattr(network, "load_trained", lambda path: trained)
+    model, metadata = network._load(tmp_path / "last.ckpt", tmp_path / "model.pt2")
+    assert not model.training
+    assert (metadata["classes"], metadata["long_side"]) == (["background", "cat", "dog"], 640)
 
 
 def test_a_captured_network_takes_any_batch_and_size(tiny: PhotoSegmenter) -> None:

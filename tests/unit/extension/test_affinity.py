@@ -12,6 +12,7 @@ from wsss.errors import UserError
 from wsss.extension.affinity import (
     WalkParameters,
     affinity,
+    cells,
     default_layers,
     features,
     random_walk,
@@ -125,6 +126,21 @@ def test_features_are_the_layers_outputs_as_unit_vectors(classifier: nn.Module) 
     assert torch.allclose(cells[:, :128] * 2**0.5, expected, atol=1e-5)
     coarse = F.interpolate(F.normalize(third, dim=1), scale_factor=2, mode="bilinear")
     assert torch.allclose(cells[:, 128:] * 2**0.5, F.normalize(coarse, dim=1), atol=1e-5)
+
+
+def test_layers_that_are_finer_than_the_grid_are_averaged() -> None:
+    fine = torch.randn(1, 5, 32, 40, generator=torch.Generator().manual_seed(0))
+    averaged = F.interpolate(F.normalize(fine, dim=1), size=(8, 10), mode="bilinear", antialias=True)
+    assert torch.allclose(cells([fine], (8, 10)), F.normalize(averaged, dim=1), atol=1e-5)
+
+
+def test_a_layer_that_is_silent_in_a_cell_shortens_its_vector() -> None:
+    layer = torch.randn(1, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    silent = layer.clone()
+    silent[..., 1, 2] = 0
+    lengths = cells([layer, silent], (4, 4)).norm(dim=1)[0]
+    assert lengths[1, 2] == pytest.approx(0.5**0.5)
+    assert lengths[0, 0] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("size", [(33, 50), (20, 9), (64, 47)])

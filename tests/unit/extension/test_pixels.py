@@ -32,6 +32,13 @@ def test_unsure_cells_teach_nothing() -> None:
     assert torch.equal(fit(features, labels, 3, 0.65).weight, fit(changed, labels, 3, 0.65).weight)
 
 
+def test_the_order_of_the_cells_is_that_of_the_seed() -> None:
+    features, kinds = cells_of_three_kinds(600)
+    first, again, other = (fit(features, kinds, 3, 0.65, seed).weight for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
 def test_it_also_learns_from_half_precision_in_inference_mode() -> None:
     features, kinds = cells_of_three_kinds(300)
     with torch.inference_mode():

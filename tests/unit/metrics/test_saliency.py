@@ -159,6 +159,15 @@ def test_smoothing_moves_the_peak_to_where_the_mass_is() -> None:
     assert 40 <= column < 46
 
 
+def test_smoothing_is_a_gaussian_up_to_three_deviations() -> None:
+    saliency = torch.zeros(101, 80)
+    saliency[50, 40] = 1
+    found = smoothed(saliency, sigma=0.1)  # 10.1 pixels
+    for distance in (7, 29):
+        ratio = math.exp(-(distance**2) / (2 * 10.1**2))
+        assert float(found[50 + distance, 40] / found[50, 40]) == pytest.approx(ratio, rel=1e-3)
+
+
 def test_energy_is_the_share_of_the_mass(case: tuple[Tensor, Tensor, Tensor]) -> None:
     low = float(case[0].min())  # of the whole map: normalisation comes first
     pixels = [(value - low, inside) for value, inside in counted(case)]

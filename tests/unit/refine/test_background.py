@@ -12,6 +12,7 @@ from wsss.refine.background import (
     background_threshold,
     otsu_threshold,
     prepare_maps,
+    prepare_probabilities,
     saliency_histogram,
     seed_mask,
     strongest_class,
@@ -35,6 +36,17 @@ def test_prepared_maps_agree_with_torch_and_peak_at_one() -> None:
     assert prepared.dtype == np.float32
     np.testing.assert_allclose(prepared, expected, atol=1e-5)
     assert prepared.max(axis=(1, 2)).tolist() == [1, 0, 1]
+
+
+def test_prepared_probabilities_agree_with_torch_and_sum_to_one() -> None:
+    stored = np.random.default_rng(0).random((3, 7, 9)).astype(np.float16)
+    prepared = prepare_probabilities(stored, (40, 53))
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(stored).float()[None], size=(40, 53), mode="bilinear", align_corners=False
+    )[0].numpy()
+    assert prepared.dtype == np.float32
+    np.testing.assert_allclose(prepared, expected / expected.sum(axis=0), atol=1e-5)
+    assert not prepare_probabilities(np.zeros_like(stored), (40, 53)).any()
 
 
 def test_no_classes_make_no_maps() -> None:

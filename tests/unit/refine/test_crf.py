@@ -235,6 +235,16 @@ def test_without_iterations_the_probabilities_come_back(backend: str) -> None:
 
 
 @each_backend
+def test_small_probabilities_count_down_to_a_hundred_millionth(backend: str) -> None:
+    probabilities, image = random_input(2, 4, 5)
+    probabilities[1], probabilities[0] = 1e-6, 1 - 1e-6
+    probabilities[:, 0] = np.float32([[1], [0]])
+    found = dense_crf(probabilities, image, CRFParameters(iterations=0), backend=backend)[1]
+    np.testing.assert_allclose(found[0], 1e-8, rtol=1e-3)
+    np.testing.assert_allclose(found[1:], 1e-6, rtol=1e-3)
+
+
+@each_backend
 def test_only_ratios_within_a_pixel_matter(backend: str) -> None:
     probabilities, image = random_input(3, 11, 17)
     scaled = probabilities * np.linspace(0.1, 1, 17, dtype=np.float32)

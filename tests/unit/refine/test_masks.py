@@ -8,7 +8,13 @@ import torch
 from wsss.refine import CRFParameters, dense_crf
 from wsss.refine.background import seed_mask
 from wsss.refine.grabcut import grabcut_labels
-from wsss.refine.masks import RefinedMask, label_probabilities, score_probabilities
+from wsss.refine.masks import (
+    RefinedMask,
+    hard_seeds,
+    label_probabilities,
+    most_probable,
+    score_probabilities,
+)
 from wsss.refine.pamr import pamr
 from wsss.refine.parameters import BackgroundParameters, RefineParameters, Uncertainty
 from wsss.refine.refiners import build_refiner
@@ -137,6 +143,22 @@ def test_inputs_are_not_changed() -> None:
     refined(maps, (3, 12), image, RefineParameters(background=RULE, uncertainty="posterior"))
     np.testing.assert_array_equal(maps, before[0])
     np.testing.assert_array_equal(image, before[1])
+
+
+def test_a_pixel_at_the_limit_is_certain() -> None:
+    posterior = np.array([[[0.5, 0.25]], [[0.5, 0.25]], [[0.0, 0.5]]], np.float32)
+    indices = np.array([0, 3, 12], np.uint8)
+    assert most_probable(posterior, indices, 0.5).mask.tolist() == [[0, 12]]
+    above = float(np.nextafter(np.float32(0.5), np.float32(1)))
+    assert most_probable(posterior, indices, above).mask.tolist() == [[255, 255]]
+
+
+def test_the_peak_of_a_map_is_a_seed_however_high_the_threshold() -> None:
+    maps = np.array([[[1.0, 0.96, 0.9, 0.0]]], np.float32)
+    parameters = RefineParameters(background=BackgroundParameters("constant", 0.9))
+    generous, strict = hard_seeds(maps, parameters)
+    assert generous.argmax(axis=0).tolist() == [[1, 1, 1, 0]]  # 0.7 * 0.9
+    assert strict.argmax(axis=0).tolist() == [[1, 1, 0, 0]]  # 0.95 instead of 1.35
 
 
 def test_probabilities_of_hard_labels_are_those_of_pydensecrf() -> None:

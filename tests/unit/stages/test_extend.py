@@ -143,6 +143,16 @@ def test_walked_saliency_keeps_its_classes_and_its_maximum(network, records, run
             assert (stored.maps > 0.2).mean() > (before > 0.2).mean()
 
 
+def test_walked_saliency_is_the_walk_with_the_configured_constants(network, records, run):
+    config = ExtendConfig(steps=3, radius=2, power=4.0)
+    write_walks(network, config, records[:1], run, CPU)
+    image = normalize_image(to_tensor(read_image(records[0].image)))
+    before = torch.from_numpy(read_saliency(run.saliency(records[0].id)).maps.astype(np.float32))
+    expected = affinity.walk(before, network, image, affinity.WalkParameters(radius=2, power=4.0, steps=3))
+    found = read_saliency(run.maps("extended", records[0].id)).maps
+    np.testing.assert_allclose(found.astype(np.float32), expected.numpy(), atol=2e-3)
+
+
 def test_saliency_without_a_clear_cell_is_explained(network, records, run):
     for record in records[:3]:
         stored = read_saliency(run.saliency(record.id))
@@ -156,6 +166,7 @@ def test_saliency_without_a_clear_cell_is_explained(network, records, run):
 
 def test_only_labelled_photos_are_learnt_from_evenly_spaced(records):
     assert sample(records, ExtendConfig(photos=2)) == [records[0], records[1]]
+    assert sample(records * 2, ExtendConfig(photos=2)) == [records[0], records[0]]  # three of the six apart
     assert sample(records, ExtendConfig(photos=500)) == records[:3]
 
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from wsss.data.files import (
 from wsss.errors import UserError
 from wsss.refine.background import prepare_maps
 from wsss.refine.parameters import BackgroundParameters, CRFParameters, RefineParameters
-from wsss.refine.refiners import REFINERS, GrabCut, build_refiner
+from wsss.refine.refiners import REFINERS, GrabCut, Place, build_refiner
 from wsss.report.build import build_report
 from wsss.rundir import EXTENDED, SALIENCY, RunDirectory
 from wsss.stages.base import Context
@@ -197,12 +197,23 @@ def test_mask_numbers_are_those_of_plain_loops(records: list[Record], run: RunDi
     assert mask["kept_miou"] == pytest.approx(plain_miou(masks, kept=True))
     counted = [(prediction[truth != 255] != 255) for prediction, truth in masks]
     assert mask["coverage"] == pytest.approx(np.concatenate(counted).mean())
+    right = [(prediction == truth)[(truth != 255) & (prediction != 255)] for prediction, truth in masks]
+    assert mask["kept_accuracy"] == pytest.approx(np.concatenate(right).mean())
     assert mask["images"] == found["seed"]["images"] == 5
     assert mask["threshold"] == found["seed"]["threshold"] == pytest.approx(0.2)
     sample = evenly(masked, 4)
     own = [(read_mask(run.mask("pseudo_labels", r.id)), truth_of(r)) for r in sample]
     assert mask["oracle_images"] == 4
     assert mask["miou_on_oracle_images"] == pytest.approx(plain_miou(own))
+    again = []
+    for record in sample:
+        stored = read_saliency(run.saliency(record.id))
+        refined = build_refiner(CONSTANT)(
+            prepare_maps(stored.maps, stored.size), (1, 2), read_image(record.image)
+        )
+        again.append((refined.labels == truth_of(record))[truth_of(record) != 255])
+    assert mask["reliability"]["images"] == 4
+    assert mask["reliability"]["accuracy"][-1] == pytest.approx(np.concatenate(again).mean(), abs=1e-5)
     json.dumps(found, allow_nan=False)
 
 
@@ -337,6 +348,39 @@ def test_oracle_refines_a_photo_with_every_candidate(records: list[Record], run:
     assert found[0.1].counts.tolist() != found[0.4].counts.tolist()
     doubled = (found + found)[0.1]
     assert doubled.counts.tolist() == (2 * found[0.1].counts).tolist()
+
+
+def test_oracle_weighs_the_background_of_probabilities(records: list[Record], run: RunDirectory) -> None:
+    record, image = records[0], read_image(records[0].image)
+    maps = np.random.default_rng(0).random((3, *SIZES[0])).astype(np.float16)
+    write_saliency(run.maps(EXTENDED, record.id), Saliency(np.array([0, 1, 2], np.int16), maps, SIZES[0]))
+    refiner = build_refiner(replace(CONSTANT, soft_crf=CRFParameters(iterations=1)))
+    found = score_oracle(run, {0.5: refiner, 2.0: refiner}, EXTENDED, 4, record)
+    for factor in (0.5, 2.0):
+        weighted = maps.astype(np.float32)
+        weighted[0] *= factor
+        labels = refiner(weighted / weighted.sum(0), (1, 2), image).labels
+        assert found[factor].miou() == pytest.approx(plain_miou([(labels, truth_of(record))]), abs=0.02)
+    background = [found[factor].counts[:, 0].sum() for factor in (0.5, 2.0)]
+    assert background[0] < background[1]
+
+
+class Resident(GrabCut):
+    """Holds something that no other process can have."""
+
+    place: ClassVar[Place] = "main"
+
+    def __reduce__(self) -> Any:
+        raise AssertionError("it was sent to another process")
+
+
+def test_a_refiner_that_belongs_to_this_process_stays_in_it(
+    records: list[Record], run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(REFINERS, "resident", Resident)
+    fill(run, records)
+    config = replace(CONFIG, refine=replace(CONSTANT, method="resident"), runtime=replace(CPU, workers=2))
+    assert measured("score_masks", records, run, config)["mask"]["oracle_images"] == 4
 
 
 def test_scoring_refuses_foreign_masks(records: list[Record], run: RunDirectory) -> None:

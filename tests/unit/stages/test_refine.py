@@ -1,7 +1,8 @@
 """The refinement stage on synthetic archives: masks, resume, scores against plain loops."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from wsss.data.files import Saliency, read_image, read_mask, read_saliency, writ
 from wsss.errors import UserError
 from wsss.refine.background import prepare_maps
 from wsss.refine.parameters import BackgroundParameters, CRFParameters, RefineParameters
-from wsss.refine.refiners import build_refiner
+from wsss.refine.refiners import GrabCut, Place, build_refiner
 from wsss.rundir import LABELS, MASKS, SALIENCY, RunDirectory
 from wsss.stages import refine as stage
 
@@ -114,6 +115,22 @@ def test_missing_saliency_names_the_stage(records: list[Record], run: RunDirecto
     run.saliency(records[0].id).unlink()
     with pytest.raises(UserError, match=r"0\.npz does not exist: run the saliency stage"):
         write(records, run)
+
+
+@dataclass(frozen=True)
+class Resident(GrabCut):
+    """Holds something that no other process can have."""
+
+    place: ClassVar[Place] = "main"
+
+    def __reduce__(self) -> Any:
+        raise AssertionError("it was sent to another process")
+
+
+def test_a_refiner_that_belongs_to_this_process_stays_in_it(records: list[Record], run: RunDirectory) -> None:
+    hardware = RuntimeConfig(accelerator="cpu", workers=2, progress=False)
+    stage.write_all(records, run, Resident(PARAMETERS), SALIENCY, hardware)
+    assert all(run.mask(MASKS, record.id).is_file() for record in records)
 
 
 def test_threads_with_a_device_write_what_processes_write(records: list[Record], run: RunDirectory) -> None:

@@ -191,6 +191,39 @@ def test_best_checkpoint_has_the_largest_value_of_a_measure_of_quality(
     assert torch.load(tmp_path / "s" / "best.ckpt", weights_only=True)["epoch"] == 1
 
 
+@pytest.mark.usefixtures("tiny")
+def test_weights_that_diverged_replace_no_checkpoint(
+    tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = segmentation.SegmentationTask.loss
+
+    def diverging(task: segmentation.SegmentationTask, logits: Tensor, masks: Tensor) -> Tensor:
+        return real(task, logits, masks) * (1 if task.current_epoch == 0 else float("nan"))
+
+    monkeypatch.setattr(segmentation.SegmentationTask, "loss", diverging)
+    monkeypatch.setattr(
+        segmentation.SegmentationTask, "scores", lambda task, images: task(images)
+    )  # unchecked
+    with pytest.raises(UserError, match="its loss in epoch 2 is infinite or not a number"):
+        train_segmenter(records, tmp_path / "s")
+    last = torch.load(tmp_path / "s" / "last.ckpt", weights_only=True)
+    assert last["epoch"] == 0
+    assert all(torch.isfinite(value).all() for value in last["state_dict"].values())
+
+
+def test_validation_computes_as_configured_on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: list[RuntimeConfig] = []
+
+    def caught(config: RuntimeConfig, *_: Any) -> Trainer:
+        configs.append(config)
+        raise Interrupted
+
+    monkeypatch.setattr(fitting, "_trainer", caught)
+    with pytest.raises(Interrupted):
+        fitting.validate(LightningModule(), DataLoader([]), RuntimeConfig("cpu", devices=4, precision="bf16"))
+    assert configs == [RuntimeConfig("cpu", devices=1, precision="bf16")]
+
+
 class Draws(Callback):
     """What torch draws in the first step of each epoch."""
 
