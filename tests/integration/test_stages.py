@@ -391,7 +391,7 @@ def test_every_stage_takes_the_checkpoint_of_the_classifier_that_is_asked_for(
     best = run / "classifier" / "best.ckpt"
     best.write_bytes(b"nothing")
     for name, *changes in (
-        ("segment",),
+        ("segment", "--overwrite"),
         ("refine", *CALIBRATED),
         ("refine", "--extend.method", "walk"),
         ("saliency", "--saliency.method", "gradient"),
