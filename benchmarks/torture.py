@@ -100,7 +100,10 @@ class Trial:
     def __call__(self) -> "Trial":
         started = time.monotonic()
         self.output.parent.mkdir(parents=True)
-        self.inject(self)
+        try:
+            self.inject(self)
+        except Exception as error:
+            self.lost.append(f"the trial itself failed: {error!r}")
         self.seconds = time.monotonic() - started
         shutil.rmtree(self.output.parent, ignore_errors=True)
         return self
@@ -319,7 +322,10 @@ def disk_full(trial: Trial) -> None:
                 if process is None:
                     continue
                 with (folder / "filler").open("wb") as file:
-                    os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free - 65536)
+                    for _ in range(10):
+                        with suppress(OSError):  # the run has written something meanwhile
+                            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free - 65536)
+                            break
                 trial.stops(process, stage, "free some disk space")
                 (folder / "filler").unlink()
         trial.compare(folder)
