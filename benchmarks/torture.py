@@ -409,7 +409,7 @@ def page(rows: Sequence[str], found: Sequence[tuple[str, str]], seconds: float) 
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     ).stdout.strip()
     inputs = "\n".join(
-        f"| {name} | {escape(message).replace('|', chr(92) + '|')} |" for name, message in found
+        f"| {name} | {escape(message, quote=False).replace('|', chr(92) + '|')} |" for name, message in found
     )
     return f"""# Faults and bad input
 
