@@ -35,12 +35,6 @@ OUT_OF_MEMORY = {
 """Command -> what it says when memory runs out."""
 
 
-WORKER_GONE = (
-    "a worker process was killed, probably for lack of memory; use fewer --runtime.workers and run it again"
-)
-"""What it says when a worker of a loader was killed."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (0 done, 1 bad input, 2 bad usage, 130 interrupted)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -79,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         sentence = OUT_OF_MEMORY.get(name, OUT_OF_MEMORY["run"]) if _out_of_memory(error) else ""
         if re.search(r"DataLoader worker .*(killed|exited)", str(error)):
-            sentence = WORKER_GONE
+            from wsss.parallel import WORKER_GONE as sentence
         if debug or not sentence:
             raise
         print(f"wsss {name}: error: {sentence}", file=sys.stderr)

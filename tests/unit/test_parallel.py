@@ -117,6 +117,11 @@ if __name__ == "__main__":
     assert not any(map(_is_alive, workers))
 
 
+def _process_and_sleep(_: bytes) -> int:
+    time.sleep(0.5)
+    return os.getpid()
+
+
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
@@ -131,3 +136,34 @@ def test_killed_worker_is_explained() -> None:
         pool(2) as made,
     ):
         list(unordered(made, _kill, range(2), ahead=2))
+
+
+def test_killed_worker_does_not_leave_the_pool_waiting_for_a_loader() -> None:
+    """The loader's forked processes hold the pool's pipe open, and items are larger than the pipe."""
+    code = """
+import multiprocessing, os, signal
+from wsss.errors import UserError
+from wsss.parallel import pool, unordered
+from tests.unit.test_parallel import _process_and_sleep
+def items(children):
+    child = multiprocessing.get_context("fork").Process(target=signal.pause)
+    child.start()
+    try:
+        os.kill(next(children), signal.SIGKILL)
+        for _ in range(8):
+            yield bytes(1_000_000)
+    finally:
+        child.kill()
+        child.join()
+if __name__ == "__main__":
+    try:
+        with pool(2) as executor:
+            children = iter([executor.submit(_process_and_sleep, b"").result()])
+            list(unordered(executor, _process_and_sleep, items(children), ahead=4))
+    except UserError as error:
+        print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert "worker process was killed" in done.stdout, done.stderr

@@ -4,9 +4,11 @@ Shuffling and augmentation depend only on (seed, epoch, image). A run gives the 
 processes, and a training that continues from a checkpoint sees what an uninterrupted one would have seen.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -187,6 +189,7 @@ def train_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_end_quietly,
     )
 
 
@@ -211,7 +214,23 @@ def load_batches(batches: Iterable[Sequence[Record]], *, workers: int = 0) -> It
     ends = list(accumulate(map(len, batches := list(batches)), initial=0))
     records = [record for batch in batches for record in batch]
     indices = [list(range(start, end)) for start, end in pairwise(ends)]
-    yield from DataLoader(Photos(records), batch_sampler=indices, collate_fn=list, num_workers=workers)
+    yield from DataLoader(
+        Photos(records),
+        batch_sampler=indices,
+        collate_fn=list,
+        num_workers=workers,
+        worker_init_fn=_end_quietly,
+    )
+
+
+def _end_quietly(_: int) -> None:
+    """A loader's process that lost its parent says nothing: its thread that hands tensors over prints a traceback."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, (EOFError, OSError)):
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 class TrueMasks(Dataset[tuple[Tensor, Tensor]]):
