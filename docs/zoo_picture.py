@@ -10,6 +10,7 @@ from sklearn.datasets import load_sample_image
 
 from wsss.explain import explain, imagenet_subject
 from wsss.saliency import METHODS
+from wsss.saliency.attention import AttentionMethod
 
 WRAPPED = ("sess(gradcam)", "subtraction(gradcam)", "multiscale(gradcam, scales=(0.5, 1, 1.5, 2))")
 ROWS = 3
@@ -23,7 +24,8 @@ def main() -> None:
     parser.add_argument("--classes", nargs=2, default=["palace", "daisy"])
     parser.add_argument("--output", type=Path, default=Path("docs/zoo.jpg"))
     options = parser.parse_args()
-    names = [*METHODS, *WRAPPED]
+    names = [name for name, kind in METHODS.items() if not issubclass(kind, AttentionMethod)]
+    names += WRAPPED
     subject = imagenet_subject("resnet50", options.weights, None)
     with tempfile.TemporaryDirectory() as folder:
         photo = Path(folder) / "photo.png"

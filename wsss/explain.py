@@ -55,7 +55,9 @@ class Subject:
 def trained_subject(checkpoint: Path, layer: str | None = None) -> Subject:
     """A multi-label classifier that `wsss classify` trained. UserError if the file is not one."""
     network, classes, config = load_classifier(checkpoint)
-    return Subject(network, classes, layer or classifier_backbone(config.architecture).layout.last, "sigmoid")
+    return Subject(
+        network, classes, layer or classifier_backbone(config.architecture).classifier_layout.last, "sigmoid"
+    )
 
 
 def imagenet_subject(architecture: str, weights: str, layer: str | None = None) -> Subject:

@@ -239,3 +239,24 @@ def test_a_network_of_timm_goes_through_every_stage(tiny: list[str], tmp_path: P
     figure = tmp_path / "why.png"
     assert command("explain", photo, "--checkpoint", run, "--class", "ball", "--output", figure).status == 0
     assert figure.is_file()
+
+
+def test_a_vision_transformer_goes_through_every_stage(tiny: list[str], tmp_path: Path, command: Any) -> None:
+    """Classifier, features of the extension, and trunk of the segmenter."""
+    run = tmp_path / "run"
+    words = ["--classifier.architecture", "timm:vit_tiny_patch16_224", "--classifier.epochs", 1]
+    words += ["--segmenter.architecture", "pup_timm:vit_tiny_patch16_224", "--segmenter.epochs", 1]
+    done = command("run", *tiny, "--output", run, *words, "--extend.method", "pixels")
+    assert done.status == 0, done.err
+    assert {"classifier", "seed", "mask", "val"} <= json.loads((run / "metrics.json").read_text()).keys()
+    photo = next(run.glob("predictions/*.png"))
+    figure = tmp_path / "why.png"
+    methods = ["--method", "gradcam", "--method", "legrad"]
+    methods += ["--method", "sess(gradient_attention, scales=(64,), window=64)"]
+    words = ["--checkpoint", run, "--class", "ball", "--output", figure, *methods]
+    done = command("explain", photo, *words)
+    assert done.status == 0, done.err
+    assert figure.is_file()
+    done = command("predict", photo, "--checkpoint", run, "--output", tmp_path / "new")
+    assert done.status == 0, done.err
+    assert (tmp_path / "new" / photo.name).is_file()

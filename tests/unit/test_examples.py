@@ -86,6 +86,8 @@ def namespace() -> dict[str, Any]:
         "WalkParameters": WalkParameters,
         **{public.__name__: public for public in PUBLIC},
         "classifier": thin_resnet(2),
+        "transformer": torchvision.models.VisionTransformer(64, 16, 2, 2, 8, 8, num_classes=2).eval(),
+        "torchvision": torchvision,
         "images": torch.stack(
             [normalize_image(torch.from_numpy(photo).permute(2, 0, 1)) for photo in photos]
         ),

@@ -163,7 +163,5 @@ if __name__ == "__main__":
     except UserError as error:
         print(error)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "worker process was killed" in done.stdout, done.stderr

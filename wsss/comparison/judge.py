@@ -66,7 +66,7 @@ def load_judge(config: ComparisonConfig) -> Judge:
         path = find_checkpoint(Path(config.compare.classifier), "classifier")
     model, names, trained = load_classifier(path, config.saliency.output_stride)
     source = f"{path} ({trained.architecture}, output stride {trained.output_stride})"
-    layer = classifier_backbone(trained.architecture).layout.last
+    layer = classifier_backbone(trained.architecture).classifier_layout.last
     return Judge(model, names, "sigmoid", layer, source, weights_digest(model))
 
 

@@ -5,8 +5,7 @@ equation.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 
 from wsss.errors import UserError
 from wsss.models.backbone import layout_of
+from wsss.models.maps import kept
 from wsss.saliency.base import evaluating, exact, normalize, upsample
-from wsss.saliency.layers import find_layer
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,8 @@ def last_stages(classifier: nn.Module) -> tuple[str, ...]:
     layout = layout_of(classifier)
     if layout is None or len(layout.stages) < 3:
         raise UserError(
-            "this classifier is neither a ResNet nor a VGG16: set affinity.layers to the layers to compare"
+            "the last three stages of this classifier are not known: name the layers to compare "
+            "(WalkParameters.layers), or train another classifier"
         )
     return layout.stages[-3:]
 
@@ -123,9 +123,9 @@ def features(classifier: nn.Module, images: Tensor, layers: Sequence[str], strid
 
 def activations(classifier: nn.Module, images: Tensor, layers: Sequence[str]) -> list[Tensor]:
     """The outputs `(B, k, u, v)` float32 of some layers in one forward; arguments and errors as `features`."""
-    with evaluating(classifier), torch.no_grad(), _outputs(classifier, layers) as outputs:
+    with evaluating(classifier), torch.no_grad(), kept(classifier, layers, images) as outputs:
         classifier(images)
-    return [_taken(outputs, layer) for layer in layers]
+    return [outputs[layer].float() for layer in layers]
 
 
 def grid(images: Tensor, stride: int) -> tuple[int, int]:
@@ -204,33 +204,6 @@ def random_walk(maps: Tensor, transition: Tensor, steps: int) -> Tensor:
         windows = padded.unfold(1, height, 1).permute(1, 3, 2, 0)
         maps = (matrices @ windows.reshape(rows, height * columns, -1)).permute(2, 0, 1)
     return maps.contiguous()
-
-
-@contextmanager
-def _outputs(classifier: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Collects the (last) output of each layer. The hooks are removed when the block ends."""
-    outputs: dict[str, Tensor] = {}
-    handles: list[torch.utils.hooks.RemovableHandle] = []
-
-    def keep(layer: str, output: object) -> None:
-        if not isinstance(output, Tensor) or output.ndim != 4:
-            raise UserError(f"layer '{layer}' must give feature maps (B, channels, h, w) to compare")
-        outputs[layer] = output.clone()  # the next module may work in place
-
-    try:
-        for layer in layers:
-            module = find_layer(classifier, layer)
-            handles.append(module.register_forward_hook(lambda _, __, out, name=layer: keep(name, out)))
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _taken(outputs: dict[str, Tensor], layer: str) -> Tensor:
-    if layer not in outputs:
-        raise UserError(f"layer '{layer}' does not run in the classifier's forward pass; choose another one")
-    return outputs[layer].float()
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ A new backbone is an entry of `BACKBONES`. Classifier, segmenter, extension, DCS
 `wsss compare` find it there by name, or with `layout_of` if they have a network but no name.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -33,6 +33,7 @@ class Layout:
         head: the module that scores the classes.
         guided: activations that DCSM differentiates at; empty: the last three stages.
         convolutions: the convolutions of these activations, for DCSM's variant "caffe"; empty: the last three stages.
+        second_head: another module that scores them, as distilled transformers have.
     """
 
     stages: tuple[str, ...]
@@ -40,6 +41,7 @@ class Layout:
     head: str
     guided: tuple[str, ...] = ()
     convolutions: tuple[str, ...] = ()
+    second_head: str = ""
 
     @property
     def last(self) -> str:
@@ -51,9 +53,14 @@ class Layout:
         """What follows the last stage: pooling and head."""
         return self.path[self.path.index(self.last) + 1 :]
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """What the names of the heads' parameters start with."""
+        return tuple(f"{head}." for head in (self.head, self.second_head) if head)
+
     def is_head(self, parameter: str) -> bool:
-        """Whether a parameter's name belongs to the head, which is new and learns faster."""
-        return parameter.startswith(f"{self.head}.")
+        """Whether a parameter's name belongs to a head, which is new and learns faster."""
+        return parameter.startswith(self.heads)
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,27 @@ class Backbone:
         model.set_submodule(self.layout.head, head)
         return with_layout(model, self.layout)
 
+    def stride(self, wanted: int) -> int:
+        """Of the last stage, where a network is built with that output stride."""
+        return self.strides[-1] if self.dilate is None else wanted
+
+    def trunk(self, output_stride: int) -> tuple[nn.Module, tuple[str, ...]]:
+        """The network with fresh weights, without what follows its last stage; what the names of that start with."""
+        model = self.network(output_stride)
+        for name in self.layout.above:
+            model.set_submodule(name, nn.Identity())
+        return model, tuple(f"{name}." for name in self.layout.above)
+
+    def maps(self, trunk: nn.Module, images: Tensor, layers: Sequence[str]) -> list[Tensor]:
+        """(B, 3, H, W) -> what the layers of a trunk give, (B, channels, H / stride, W / stride) each."""
+        path = self.layout.path
+        found, hidden = [], images
+        for name in path[: path.index(self.layout.last) + 1]:
+            hidden = trunk.get_submodule(name)(hidden)
+            if name in layers:
+                found.append(hidden)
+        return found
+
     def adapt(self, state: State, model: nn.Module) -> State:
         """A state dict of the library under the names of the classifier ``model``."""
         return state if self.remodelled is None else self.remodelled.adapt(state)
@@ -157,7 +185,7 @@ class Backbone:
         if stride not in self.strides:
             raise UserError(
                 f"{self.name} has no feature map at stride {stride}, which this segmenter needs; "
-                "choose deeplabv3 on it, or another backbone"
+                "choose deeplabv3, fpn, pup or linear on it, or another backbone"
             )
         return self.strides.index(stride)
 

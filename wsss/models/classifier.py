@@ -24,7 +24,7 @@ def build_classifier(config: ClassifierConfig, classes: int, *, pretrained: bool
     state = load_weights(config.weights, backbone, "classifier.weights") if pretrained else None
     if state is not None:
         state = backbone.adapt(state, model)
-        ignore = (f"{backbone.classifier_layout.head}.",)
+        ignore = backbone.classifier_layout.heads
         load_into(model, state, ignore=ignore, source=f"classifier.weights {config.weights}")
     return model
 

@@ -21,22 +21,14 @@ class Pyramid(nn.Module):
 
     def __init__(self, backbone: Backbone, output_stride: int, stages: Sequence[int]) -> None:
         super().__init__()
-        layout = backbone.layout
-        self.network = backbone.network(output_stride)
-        for name in layout.above:
-            self.network.set_submodule(name, nn.Identity())
-        self.path = layout.path[: layout.path.index(layout.last) + 1]
-        self.layers = tuple(layout.stages[stage] for stage in stages)
+        self.backbone = backbone
+        self.network, self.left_out = backbone.trunk(output_stride)
+        self.layers = tuple(backbone.classifier_layout.stages[stage] for stage in stages)
         self.channels = tuple(backbone.channels[stage] for stage in stages)
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> (B, channels[i], H / s, W / s) of each stage, fine to coarse."""
-        maps, hidden = [], images
-        for name in self.path:
-            hidden = self.network.get_submodule(name)(hidden)
-            if name in self.layers:
-                maps.append(hidden)
-        return maps
+        return self.backbone.maps(self.network, images, self.layers)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> the maps of `stages`."""

@@ -110,3 +110,21 @@ class LightHead(nn.Module):
             merged = resize(merged, features) + lateral(features)
         logits: Tensor = self.classify(self.smooth(merged))
         return logits
+
+
+class ProgressiveHead(nn.Module):
+    """Decoder for plain transformers, whose maps have one stride: SETR's progressive upsampling (Zheng et al. 2021,
+    section 3.2), two rounds of a 3x3 convolution and bilinear enlarging by two.
+    """
+
+    def __init__(self, channels: int, classes: int, width: int = 256) -> None:
+        super().__init__()
+        self.rounds = nn.ModuleList((_block(channels, width, 3), _block(width, width, 3)))
+        self.classify = nn.Conv2d(width, classes, kernel_size=1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, channels, h, w) -> logits (B, classes, 4 h, 4 w)."""
+        for block in self.rounds:
+            maps = functional.interpolate(block(maps), scale_factor=2, mode="bilinear", align_corners=False)
+        logits: Tensor = self.classify(maps)
+        return logits

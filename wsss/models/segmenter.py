@@ -15,11 +15,12 @@ from wsss.models import smp
 from wsss.models.backbone import BACKBONES, Backbone
 from wsss.models.classifier import classifier_backbone
 from wsss.models.encoders import Pyramid, Trunk
-from wsss.models.heads import AtrousClassifiers, LightHead, LRASPPHead, PlusHead
+from wsss.models.heads import AtrousClassifiers, LightHead, LRASPPHead, PlusHead, ProgressiveHead
 from wsss.models.pretraining import backbone_state
+from wsss.models.timm_networks import PREFIX, timm_backbone
 from wsss.models.weights import load_into, load_weights
 
-HEADS = ("deeplabv2", "deeplabv3", "deeplabv3plus", "lraspp")
+HEADS = ("deeplabv2", "deeplabv3", "deeplabv3plus", "lraspp", "linear", "fpn", "pup")
 """The heads: what may come before the underscore of ``segmenter.architecture``."""
 
 
@@ -43,13 +44,21 @@ def split_architecture(architecture: str) -> tuple[str, Backbone]:
         return "light", BACKBONES["resnet18"]
     head, _, name = architecture.partition("_")
     trunks = [other for other, backbone in BACKBONES.items() if backbone.segments]
+    if head in HEADS and name.startswith(PREFIX):
+        backbone = timm_backbone(name, "segmenter.architecture")
+        if not backbone.segments:
+            raise UserError(
+                f"segmenter.architecture is {architecture}, but {name} takes images of one size only; choose a network "
+                "that takes photos of any size"
+            )
+        return head, backbone
     if head not in HEADS or name not in trunks:
         names = [*SEGMENTERS, *(f"{head}_{name}" for head in HEADS for name in trunks)]
         near = get_close_matches(architecture, names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(
             f"segmenter.architecture is {architecture}, but must be one of {', '.join(SEGMENTERS)}, another "
-            f"HEAD_BACKBONE of {', '.join(HEADS)} and {', '.join(trunks)}, or smp:NAME (smp:Unet, "
+            f"HEAD_BACKBONE of {', '.join(HEADS)} and {', '.join(trunks)} or timm:NAME, or smp:NAME (smp:Unet, "
             f"smp:UPerNet/resnet101){hint}"
         )
     return head, BACKBONES[name]
@@ -77,10 +86,13 @@ def build_segmenter(
     name, backbone = split_architecture(config.architecture)
     trunk, head = _parts(name, backbone, config, classes)
     if pretrained and (state := _initial_state(config, backbone, initial)) is not None:
+        network = trunk.get_submodule("network")
         # Other code calls a ResNet's head `classifier`.
-        ignore = (*(f"{name}." for name in backbone.layout.above), "classifier.")
-        source = f"segmenter.weights {config.weights}"
-        load_into(trunk.get_submodule("network"), state, ignore=ignore, source=source)
+        left_out = trunk.left_out if isinstance(trunk, Pyramid) else backbone.layout.heads
+        ignore = (*left_out, "classifier.")
+        if config.weights != "classifier":
+            state = backbone.adapt(state, network)
+        load_into(network, state, ignore=ignore, source=f"segmenter.weights {config.weights}")
     return Segmenter(trunk, head, multiple=smp.MULTIPLE if name == "smp" else backbone.multiple)
 
 
@@ -89,19 +101,25 @@ def _parts(
 ) -> tuple[nn.Module, nn.Module]:
     """Trunk, with the network that takes the weights as ``network``, and head."""
     last, width = len(backbone.channels) - 1, backbone.channels[-1]
-    stride = backbone.strides[-1]
-    if backbone.dilate is not None:
-        stride = config.output_stride or (8 if name == "deeplabv2" else 16)
+    wanted = config.output_stride or (8 if name == "deeplabv2" else 16)
+    stride = backbone.stride(wanted)
     match name:
         case "deeplabv2":
-            return Trunk(backbone, stride), AtrousClassifiers(width, classes, stride)
+            return Trunk(backbone, wanted), AtrousClassifiers(width, classes, stride)
         case "deeplabv3":
-            return Trunk(backbone, stride), DeepLabHead(width, classes, atrous_rates(stride))
+            return Trunk(backbone, wanted), DeepLabHead(width, classes, atrous_rates(stride))
+        case "linear":
+            return Trunk(backbone, wanted), nn.Conv2d(width, classes, kernel_size=1)
+        case "pup":
+            return Trunk(backbone, wanted), ProgressiveHead(width, classes)
+        case "fpn":
+            every = Pyramid(backbone, wanted, tuple(range(max(0, last - 3), last + 1)))
+            return every, LightHead(every.channels, classes)
         case "deeplabv3plus":
-            ends = Pyramid(backbone, stride, (backbone.stage(4), last))
+            ends = Pyramid(backbone, wanted, (backbone.stage(4), last))
             return ends, PlusHead(ends.channels[0], width, classes, atrous_rates(stride))
         case "lraspp":
-            ends = Pyramid(backbone, stride, (backbone.stage(8), last))
+            ends = Pyramid(backbone, wanted, (backbone.stage(8), last))
             return ends, LRASPPHead(ends.channels[0], width, classes, inter_channels=128)
         case "light":
             pyramid = Pyramid(backbone, 16, tuple(range(last - 3, last + 1)))

@@ -1,5 +1,6 @@
 """Class-discriminative saliency: `method(classifier, images, targets)`, and wrappers around methods."""
 
+from wsss.saliency.attention import AttentionRollout, GradientAttention, LeGrad
 from wsss.saliency.base import Evidence, SaliencyMethod, normalize, upsample
 from wsss.saliency.cam import GradCAM, GradCAMPlusPlus, XGradCAM
 from wsss.saliency.cameras import CAMERAS
@@ -8,6 +9,7 @@ from wsss.saliency.fullgrad import FullGrad, SmoothFullGrad
 from wsss.saliency.gradient import Gradient, GuidedBackprop
 from wsss.saliency.guidance import GlobalGuidanceCAM
 from wsss.saliency.integrated import IntegratedGradCAM
+from wsss.saliency.layers import last_layer
 from wsss.saliency.multiscale import MultiScale
 from wsss.saliency.perturbation import GroupCAM, ScoreCAM
 from wsss.saliency.relevance import RelevanceCAM
@@ -29,6 +31,9 @@ METHODS: dict[str, type[SaliencyMethod]] = {
     "fullgrad": FullGrad,
     "smooth_fullgrad": SmoothFullGrad,
     "global_guidance": GlobalGuidanceCAM,
+    "rollout": AttentionRollout,
+    "gradient_attention": GradientAttention,
+    "legrad": LeGrad,
 }
 """The methods under the names of the command line."""
 
@@ -37,6 +42,7 @@ __all__ = [
     "DCSM",
     "METHODS",
     "SESS",
+    "AttentionRollout",
     "ClassSubtraction",
     "Evidence",
     "FullGrad",
@@ -44,15 +50,18 @@ __all__ = [
     "GradCAM",
     "GradCAMPlusPlus",
     "Gradient",
+    "GradientAttention",
     "GroupCAM",
     "GuidedBackprop",
     "IntegratedGradCAM",
+    "LeGrad",
     "MultiScale",
     "RelevanceCAM",
     "SaliencyMethod",
     "ScoreCAM",
     "SmoothFullGrad",
     "XGradCAM",
+    "last_layer",
     "normalize",
     "upsample",
 ]

@@ -9,7 +9,7 @@ logits in between.
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,6 +72,9 @@ class SaliencyMethod(ABC):
     scale_balance: ClassVar[Literal["area", "max"]] = "max"
     """How maps of several input scales weigh the same in a sum (see `MultiScale`). area: by their number of cells, for
     methods whose values are means over positions; max: by their maximum, for any method."""
+
+    class_free: ClassVar[bool] = False
+    """Whether all classes of an image get the same map."""
 
     @property
     def own_scales(self) -> bool:
@@ -205,7 +208,7 @@ def check_logits(logits: object, images: Tensor) -> Tensor:
 
 @contextmanager
 def evaluating(classifier: nn.Module) -> Iterator[None]:
-    """Eval mode, parameters without gradient, inputs cloned, `torch.compile` off.
+    """Eval mode, parameters without gradient, inputs cloned, outputs unwrapped to logits, `torch.compile` off.
 
     All is restored afterwards, also after an exception, and so are the buffers. Inside another such block it does
     nothing. UserError for models of `torch.jit.script`, which take no hooks.
@@ -224,7 +227,7 @@ def evaluating(classifier: nn.Module) -> Iterator[None]:
     compiling = "torch._dynamo" in sys.modules
     eager = torch.compiler.set_stance("force_eager") if compiling else nullcontext()
     try:
-        handle = classifier.register_forward_pre_hook(cloned)
+        handles = [classifier.register_forward_pre_hook(cloned), classifier.register_forward_hook(_unwrapped)]
     except RuntimeError as error:
         raise UserError(
             "a model of torch.jit.script takes no hooks: pass the model that it was made from"
@@ -237,7 +240,8 @@ def evaluating(classifier: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(False)
             yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         for module in training:
             module.training = True
         for parameter in learning:
@@ -267,6 +271,18 @@ def buffers_kept(classifier: nn.Module) -> Iterator[None]:
 def cloned(module: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...]:
     """The inputs of a module, tensors among them copied."""
     return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
+
+
+def _unwrapped(module: nn.Module, inputs: object, output: object) -> object:
+    """The logits of what a classifier returns: the attribute `logits` as of Hugging Face, the entry "logits" of a
+    dictionary, or the first of several."""
+    if isinstance(output, Mapping):
+        output = output.get("logits", output)
+    elif not isinstance(output, Tensor):
+        output = getattr(output, "logits", output)
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        output = output[0]
+    return output
 
 
 def exact(device: torch.device) -> torch.autocast:

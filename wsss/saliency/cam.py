@@ -19,7 +19,7 @@ from wsss.saliency.base import (
     exact,
     finite,
 )
-from wsss.saliency.layers import tapped
+from wsss.saliency.layers import chosen_layer, tapped
 
 NEARLY_ZERO = 1e-6
 """Denominators of Grad-CAM++ within this distance of 0 mean nothing (they occur before a ReLU only)."""
@@ -33,23 +33,26 @@ class LayerMethod(SaliencyMethod):
     is used several times in one forward, its last use counts.
 
     Args:
-        layer: a `get_submodule` path, such as "layer4" or "features.29". Its output is (B, k, u, v). Channels-last
-            (B, u, v, k) and tokens (B, n, k) are understood too, see `grid_of`.
+        layer: a `get_submodule` path, such as "layer4" or "features.29"; None finds the last one with maps
+            (`last_layer`). Its output is (B, k, u, v). Channels-last (B, u, v, k) and tokens (B, n, k) are understood
+            too, see `grid_of`.
     """
 
-    layer: str
+    layer: str | None = None
 
     @abstractmethod
     def combine(self, activation: Tensor, gradient: Tensor) -> Tensor:
         """Maps (n, u, v) from A and dz/dA, both (n, k, u, v) float32."""
 
     def forward(self, classifier: nn.Module, images: Tensor) -> "LayerEvidence":
-        with evaluating(classifier), torch.enable_grad(), tapped(classifier, self.layer, images) as taken:
-            output = classifier(images.detach())
+        with evaluating(classifier), torch.enable_grad():
+            layer = chosen_layer(classifier, self.layer, images)
+            with tapped(classifier, layer, images) as taken:
+                output = classifier(images.detach())
         logits = check_logits(output, images)
         if not output.requires_grad:
             raise UserError(
-                f"layer '{self.layer}' gives no saliency: the logits do not depend on it, or what follows runs under "
+                f"layer '{layer}' gives no saliency: the logits do not depend on it, or what follows runs under "
                 "no_grad or torch.utils.checkpoint; choose another layer"
             )
         return LayerEvidence(logits, output, taken[-1].maps, taken[-1].prefix, self.combine)

@@ -58,7 +58,7 @@ class CAMERAS(SaliencyMethod):
         torch.Size([2, 64, 64])
     """
 
-    layer: str
+    layer: str | None = None
     resolutions: tuple[int, ...] | None = None
     agreeing: bool = False
     batch_size: int = 1

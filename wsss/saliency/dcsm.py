@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from wsss.errors import UserError
 from wsss.models.backbone import layout_of
+from wsss.models.maps import as_maps, find_layer, prefix_of, seen_by
 from wsss.saliency.base import (
     DeferredEvidence,
     SaliencyMethod,
@@ -27,7 +28,6 @@ from wsss.saliency.base import (
     upsample,
 )
 from wsss.saliency.gradient import graph_nodes, guide
-from wsss.saliency.layers import as_maps, find_layer
 
 SCALES = (1.0, 1.2, 1.4, 1.6)
 """Factors on the image's sides in the paper."""
@@ -283,13 +283,15 @@ def tapped_layers(
 ) -> Iterator[dict[str, Tensor]]:
     """Collects the layers' outputs (or inputs) as maps. The graph starts at the first. Hooks are removed at the end."""
     taken: dict[str, Tensor] = {}
+    prefix = prefix_of(classifier)
 
     def take(layer: str, features: object) -> Tensor:
-        maps, restore, _ = as_maps(features, images, layer)
+        maps, restore, _ = as_maps(features, shapes[0], layer, prefix)
         taken[layer] = maps if maps.requires_grad else maps.detach().requires_grad_()
         return restore(taken[layer])
 
     with ExitStack() as hooks:
+        shapes = hooks.enter_context(seen_by(classifier, images))
         for layer in layers:
             module = find_layer(classifier, layer)
             if side == "output":

@@ -49,7 +49,7 @@ class IntegratedGradCAM(SaliencyMethod):
 
     scale_balance = "area"
 
-    layer: str
+    layer: str | None = None
     steps: int = 50
     rule: Literal["left", "midpoint"] = "left"
     baseline: Literal["mean", "black"] = "mean"

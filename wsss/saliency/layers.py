@@ -1,73 +1,31 @@
-"""The layer that a method looks at: found by name, its output read as maps in whatever layout it comes."""
+"""The layer that a method looks at: tapped during the forward pass, or found by looking where the last maps are."""
 
-import difflib
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from wsss.errors import UserError
+from wsss.models.backbone import layout_of
+from wsss.models.maps import Features, as_maps, find_layer, grid_of, prefix_of, seen_by
+from wsss.saliency.base import evaluating
 
-PREFIX = 8
-"""Most tokens before those of the cells. Vision transformers have up to five, for the class and as registers."""
-COARSEST = 64
-"""Pixels. An image with longer sides than this must leave more than one cell: no usual network has a larger stride."""
+_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_SILENT = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Linear)
+"""What gives the maps of the module before it, or scores of its cells."""
 
-
-class Grid(NamedTuple):
-    """How the cells of an image lie in a layer's output."""
-
-    height: int
-    width: int
-    channels_last: bool
-    """(B, h, w, channels) or (B, tokens, channels), not (B, channels, h, w)."""
-    prefix: int = 0
-    """Tokens before those of the cells, such as the class token."""
-
-
-class Features(NamedTuple):
-    """A layer's output as maps, and the way back."""
-
-    maps: Tensor
-    """(B, k, u, v)."""
-    restore: Callable[[Tensor], Tensor]
-    """Brings such maps into the layout of the output, prefix tokens included. The result is a copy: the next module may
-    work in place."""
-    prefix: int
-    """Tokens that are left out."""
-
-
-def find_layer(classifier: nn.Module, layer: object) -> nn.Module:
-    """The submodule at the path `layer`.
-
-    Raises:
-        UserError: there is none; the closest names are listed. Or it is given as something else than its name.
-    """
-    modules: dict[str, nn.Module] = dict(classifier.named_modules())
-    names = [name for name in modules if name]
-    if not isinstance(layer, str):
-        own = next((name for name in names if modules[name] is layer), "layer4")
-        raise UserError(
-            f"layer must be the name of a module of the classifier, such as layer='{own}', got {type(layer).__name__}"
-        )
-    if layer in modules:
-        if isinstance(modules[layer], torch.jit.ScriptModule):
-            raise UserError(
-                f"layer '{layer}' cannot be seen in a model of torch.jit: pass the model that it was made from"
-            )
-        return modules[layer]
-    close = [name for name in names if name.endswith(f".{layer}")]  # inside a wrapper: module.layer4
-    close = close or difflib.get_close_matches(layer, names, n=5, cutoff=0.5)
-    close = close or [name for name in names if "." not in name]
-    raise UserError(f"the classifier has no layer '{layer}'; close names: {', '.join(close)}")
+_found: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
+"""Classifiers whose last layer has been looked for."""
 
 
 @contextmanager
-def tapped(classifier: nn.Module, layer: str, images: Tensor) -> Iterator[list[Features]]:
+def tapped(classifier: nn.Module, layer: str | None, images: Tensor) -> Iterator[list[Features]]:
     """Collects what `layer` gives for the images (B, 3, H, W). The hook is removed when the block ends.
+
+    None stands for `last_layer`.
 
     The maps are leaves that start the graph.
 
@@ -75,88 +33,118 @@ def tapped(classifier: nn.Module, layer: str, images: Tensor) -> Iterator[list[F
         UserError: there is no such layer, it does not run, or its output is no map of the images.
     """
     taken: list[Features] = []
+    layer = chosen_layer(classifier, layer, images)
+    prefix = prefix_of(classifier)
+    with seen_by(classifier, images) as shapes:
 
-    def take(module: nn.Module, inputs: object, output: object) -> Tensor:
-        features = as_maps(output, images, layer)
-        taken[:] = [features._replace(maps=features.maps.detach().requires_grad_())]
-        return features.restore(taken[0].maps)
+        def take(module: nn.Module, inputs: object, output: object) -> Tensor:
+            features = as_maps(output, shapes[0], layer, prefix)
+            taken[:] = [features._replace(maps=features.maps.detach().requires_grad_())]
+            return features.restore(taken[0].maps)
 
-    handle = find_layer(classifier, layer).register_forward_hook(take)
-    try:
-        yield taken
-    finally:
-        handle.remove()
+        handle = find_layer(classifier, layer).register_forward_hook(take)
+        try:
+            yield taken
+        finally:
+            handle.remove()
     if not taken:
         raise UserError(
             f"layer '{layer}' gives no saliency: it does not run in the forward pass; choose another layer"
         )
 
 
-def as_maps(output: object, images: Tensor, layer: str) -> Features:
-    """What the layer of this name gives for images (B, 3, H, W), as maps.
+def chosen_layer(classifier: nn.Module, layer: str | None, images: Tensor) -> str:
+    """The name itself; for None the classifier's last layer with maps of images (B, 3, H, W), looked for only once."""
+    if layer is not None:
+        return layer
+    name = _found.get(classifier)
+    if name is None or name not in dict(classifier.named_modules()):
+        name = _found[classifier] = last_layer(classifier, (images.shape[-2], images.shape[-1]))
+    return name
+
+
+class _Output(NamedTuple):
+    name: str
+    value: Tensor
+    tokens: bool
+    prefix: int
+    height: int
+    width: int
+    is_norm: bool
+
+
+def last_layer(classifier: nn.Module, image_size: tuple[int, int]) -> str:
+    """The name of the last layer that gives feature maps of an image, and whose places count for the logits.
+
+    Known networks (`layout_of`) name theirs. Any other is run once, forward and backward, on an image of noise. The
+    layer is then the module that ends last among those whose output is a map of the image (`grid_of`) with a gradient
+    that is not 0. Where the last tokens have none but the class token, as in most vision transformers, it is the last
+    normalisation whose tokens have one: the first norm of the last block. Of modules that give the same maps it is the
+    outermost.
+
+    Args:
+        classifier: maps images (B, 3, H, W) to logits; left as it was.
+        image_size: (H, W) in pixels.
 
     Raises:
-        UserError: it is no map of the images.
+        UserError: it has no such layer.
+
+    Example:
+        >>> last_layer(torchvision.models.resnet18(), (224, 224))
+        'layer4'
     """
-    size = f"{images.shape[-2]} x {images.shape[-1]}"
-    grid = grid_of(output.shape, images.shape) if isinstance(output, Tensor) else None
-    if not isinstance(output, Tensor) or grid is None:
-        got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    if (layout := layout_of(classifier)) is not None:
+        return layout.last
+    example = next((p for p in classifier.parameters() if p.is_floating_point()), torch.zeros(1))
+    noise = torch.rand(1, 3, *image_size, generator=torch.Generator().manual_seed(0))
+    images = noise.to(example.device, example.dtype).requires_grad_()
+    outputs: list[_Output] = []
+    prefix = prefix_of(classifier)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        evaluating(classifier),
+        seen_by(classifier, images) as shapes,
+    ):
+
+        def look(name: str, module: nn.Module, output: object) -> None:
+            if not isinstance(output, Tensor) or isinstance(module, (*_POOLS, *_SILENT)):
+                return
+            grid = grid_of(output.shape, shapes[0], prefix)
+            if grid is not None and grid.height * grid.width > 1 and output.requires_grad:
+                norm, tokens = "norm" in type(module).__name__.lower(), output.ndim == 3
+                outputs.append(_Output(name, output, tokens, grid.prefix, grid.height, grid.width, norm))
+
+        handles = [
+            module.register_forward_hook(lambda module, _, output, name=name: look(name, module, output))
+            for name, module in classifier.named_modules()
+            if name
+        ]
+        try:
+            logits = classifier(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        values = [output.value for output in outputs]
+        gradients = torch.autograd.grad(logits[0].max(), values, allow_unused=True) if values else ()
+    return _last_that_counts(outputs, gradients)
+
+
+def _last_that_counts(outputs: list[_Output], gradients: tuple[Tensor | None, ...]) -> str:
+    chosen: _Output | None = None
+    norms_only = False
+    for output, gradient in reversed(list(zip(outputs, gradients, strict=True))):
+        if chosen is not None and output.value.data_ptr() != chosen.value.data_ptr():
+            break
+        if norms_only and not (output.is_norm and output.tokens):
+            continue
+        cells = None if gradient is None else gradient[:, output.prefix :] if output.tokens else gradient
+        if cells is not None and bool(cells.any()):
+            chosen = chosen or output
+        elif cells is not None and output.prefix:
+            norms_only = True
+    if chosen is None:
         raise UserError(
-            f"layer '{layer}' must give feature maps of the {len(images)} images of {size} pixels, as (B, channels, h, "
-            f"w), (B, h, w, channels) or tokens (B, n, channels), but gives {got}; choose another layer"
+            "this classifier has no layer with feature maps that count for its logits: name one (layer=)"
         )
-    if grid.height * grid.width == 1 and min(images.shape[-2:]) > COARSEST:
-        raise UserError(
-            f"layer '{layer}' gives feature maps of one cell for images of {size} pixels, which say nothing about "
-            "places: choose a layer before the pooling"
-        )
-    if not grid.channels_last:
-        return Features(output, torch.clone, 0)
-    tokens, shape = output.flatten(1, -2), output.shape
-
-    def restore(maps: Tensor) -> Tensor:
-        return torch.cat((tokens[:, : grid.prefix], maps.flatten(2).mT), dim=1).view(shape).clone()
-
-    maps = tokens[:, grid.prefix :].mT.reshape(len(tokens), -1, grid.height, grid.width)
-    return Features(maps, restore, grid.prefix)
-
-
-def grid_of(shape: Sequence[int], images: Sequence[int]) -> Grid | None:
-    """How the cells of images (B, 3, H, W) lie in an output of this shape; None if it is no map of them.
-
-    An output with four dimensions has its channels first, unless the other reading fits the images better: one stride
-    divides both sides, exactly or but for rounding. If both fit alike, as for (B, 96, 96, 96), channels come first.
-    """
-    if len(shape) < 3 or shape[0] != images[0] or 0 in shape:
-        return None
-    height, width = images[-2:]
-    if len(shape) == 3:
-        return _token_grid(shape[1], height, width)
-    if len(shape) != 4:
-        return None
-    first, last = Grid(shape[2], shape[3], False), Grid(shape[1], shape[2], True)
-    if _fit(last, height, width) > _fit(first, height, width):
-        return last
-    return first if first.height <= height and first.width <= width else None
-
-
-def _fit(grid: Grid, height: int, width: int) -> int:
-    """2 if one stride divides both sides, 1 if it does when either side may be rounded up or down, else 0."""
-    if height % grid.height == width % grid.width == 0 and height // grid.height == width // grid.width:
-        return 2
-    sides = (grid.height, height), (grid.width, width)
-    longest = min(pixels / (cells - 1) if cells > 1 else torch.inf for cells, pixels in sides)
-    return int(max(pixels / (cells + 1) for cells, pixels in sides) < longest and longest >= 1)
-
-
-def _token_grid(count: int, height: int, width: int) -> Grid | None:
-    """The finest grid of so many tokens, row by row. Prefix tokens come with strides that divide the image only."""
-    strides = range(1, min(height, width) + 1)
-    exact = [(height // s, width // s) for s in strides if height % s == width % s == 0]
-    others = [((height + up) // s, (width + up) // s) for s in strides for up in (0, s - 1)]
-    found = [
-        Grid(*sides, True, prefix) for sides in exact if 0 <= (prefix := count - math.prod(sides)) <= PREFIX
-    ]
-    found += [Grid(*sides, True) for sides in others if math.prod(sides) == count]
-    return found[0] if found else None
+    return chosen.name

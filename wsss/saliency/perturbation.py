@@ -66,7 +66,7 @@ class ScoreCAM(SaliencyMethod):
         torch.Size([2, 2, 2])
     """
 
-    layer: str
+    layer: str | None = None
     weights: Literal["posterior", "channel_softmax"] = "posterior"
     score: Score = "sigmoid"
     batch_size: int = 32
@@ -171,7 +171,7 @@ class GroupCAM(SaliencyMethod):
 
     scale_balance = "area"
 
-    layer: str
+    layer: str | None = None
     groups: int = 32
     score: Score = "sigmoid"
     batch_size: int = 32

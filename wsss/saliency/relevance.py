@@ -17,8 +17,9 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from wsss.errors import UserError
 from wsss.models.backbone import layout_of
+from wsss.models.maps import find_layer
 from wsss.saliency.base import SaliencyMethod, check_logits, check_range, evaluating, exact, finite
-from wsss.saliency.layers import find_layer, tapped
+from wsss.saliency.layers import chosen_layer, tapped
 
 Block: TypeAlias = BasicBlock | Bottleneck
 
@@ -84,7 +85,7 @@ class RelevanceCAM(SaliencyMethod):
 
     scale_balance = "area"
 
-    layer: str
+    layer: str | None = None
     relu: bool = True
     biases: bool = False
     batch_size: int = 16
@@ -94,12 +95,13 @@ class RelevanceCAM(SaliencyMethod):
             raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
 
     def forward(self, classifier: nn.Module, images: Tensor) -> "RelevanceEvidence":
-        above = steps_above(classifier, self.layer)
+        layer = chosen_layer(classifier, self.layer, images)
+        above = steps_above(classifier, layer)
         with (
             evaluating(classifier),
             torch.no_grad(),
-            tapped(classifier, self.layer, images) as taken,
-            chained(find_layer(classifier, self.layer), above),
+            tapped(classifier, layer, images) as taken,
+            chained(find_layer(classifier, layer), above),
             taped(above) as tape,
         ):
             output = classifier(images)

@@ -36,6 +36,10 @@ class ClassSubtraction(SaliencyMethod):
 
     def __post_init__(self) -> None:
         check_base(self, self.base)
+        if getattr(self.base, "base", self.base).class_free:
+            raise UserError(
+                "every class gets the same map, which leaves nothing to subtract: choose another base"
+            )
         if self.reduce not in ("sum", "min"):
             raise UserError(f"reduce must be 'sum' or 'min', got {self.reduce!r}")
 

@@ -45,7 +45,9 @@ def build_method(config: SaliencyConfig, architecture: str) -> SaliencyMethod:
 
 def _parsed(config: SaliencyConfig, architecture: str) -> SaliencyMethod:
     try:
-        return parse_method(config.method, classifier_backbone(architecture).layout.last, "sigmoid")
+        return parse_method(
+            config.method, classifier_backbone(architecture).classifier_layout.last, "sigmoid"
+        )
     except UserError as error:
         raise UserError(f"saliency.method: {error}") from error
 

@@ -174,7 +174,9 @@ def test_default_layers_exist_in_both_architectures(classifier: nn.Module) -> No
     with torch.device("meta"):
         vgg = VGG16(3)
     assert default_layers(vgg) == ("features.15", "features.22")
-    with pytest.raises(UserError, match=r"neither a ResNet nor a VGG16: set affinity\.layers"):
+    with pytest.raises(
+        UserError, match="last three stages of this classifier are not known: name the layers to compare"
+    ):
         default_layers(nn.Conv2d(3, 1, 1))
 
 

@@ -84,9 +84,9 @@ def test_a_wrong_expression_is_explained(text, message):
         parse_method(text, layer="layer4")
 
 
-def test_a_layer_must_come_from_somewhere():
-    with pytest.raises(UserError, match="needs its layer"):
-        parse_method("gradcam")
+def test_without_a_layer_the_method_finds_the_last_one():
+    assert parse_method("gradcam") == GradCAM() == GradCAM(None)
+    assert to_expression(GradCAM()) == "gradcam"
 
 
 def test_a_method_that_is_added_later_is_an_expression(monkeypatch):
