@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from wsss.config import Config, ExtendConfig
+from wsss.config import Config, ExtendConfig, FeatureConfig
 from wsss.data.dataset import Dataset, Record, evenly, with_masks
 from wsss.extension import pixels
 from wsss.options import parse_config
@@ -31,7 +31,6 @@ from wsss.stages.base import Context
 from wsss.stages.prepare import prepare_dataset
 from wsss.stages.refine import write_all
 from wsss.stages.score import measure
-from wsss.tasks.classification import load_classifier
 
 
 def main() -> None:
@@ -47,27 +46,36 @@ def main() -> None:
     )
     parser.add_argument("--rate", type=float, nargs="+", default=[pixels.LEARNING_RATE], help="learning rate")
     parser.add_argument("--steps", type=int, nargs="+", default=[pixels.STEPS], help="of a round")
+    parser.add_argument("--power", type=float, nargs="+", help="of the walk (default: chosen by itself)")
+    parser.add_argument(
+        "--backbone", nargs="+", help='networks: `classifier`, or "NAME=WEIGHTS"; default: those of the run'
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     config: Config = parse_config("refine", ["--config", str(options.run / "config.yaml")])
     config = replace(config, runtime=replace(config.runtime, progress=False, workers=options.threads))
+    if options.backbone:
+        networks = tuple(FeatureConfig(*name.split("=", 1)) for name in options.backbone)
+        config = replace(config, extend=replace(config.extend, backbone=networks))
     if options.learn:
         config = replace(config, extend=replace(config.extend, photos=options.learn))
     dataset = prepare_dataset(config)
-    print(f"{'rounds':>6}{'balance':>9}{'rate':>8}{'steps':>7}{'extended':>10}{'after CRF':>11}  per class")
+    print(
+        f"{'rounds':>6}{'balance':>9}{'rate':>8}{'steps':>7}{'power':>7}{'extended':>10}{'after CRF':>11}  per class"
+    )
     rows = []
-    for rounds, balance, rate, steps in itertools.product(
-        options.rounds, options.balance, options.rate, options.steps
+    for rounds, balance, rate, steps, power in itertools.product(
+        options.rounds, options.balance, options.rate, options.steps, options.power or [None]
     ):
         pixels.LEARNING_RATE, pixels.STEPS = rate, steps
-        extend = replace(config.extend, rounds=rounds, balance=balance)
+        extend = replace(config.extend, rounds=rounds, balance=balance, power=power)
         found = quality(replace(config, extend=extend), dataset, options.run, options.photos)
         rows.append({"rounds": rounds, "balance": balance, "rate": rate, "steps": steps, **found})
         shares = " ".join(f"{100 * value:.0f}" for value in found["per_class"].values() if value is not None)
         print(
-            f"{rounds:>6}{balance:>9g}{rate:>8g}{steps:>7}{100 * found['extended']:>10.1f}"
+            f"{rounds:>6}{balance:>9g}{rate:>8g}{steps:>7}{found['power']:>7.1f}{100 * found['extended']:>10.1f}"
             f"{100 * found['mask']:>11.1f}  {shares}",
             flush=True,
         )
@@ -103,16 +111,20 @@ def extended_masks(config: Config, source: Path, sample: list[Record], dataset: 
         run = RunDirectory(Path(work))
         for name in ("classifier", "saliency"):
             (run.root / name).symlink_to((source / name).resolve())
-        network, _, _ = load_classifier(run.checkpoint("classifier", config.saliency.checkpoint))
-        extender = extension.PixelExtension(network, extend, config.runtime)
+        context = Context(config, dataset, run)
+        networks = [extension.frozen_network(context, one) for one in extend.backbone]
+        features = extension.Features(networks, config.runtime)
+        extend = replace(extend, power=extend.power or features.power(sample))
+        extender = extension.PixelExtension(features, extend, config.runtime)
         layer = extender.learn(sample, run, len(dataset.class_names), config.seed)
         extension.write_pixels(extender, layer, dataset.train, run)
         write_all(dataset.train, run, build_refiner(refinement), EXTENDED, config.runtime)
-        measure(Context(config, dataset, run), "score_masks")
+        measure(context, "score_masks")
         numbers = run.read_metrics()
     return {
         "extended": numbers["extended"]["miou"],
         "mask": numbers["mask"]["miou"],
+        "power": extend.power,
         "per_class": numbers["mask"]["per_class"],
     }
 

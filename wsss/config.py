@@ -119,8 +119,8 @@ class ClassifierConfig:
 
     architecture: str = "resnet50"
     """Backbone: resnet18, resnet34, resnet50, resnet101 (global average pooling and a bias-free linear head), vgg16 or
-    vgg16_bn (fully convolutional, global max pooling), or timm:NAME, a convolutional network of timm with its own head
-    (`wsss networks WORD` lists them)."""
+    vgg16_bn (fully convolutional, global max pooling), or timm:NAME, a network of timm with its own head
+    (`wsss networks WORD` lists them). Vision transformers score the mean of their patches."""
     weights: str = "imagenet"
     """Initial weights: `imagenet` (of torchvision or timm, downloads), `none`, or the path of a state dict."""
     output_stride: Literal[8, 16, 32] = 16
@@ -177,6 +177,20 @@ class SaliencyConfig:
 
 
 @dataclass(frozen=True)
+class FeatureConfig:
+    """A frozen network whose inner layers the extension compares."""
+
+    architecture: str = "classifier"
+    """`classifier`: this run's; or a backbone: resnet50, vgg16, timm:NAME, ..."""
+    weights: str = "imagenet"
+    """Of a backbone: `imagenet` (what torchvision or timm offers, downloads; of DINO names, self-supervised weights) or
+    the path of a state dict. Never trained on masks."""
+    layers: tuple[str, ...] = ()
+    """Names of layers, fine to coarse. Empty: the last three stages. The walk compares all but the last one; the
+    classifier of cells sees all."""
+
+
+@dataclass(frozen=True)
 class ExtendConfig:
     """Extends seeds to whole objects by what looks alike to the classifier's inner layers; no mask is used."""
 
@@ -184,8 +198,12 @@ class ExtendConfig:
     """walk: a random walk spreads the saliency over cells that look alike; pixels: a linear classifier of cells is
     trained on the seeds of many photos, in rounds, and a walk follows; none: the CRF starts from the saliency; auto:
     pixels, or none if classifier.weights is `none` (pixels needs features from pre-training)."""
+    backbone: tuple[FeatureConfig, ...] = (FeatureConfig(),)
+    """The networks that say what looks alike. Several are joined, each layer counting the same:
+    [{architecture: classifier}, {architecture: resnet50, weights: PATH}]."""
     photos: int = 500
-    """pixels: number of photos to learn from, evenly spaced. Each takes 3 to 6 MB of memory."""
+    """pixels: number of photos to learn from, evenly spaced; fewer where their features would take more than 8 GB. Each
+    takes 3 to 6 MB of memory with one network."""
     rounds: int = 4
     """pixels: how many times the classifier of cells is trained, each time on what the previous one was sure of."""
     low: float = 0.2
@@ -198,15 +216,20 @@ class ExtendConfig:
     classes; smaller values give more precise ones (docs/segmentation.md)."""
     radius: int = 12
     """How far one step of the walk reaches, in cells of 8 pixels (pixels: in the last walk)."""
-    power: float = 15.0
-    """Exponent of the cosine similarity of two cells. With larger values the walk stays on what looks the same."""
+    power: float | None = None
+    """Exponent of the cosine similarity of two cells. With larger values the walk stays on what looks the same. null:
+    chosen on some photos so that a step reaches as many cells as with 15 on a ResNet-50; no mask is read."""
     steps: int = 16
     """Steps of the walk on saliency. Probabilities of cells take half as many."""
 
     def __post_init__(self) -> None:
         _check_least("extend", self, photos=1, rounds=1, balance=0, radius=1, steps=0)
-        if not self.power > 0:
-            raise UserError(f"extend.power is {self.power}, but must be above 0")
+        if self.power is not None and not self.power > 0:
+            raise UserError(f"extend.power is {self.power}, but must be above 0, or null to choose it")
+        if not self.backbone:
+            raise UserError(
+                "extend.backbone is empty; give at least one network, such as [{architecture: classifier}]"
+            )
         if not 0 <= self.low <= self.high:
             raise UserError(
                 f"extend.low is {self.low} and extend.high is {self.high}, but 0 <= low <= high is needed"
@@ -240,9 +263,11 @@ class SegmenterConfig:
     """The segmentation network."""
 
     architecture: str = "deeplabv3_resnet50"
-    """deeplabv2_resnet50|101 (the papers'), deeplabv3_resnet18|50|101, deeplabv3_mobilenet_v3_large,
-    deeplabv3plus_resnet50|101, lraspp_mobilenet_v3_large, `light` (ResNet-18 and a small decoder, for small images), or
-    smp:NAME or smp:NAME/resnet101 of segmentation-models-pytorch (`pip install "wsss[smp]"`)."""
+    """HEAD_BACKBONE: deeplabv2_resnet50|101 (the papers'), deeplabv3_resnet18|50|101, deeplabv3_mobilenet_v3_large,
+    deeplabv3plus_resnet50|101, lraspp_mobilenet_v3_large; HEAD_timm:NAME with the heads deeplabv2, deeplabv3, linear,
+    fpn, pup (for plain transformers), and deeplabv3plus or lraspp where the network has fine maps; `light` (ResNet-18
+    and a small decoder, for small images); or smp:NAME or smp:NAME/resnet101 of segmentation-models-pytorch
+    (`pip install "wsss[smp]"`)."""
     weights: str = "imagenet"
     """Backbone weights: `imagenet` (classification, never masks), `none`, `classifier` (this run's), or a path."""
     allow_mask_pretraining: bool = False

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 import yaml
 from PIL import Image
 
@@ -260,3 +262,26 @@ def test_a_vision_transformer_goes_through_every_stage(tiny: list[str], tmp_path
     done = command("predict", photo, "--checkpoint", run, "--output", tmp_path / "new")
     assert done.status == 0, done.err
     assert (tmp_path / "new" / photo.name).is_file()
+
+
+def test_a_second_network_says_what_looks_alike(tiny: list[str], tmp_path: Path, command: Any) -> None:
+    run, weights = tmp_path / "run", tmp_path / "eye.pth"
+    words = [*tiny, "--output", run, "--extend.method", "pixels", "--extend.photos", 8, "--extend.backbone"]
+    joined = f"[{{architecture: classifier}}, {{architecture: resnet18, weights: {weights}, layers: [layer1, layer2]}}]"
+    sentence = command("refine", *words, joined).sentence
+    assert f"there is no file {weights}" in sentence
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18().state_dict(), weights)
+    assert (
+        command("refine", *words, joined.replace("layer2", "layer9")).sentence.count("no layer 'layer9'") == 1
+    )
+    assert not (run / "classifier").exists()
+    for stage in ("classify", "saliency", "refine"):
+        done = command(stage, *words, joined)
+        assert done.status == 0, done.err
+    stages = json.loads((run / "manifest.json").read_text())["stages"]
+    assert stages["extend"]["power"] > 1
+    before = stages["extend"]["fingerprint"]
+    torch.save(torchvision.models.resnet18().state_dict(), weights)  # other weights in the same file
+    assert command("refine", *words, joined).status == 0
+    assert json.loads((run / "manifest.json").read_text())["stages"]["extend"]["fingerprint"] != before

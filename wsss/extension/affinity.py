@@ -167,6 +167,15 @@ def affinity(features: Tensor, radius: int, power: float) -> Tensor:
         `(u, v, 2 radius + 1, v)` float32: from cell (y, x) to cell (y + i - radius, x'), 0 outside the radius
         or the grid; each `[y, x]` sums to one.
     """
+    result = similarity(features, radius).pow_(power)
+    return result.div_(result.sum((2, 3), keepdim=True))
+
+
+def similarity(features: Tensor, radius: int) -> Tensor:
+    """Cosine similarities between the cells of a grid, negative ones 0; arguments and shape as `affinity`.
+
+    That of a cell with itself is 1 by definition: a cell of zeros, which resembles none, keeps what it has.
+    """
     depth, rows, columns = features.shape
     offsets = torch.arange(-radius, radius + 1, device=features.device)
     across = torch.arange(columns, device=features.device)
@@ -177,10 +186,58 @@ def affinity(features: Tensor, radius: int, power: float) -> Tensor:
     for row in range(rows):
         window = padded[row : row + 2 * radius + 1].reshape(-1, depth)
         cosine = (padded[row + radius] @ window.T).view_as(far)
-        result[row] = cosine.clamp_(min=0).pow_(power).masked_fill_(far, 0)
-    # Its own affinity is 1 by definition: a cell of zeros, which resembles none, keeps what it has.
+        result[row] = cosine.clamp_(min=0).masked_fill_(far, 0)
     result[:, across, radius, across] = 1
-    return result.div_(result.sum((2, 3), keepdim=True))
+    return result
+
+
+REACH = 0.09
+"""Share of the cells within the radius that a step of the walk reaches in effect, see `calibrated_power`."""
+
+
+def reach(similarities: Tensor, power: float) -> float:
+    """Mean over the cells of exp(entropy of the step from there), divided by the number of cells in the radius.
+
+    exp(entropy) is the number of cells among which the step would have to be even to be as uncertain.
+
+    Args:
+        similarities: of `similarity`.
+        power: as in `affinity`.
+    """
+    raw = similarities.pow(power)
+    shares = raw / raw.sum((2, 3), keepdim=True)
+    entropy = torch.special.entr(shares).sum((2, 3))
+    across = torch.arange(similarities.shape[1], device=similarities.device)
+    offsets = torch.arange(similarities.shape[2], device=similarities.device) - similarities.shape[2] // 2
+    rows = torch.arange(len(similarities), device=similarities.device)
+    near = (across[:, None] - across).square()[:, None, :] + offsets.square()[:, None] <= int(
+        offsets[-1]
+    ) ** 2
+    inside = (rows[:, None] + offsets >= 0) & (rows[:, None] + offsets < len(rows))
+    count = torch.einsum("ro,cod->rc", inside.float(), near.float())
+    return float((entropy.exp() / count).mean())
+
+
+def calibrated_power(samples: Sequence[Tensor]) -> float:
+    """The power with which a step of the walk reaches the share `REACH` of the cells in the radius. No mask is read.
+
+    Networks differ in how alike they find any two cells. With the same power, the walk on one would spread over whole
+    photos and stay in place on another.
+
+    Args:
+        samples: of `similarity`, of some photos, all with the same radius.
+
+    Returns:
+        Between 1 and 200, two digits after the point.
+    """
+    low, high = 1.0, 200.0
+    for _ in range(16):  # bisection on a logarithmic scale
+        middle = math.sqrt(low * high)
+        if sum(reach(one, middle) for one in samples) / len(samples) > REACH:
+            low = middle
+        else:
+            high = middle
+    return round(math.sqrt(low * high), 2)
 
 
 def random_walk(maps: Tensor, transition: Tensor, steps: int) -> Tensor:

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from wsss.errors import UserError
 from wsss.models.lookup import find_backbone
+from wsss.models.pretraining import sign_of_masks
 from wsss.models.weights import load_into, load_weights
 
 
@@ -56,3 +57,31 @@ def _check_head(state: dict[str, Tensor], head: str, classes: int, weights: str)
             f"--weights {weights} scores {len(state[head])} classes, not ImageNet's {classes}; "
             "a classifier that wsss trained is given as --checkpoint"
         )
+
+
+def load_features(architecture: str, weights: str, option: str) -> nn.Module:
+    """A network for its inner layers, in eval mode on the CPU. It needs no head, so self-supervised weights do.
+
+    Args:
+        architecture: any backbone.
+        weights: `imagenet` downloads what the library offers; else the path of a state dict.
+        option: the section that gives both, for messages.
+
+    Raises:
+        UserError: as `load_imagenet_classifier`, or the weights were trained on masks.
+    """
+    backbone = find_backbone(architecture, f"{option}.architecture", lambda other: True)
+    state = load_weights(weights, backbone, f"{option}.weights", optional=False)
+    if state is None:
+        raise UserError(
+            f"{option}.weights is none, and an untrained network sees nothing: give `imagenet` or a path"
+        )
+    if (sign := sign_of_masks(state)) is not None:
+        raise UserError(
+            f"{option}.weights {weights} holds a network that was trained on masks or boxes (it has {sign}); give one "
+            "that was trained without them"
+        )
+    model = backbone.build()
+    state = backbone.adapt(state, model) if backbone.remodelled is None else state
+    load_into(model, state, ignore=backbone.layout.heads, source=f"{option}.weights {weights}")
+    return backbone.complete(model).eval()

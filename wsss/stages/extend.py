@@ -1,7 +1,8 @@
-"""The extension stage: from what the saliency marks to whole objects, without masks and without a second network.
+"""The extension stage: from what the saliency marks to whole objects, without masks.
 
-`walk` spreads each photo's saliency by a random walk over cells that the classifier's inner layers find alike
-(`extension.affinity`). `pixels` first learns what the seeds have in common (`extension.pixels`):
+`walk` spreads each photo's saliency by a random walk over cells that the inner layers of the classifier, or of other
+frozen networks, find alike (`extension.affinity`). `pixels` first
+learns what the seeds have in common (`extension.pixels`):
 
     1. on some photos, the saliency is walked, and its clear cells become labels
     2. a linear classifier of cells is trained on them, on frozen features
@@ -13,7 +14,7 @@ The CRF then starts from these probabilities instead of thresholded saliency.
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss import runtime
-from wsss.config import Config, ExtendConfig, RuntimeConfig, to_dict
+from wsss.config import Config, ExtendConfig, FeatureConfig, RuntimeConfig, to_dict
 from wsss.data.dataset import Record, evenly
 from wsss.data.files import Saliency, image_size, read_arrays, read_saliency, write_arrays, write_saliency
 from wsss.data.labels import BACKGROUND, IGNORE
@@ -30,19 +31,21 @@ from wsss.data.modules import Photo, load_batches, same_size_batches
 from wsss.data.transforms import normalize_image
 from wsss.errors import UserError
 from wsss.extension.affinity import (
-    WalkParameters,
     activations,
     affinity,
+    calibrated_power,
     cells,
     grid,
     last_stages,
     random_walk,
-    walk,
+    similarity,
 )
 from wsss.extension.pixels import fit, probabilities, probable_labels, seed_labels
-from wsss.rundir import CALIBRATION, CLASSIFIER, EXTENDED, EXTENSION, RunDirectory
+from wsss.models.imagenet_classifier import load_features
+from wsss.models.maps import find_layer
+from wsss.rundir import CALIBRATION, CLASSIFIER, EXTENDED, EXTENSION, RunDirectory, StageState
 from wsss.saliency import normalize, upsample
-from wsss.stages.base import Context, Stage, after, tell, unused
+from wsss.stages.base import Context, Stage, after, tell, unused, weights_stamp
 from wsss.stages.shards import rank_and_world, shares, wait_for_file
 from wsss.tasks.classification import load_classifier
 
@@ -53,13 +56,55 @@ LEARN_RADIUS = 6
 
 READ = {
     "none": (),
-    "walk": ("radius", "power", "steps"),
-    "pixels": ("photos", "rounds", "low", "high", "balance", "radius", "power", "steps"),
+    "walk": ("backbone", "radius", "power", "steps"),
+    "pixels": ("backbone", "photos", "rounds", "low", "high", "balance", "radius", "power", "steps"),
 }
 """Method -> the settings of ``extend`` that it reads."""
 
 SHRUNK = 0.5
 """Share of the objects' clear cells that must be left after the rounds. Below it the user is warned."""
+
+
+MEMORY = 8 * 2**30
+"""Bytes of features that the classifier of cells learns from, at most."""
+
+CALIBRATED_ON = 24
+"""Photos on which the power of the walk is chosen."""
+
+
+class Features:
+    """Frozen networks, and the layers of each that are looked at."""
+
+    def __init__(self, networks: Sequence[tuple[nn.Module, Sequence[str]]], hardware: RuntimeConfig) -> None:
+        """Move the networks to the device."""
+        self.networks = [(runtime.prepare(network, hardware), tuple(layers)) for network, layers in networks]
+        self.hardware = hardware
+
+    def __call__(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Photos (B, 3, H, W) in [0, 1] -> maps of the layers that the walk compares, and of the others.
+
+        Of each network the walk compares all layers but the last.
+        """
+        images = normalize_image(images.to(runtime.device(self.hardware)))
+        compared, others = [], []
+        with runtime.autocast(self.hardware):
+            for network, layers in self.networks:
+                maps = activations(network, images, layers)
+                compared += maps[:-1] or maps
+                others += maps[-1:] if len(maps) > 1 else []
+        return compared, others
+
+    def power(self, records: Sequence[Record]) -> float:
+        """The power of the walk for these networks, chosen on some of the photos without masks."""
+        samples = []
+        some = evenly(records, CALIBRATED_ON)
+        for photos in load_batches(
+            [[record] for record in some], workers=runtime.loader_workers(self.hardware)
+        ):
+            images = photos[0].image[None]
+            compared = cells(self(images)[0], grid(images, LEARN_STRIDE))[0]
+            samples.append(similarity(compared, LEARN_RADIUS))
+        return calibrated_power(samples)
 
 
 @dataclass
@@ -73,19 +118,10 @@ class Lesson:
 
 
 class PixelExtension:
-    """A classifier, the layers to compare, and the constants."""
+    """Frozen networks and the constants; ``config.power`` is a number."""
 
-    def __init__(self, network: nn.Module, config: ExtendConfig, hardware: RuntimeConfig) -> None:
-        """Move the network to the device; its last layer joins the two that the walk compares."""
-        self.network = runtime.prepare(network, hardware)
-        self.config, self.hardware = config, hardware
-        self.layers = last_stages(network)
-
-    def activations(self, images: Tensor) -> list[Tensor]:
-        """The layers' activations for photos (B, 3, H, W) in [0, 1]."""
-        device = runtime.device(self.hardware)
-        with runtime.autocast(self.hardware):
-            return activations(self.network, normalize_image(images.to(device)), self.layers)
+    def __init__(self, features: Features, config: ExtendConfig, hardware: RuntimeConfig) -> None:
+        self.features, self.config, self.hardware = features, config, hardware
 
     def learn(self, records: Sequence[Record], run: RunDirectory, classes: int, seed: int) -> nn.Linear:
         """Steps 1 to 3: the classifier of cells.
@@ -120,6 +156,7 @@ class PixelExtension:
     ) -> tuple[Tensor, list[tuple[Record, Lesson]], int]:
         """Features (N, D) float16 of all cells of the photos, where each photo's cells are, and how many of the D
         features belong to the layers of the walk."""
+        records = self._affordable(records)
         features, lessons, end, depth = torch.zeros(0), [], 0, 0
         total = sum(_cells(image_size(record.image)) for record in records)
         with runtime.bar(self.hardware, "read cells", len(records), 0) as bar:
@@ -127,9 +164,9 @@ class PixelExtension:
                 same_size_batches(records, 4), workers=runtime.loader_workers(self.hardware)
             ):
                 images = torch.stack([photo.image for photo in photos])
-                taken = self.activations(images)
-                depth = sum(part.shape[1] for part in taken[:-1])
-                found = cells(taken, grid(images, LEARN_STRIDE))
+                compared, others = self.features(images)
+                depth = sum(part.shape[1] for part in compared)
+                found = cells([*compared, *others], grid(images, LEARN_STRIDE))
                 if end == 0:
                     features = torch.empty((total, found.shape[1]), dtype=torch.float16)
                 for photo, part in zip(photos, found, strict=True):
@@ -140,6 +177,18 @@ class PixelExtension:
                     end = rows.stop
                 bar.update(len(photos))
         return features, lessons, depth
+
+    def _affordable(self, records: Sequence[Record]) -> Sequence[Record]:
+        """As many of the photos, evenly spaced, as have room in memory."""
+        (first,) = next(load_batches([[records[0]]]))
+        compared, others = self.features(first.image[None])
+        depth = sum(part.shape[1] for part in (*compared, *others))
+        size = 2 * depth * sum(_cells(image_size(record.image)) for record in records)
+        if size <= MEMORY:
+            return records
+        count = max(1, int(len(records) * MEMORY / size))
+        tell([f"learns from {count} photos instead of {len(records)}: more features do not fit in 8 GB"])
+        return evenly(records, count)
 
     def _first_labels(
         self, run: RunDirectory, features: Tensor, depth: int, record: Record, lesson: Lesson
@@ -160,7 +209,7 @@ class PixelExtension:
         if len(maps) == 0 or steps == 0:
             return maps
         compared = nn.functional.normalize(_image(features[lesson.rows, :depth], lesson.size), dim=0)
-        return random_walk(maps, affinity(compared, LEARN_RADIUS, self.config.power), steps)
+        return random_walk(maps, affinity(compared, LEARN_RADIUS, _number(self.config.power)), steps)
 
     @torch.no_grad()
     def apply(self, layer: nn.Linear, photo: Photo) -> Saliency:
@@ -170,10 +219,10 @@ class PixelExtension:
         size = (photo.image.shape[1], photo.image.shape[2])
         if not classes:
             return _archive((), torch.ones((1, *grid(images, WALK_STRIDE))), size)
-        taken = self.activations(images)
-        found = probabilities(layer, cells(taken, grid(images, LEARN_STRIDE))[0], classes)
-        compared = cells(taken[:-1], grid(images, WALK_STRIDE))[0]
-        transition = affinity(compared, self.config.radius, self.config.power)
+        inner, others = self.features(images)
+        found = probabilities(layer, cells([*inner, *others], grid(images, LEARN_STRIDE))[0], classes)
+        compared = cells(inner, grid(images, WALK_STRIDE))[0]
+        transition = affinity(compared, self.config.radius, _number(self.config.power))
         found = upsample(found, (compared.shape[-2], compared.shape[-1]))
         return _archive(classes, random_walk(found, transition, self.config.steps // 2), size)
 
@@ -186,23 +235,27 @@ def write_pixels(
     _write(records, run, extension.hardware, lambda photo: extension.apply(layer, photo))
 
 
+@torch.no_grad()
 def write_walks(
-    network: nn.Module,
+    features: Features,
     config: ExtendConfig,
     records: Sequence[Record],
     run: RunDirectory,
     hardware: RuntimeConfig,
 ) -> None:
     """Write ``extended/<id>.npz`` for every record that lacks it: saliency after the walk."""
-    network = runtime.prepare(network, hardware)
-    parameters = WalkParameters(radius=config.radius, power=config.power, steps=config.steps)
 
     def extend(photo: Photo) -> Saliency:
         stored = read_saliency(run.saliency(photo.record.id))
         maps = torch.from_numpy(stored.maps.astype(np.float32)).to(runtime.device(hardware))
-        with runtime.autocast(hardware):
-            image = normalize_image(photo.image.to(maps.device)[None])[0]
-            maps = walk(maps, network, image, parameters).clamp(0, 1)
+        if len(maps) and config.steps:
+            images = photo.image[None]
+            compared = cells(features(images)[0], grid(images, WALK_STRIDE))[0]
+            transition = affinity(compared, config.radius, _number(config.power))
+            maps = random_walk(
+                upsample(maps, (compared.shape[-2], compared.shape[-1])), transition, config.steps
+            )
+        maps = normalize(maps, "max").clamp(0, 1)
         return Saliency(stored.classes, maps.cpu().numpy().astype(np.float16), stored.size)
 
     _write(records, run, hardware, extend)
@@ -275,12 +328,15 @@ def extend(context: Context) -> dict[str, Any]:
     tell(unused("extend", settings, names, f"the extension is {config.extension} (extend.method)"))
     if config.extension == "none":
         return {"images": 0}
-    network, _, _ = load_classifier(run.checkpoint(CLASSIFIER, config.saliency.checkpoint))
+    features = Features([frozen_network(context, one) for one in settings.backbone], hardware)
+    power = settings.power or features.power(records)
+    facts: dict[str, Any] = {"images": len(records), "power": power}
+    settings = replace(settings, power=power)
     if config.extension == "walk":
         for part in shares(records):
-            write_walks(network, settings, part, run, hardware)
-        return {"images": len(records)}
-    pixels = PixelExtension(network, settings, hardware)
+            write_walks(features, settings, part, run, hardware)
+        return facts
+    pixels = PixelExtension(features, settings, hardware)
     if not run.extension.is_file():
         if rank_and_world()[0] == 0:
             layer = pixels.learn(
@@ -292,13 +348,47 @@ def extend(context: Context) -> dict[str, Any]:
     layer = read_layer(run.extension)
     for part in shares(records):
         write_pixels(pixels, layer, part, run)
-    return {"images": len(records)}
+    return facts
+
+
+def frozen_network(context: Context, settings: FeatureConfig) -> tuple[nn.Module, Sequence[str]]:
+    """A frozen network and its layers."""
+    if settings.architecture == "classifier":
+        path = context.run.checkpoint(CLASSIFIER, context.config.saliency.checkpoint)
+        network = load_classifier(path)[0]
+    else:
+        network = load_features(settings.architecture, settings.weights, "extend.backbone")
+    for layer in settings.layers:
+        find_layer(network, layer)
+    return network, settings.layers or last_stages(network)
+
+
+def _number(power: float | None) -> float:
+    if power is None:
+        raise ValueError("the power of the walk has not been chosen yet")
+    return power
+
+
+def _check(context: Context, state: StageState) -> int:
+    """Build the other networks, so that what is wrong with them is said before the hours."""
+    if context.config.extension != "none":
+        for other in context.config.extend.backbone:
+            if other.architecture != "classifier":
+                frozen_network(context, other)
+    return 0
 
 
 def _settings(config: Config) -> list[Any]:
     """The extension's method, and the settings that this method reads."""
     settings, kind = to_dict(config.extend), config.extension
     read = {name: settings[name] for name in READ[kind]}
+    if "backbone" in read:
+        read["backbone"] = [
+            [other.architecture, other.layers]
+            if other.architecture == "classifier"
+            else [other.architecture, weights_stamp(config, other.weights), other.layers]
+            for other in config.extend.backbone
+        ]
     return [kind, read, config.seed] if kind == "pixels" else [kind, read]
 
 
@@ -313,4 +403,5 @@ EXTEND = Stage(
         for record in context.dataset.train
         if context.config.extension != "none"
     ],
+    check=_check,
 )

@@ -31,7 +31,8 @@ def parse_config(cls: type[T], values: dict[str, Any]) -> T:
         if is_dataclass(hint) and isinstance(value, dict):
             value = parse_config(typing.cast("type[Any]", hint), value)
         elif isinstance(value, list):
-            value = tuple(value)
+            (kind, *_) = typing.get_args(hint) or (None,)
+            value = tuple(parse_config(kind, item) if isinstance(item, dict) else item for item in value)
         arguments[field.name] = value
     return cls(**arguments)
 

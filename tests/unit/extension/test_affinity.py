@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -12,10 +14,13 @@ from wsss.errors import UserError
 from wsss.extension.affinity import (
     WalkParameters,
     affinity,
+    calibrated_power,
     cells,
     default_layers,
     features,
     random_walk,
+    reach,
+    similarity,
     walk,
 )
 from wsss.models.vgg import VGG16
@@ -244,3 +249,30 @@ def test_maps_must_fit_the_grid() -> None:
 def test_meaningless_constants_are_refused(change: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         WalkParameters(**change)  # type: ignore[arg-type]
+
+
+def test_reach_is_the_entropy_of_plain_loops() -> None:
+    found = similarity(random_cells(4, 3, 5), radius=2)
+    shares = []
+    for row in range(3):
+        for column in range(5):
+            inside, raw = 0, []
+            for i in range(5):
+                for other in range(5):
+                    there = row + i - 2
+                    if 0 <= there < 3 and (i - 2) ** 2 + (other - column) ** 2 <= 4:
+                        inside += 1
+                        raw.append(float(found[row, column, i, other]) ** 7)
+            parts = [value / sum(raw) for value in raw if value]
+            shares.append(math.exp(-sum(part * math.log(part) for part in parts)) / inside)
+    assert reach(found, 7.0) == pytest.approx(sum(shares) / len(shares), rel=1e-5)
+    even = torch.ones_like(found) * (found > 0)
+    assert reach(even, 3.0) <= 1.0
+
+
+def test_a_network_that_finds_all_alike_gets_a_larger_power() -> None:
+    torch.manual_seed(0)
+    base = torch.randn(16, 8, 8)
+    alike, different = F.normalize(base + 6, dim=0), F.normalize(base + 1, dim=0)
+    powers = [calibrated_power([similarity(cells, 3)]) for cells in (different, alike)]
+    assert 1 < powers[0] < powers[1] <= 200

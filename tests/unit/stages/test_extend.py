@@ -18,11 +18,21 @@ from wsss.errors import UserError
 from wsss.extension import affinity, pixels
 from wsss.rundir import RunDirectory
 from wsss.saliency import normalize, upsample
-from wsss.stages.extend import PixelExtension, read_layer, sample, write_layer, write_pixels, write_walks
+from wsss.stages import extend
+from wsss.stages.extend import (
+    Features,
+    PixelExtension,
+    read_layer,
+    sample,
+    write_layer,
+    write_pixels,
+    write_walks,
+)
 from wsss.stages.workers import has_background
 
 CPU = RuntimeConfig(accelerator="cpu", precision="float32", workers=0, progress=False)
-CONFIG = ExtendConfig(rounds=2, photos=3, steps=4, radius=3)
+CONFIG = ExtendConfig(rounds=2, photos=3, steps=4, radius=3, power=15.0)
+LAYERS = ("layer2", "layer3", "layer4")
 SIZES = ((64, 96), (96, 64), (64, 96), (64, 96))
 LABELS: tuple[tuple[int, ...], ...] = ((1, 2), (2,), (1,), ())
 
@@ -31,6 +41,11 @@ LABELS: tuple[tuple[int, ...], ...] = ((1, 2), (2,), (1,), ())
 def network() -> torch.nn.Module:
     torch.manual_seed(0)
     return torchvision.models.resnet18(weights=None, num_classes=2).eval()
+
+
+@pytest.fixture
+def features(network: torch.nn.Module) -> Features:
+    return Features([(network, LAYERS)], CPU)
 
 
 @pytest.fixture
@@ -58,11 +73,10 @@ def records(tmp_path: Path, run: RunDirectory) -> list[Record]:
 
 def restated(network: torch.nn.Module, records: list[Record], run: RunDirectory) -> torch.nn.Linear:
     """Two rounds, photo by photo, without the bookkeeping of one matrix for all."""
-    layers = ("layer2", "layer3", "layer4")
     seen = []
     for record in records:
         image = normalize_image(to_tensor(read_image(record.image)))[None]
-        cells = affinity.features(network, image, layers, stride=16)[0].half().float()
+        cells = affinity.features(network, image, LAYERS, stride=16)[0].half().float()
         depth = 128 + 256
         transition = affinity.affinity(F.normalize(cells[:depth], dim=0), 6, CONFIG.power)
         maps = torch.from_numpy(read_saliency(run.saliency(record.id)).maps.astype(np.float32))
@@ -84,15 +98,15 @@ def restated(network: torch.nn.Module, records: list[Record], run: RunDirectory)
     return pixels.fit(features, torch.cat(again), 3, CONFIG.balance, seed=5)
 
 
-def test_learning_is_that_of_plain_rounds(network, records, run):
-    layer = PixelExtension(network, CONFIG, CPU).learn(records[:3], run, 3, seed=5)
+def test_learning_is_that_of_plain_rounds(network, features, records, run):
+    layer = PixelExtension(features, CONFIG, CPU).learn(records[:3], run, 3, seed=5)
     expected = restated(network, records[:3], run)
     assert expected.weight.abs().max() > 0
     torch.testing.assert_close(layer.weight, expected.weight, rtol=1e-3, atol=1e-4)
 
 
-def test_every_photo_gets_probabilities_of_its_classes_and_the_background(network, records, run):
-    extension = PixelExtension(network, CONFIG, CPU)
+def test_every_photo_gets_probabilities_of_its_classes_and_the_background(features, records, run):
+    extension = PixelExtension(features, CONFIG, CPU)
     layer = extension.learn(records[:3], run, 3, seed=0)
     write_pixels(extension, layer, records, run)
     for record, size, labels in zip(records, SIZES, LABELS, strict=True):
@@ -104,13 +118,13 @@ def test_every_photo_gets_probabilities_of_its_classes_and_the_background(networ
         np.testing.assert_allclose(stored.maps.astype(np.float32).sum(0), 1, atol=5e-3)
 
 
-def test_probabilities_are_those_of_the_cells_after_a_fine_walk(network, records, run):
+def test_probabilities_are_those_of_the_cells_after_a_fine_walk(network, features, records, run):
     """Step 4 for one photo, by the functions that have references of their own."""
-    extension = PixelExtension(network, CONFIG, CPU)
+    extension = PixelExtension(features, CONFIG, CPU)
     layer = extension.learn(records[:3], run, 3, seed=0)
     write_pixels(extension, layer, records[:1], run)
     image = normalize_image(to_tensor(read_image(records[0].image)))[None]
-    coarse = affinity.features(network, image, ("layer2", "layer3", "layer4"), stride=16)[0]
+    coarse = affinity.features(network, image, LAYERS, stride=16)[0]
     found = pixels.probabilities(layer, coarse, LABELS[0])
     assert found.std() > 0.01
     fine = affinity.features(network, image, ("layer2", "layer3"), stride=8)[0]
@@ -121,8 +135,8 @@ def test_probabilities_are_those_of_the_cells_after_a_fine_walk(network, records
     np.testing.assert_allclose(stored, expected.numpy(), atol=2e-3)
 
 
-def test_what_is_there_is_not_made_again(network, records, run):
-    extension = PixelExtension(network, CONFIG, CPU)
+def test_what_is_there_is_not_made_again(features, records, run):
+    extension = PixelExtension(features, CONFIG, CPU)
     write_pixels(extension, torch.nn.Linear(128 + 256 + 512, 3), records[:2], run)
     before = {record.id: run.maps("extended", record.id).stat().st_mtime_ns for record in records[:2]}
     write_pixels(extension, torch.nn.Linear(128 + 256 + 512, 3), records, run)
@@ -131,8 +145,8 @@ def test_what_is_there_is_not_made_again(network, records, run):
     assert run.maps("extended", records[3].id).is_file()
 
 
-def test_walked_saliency_keeps_its_classes_and_its_maximum(network, records, run):
-    write_walks(network, CONFIG, records, run, CPU)
+def test_walked_saliency_keeps_its_classes_and_its_maximum(features, records, run):
+    write_walks(features, CONFIG, records, run, CPU)
     for record, labels in zip(records, LABELS, strict=True):
         stored = read_saliency(run.maps("extended", record.id))
         assert stored.classes.tolist() == list(labels)
@@ -143,9 +157,9 @@ def test_walked_saliency_keeps_its_classes_and_its_maximum(network, records, run
             assert (stored.maps > 0.2).mean() > (before > 0.2).mean()
 
 
-def test_walked_saliency_is_the_walk_with_the_configured_constants(network, records, run):
+def test_walked_saliency_is_the_walk_with_the_configured_constants(network, features, records, run):
     config = ExtendConfig(steps=3, radius=2, power=4.0)
-    write_walks(network, config, records[:1], run, CPU)
+    write_walks(features, config, records[:1], run, CPU)
     image = normalize_image(to_tensor(read_image(records[0].image)))
     before = torch.from_numpy(read_saliency(run.saliency(records[0].id)).maps.astype(np.float32))
     expected = affinity.walk(before, network, image, affinity.WalkParameters(radius=2, power=4.0, steps=3))
@@ -153,15 +167,15 @@ def test_walked_saliency_is_the_walk_with_the_configured_constants(network, reco
     np.testing.assert_allclose(found.astype(np.float32), expected.numpy(), atol=2e-3)
 
 
-def test_saliency_without_a_clear_cell_is_explained(network, records, run):
+def test_saliency_without_a_clear_cell_is_explained(features, records, run):
     for record in records[:3]:
         stored = read_saliency(run.saliency(record.id))
         write_saliency(
             run.saliency(record.id), Saliency(stored.classes, stored.maps * 0 + np.float16(0.5), stored.size)
         )
-    config = ExtendConfig(rounds=1, low=0.1, high=1.0)
+    config = ExtendConfig(rounds=1, low=0.1, high=1.0, power=15.0)
     with pytest.raises(UserError, match="no cell of the saliency is clear enough"):
-        PixelExtension(network, config, CPU).learn(records[:3], run, 3, seed=0)
+        PixelExtension(features, config, CPU).learn(records[:3], run, 3, seed=0)
 
 
 def test_only_labelled_photos_are_learnt_from_evenly_spaced(records):
@@ -180,8 +194,8 @@ def test_the_classifier_of_cells_survives_the_disk(tmp_path):
         read_layer(path)
 
 
-def test_objects_that_shrink_while_learning_are_told(network, records, run, monkeypatch, capsys):
-    extension = PixelExtension(network, CONFIG, CPU)
+def test_objects_that_shrink_while_learning_are_told(features, records, run, monkeypatch, capsys):
+    extension = PixelExtension(features, CONFIG, CPU)
     extension.learn(records[:3], run, 3, seed=0)
     assert "shrank" not in capsys.readouterr().err
 
@@ -193,3 +207,59 @@ def test_objects_that_shrink_while_learning_are_told(network, records, run, monk
     assert re.search(
         r"objects shrank while learning, from \d+% of the clear cells to 0%.*walk", capsys.readouterr().err
     )
+
+
+# -- other networks ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other() -> torch.nn.Module:
+    torch.manual_seed(1)
+    return torchvision.models.resnet34(weights=None, num_classes=2).eval()
+
+
+def test_several_networks_are_joined_and_each_layer_counts_the_same(network, other, records):
+    joined = Features([(network, LAYERS), (other, ("layer1", "layer2"))], CPU)
+    image = to_tensor(read_image(records[0].image))[None]
+    compared, others = joined(image)
+    plain = normalize_image(image)
+    expected = [affinity.activations(network, plain, [name])[0] for name in ("layer2", "layer3")]
+    expected += affinity.activations(other, plain, ["layer1"])
+    for found, one in zip(compared, expected, strict=True):
+        torch.testing.assert_close(found, one)
+    assert [part.shape[1] for part in others] == [512, 128]
+    cells = affinity.cells(compared, (4, 6))[0]
+    units = [F.normalize(affinity.cells([one], (4, 6))[0], dim=0) for one in expected]
+    cosines = torch.stack([torch.einsum("dij,dkl->ijkl", unit, unit) for unit in units]).mean(0)
+    torch.testing.assert_close(torch.einsum("dij,dkl->ijkl", cells, cells), cosines, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_with_one_layer_is_compared_by_it(network, records):
+    compared, others = Features([(network, ("layer3",))], CPU)(to_tensor(read_image(records[0].image))[None])
+    assert ([part.shape[1] for part in compared], others) == ([256], [])
+
+
+def test_learning_takes_no_more_photos_than_have_room(features, records, run, monkeypatch, capsys):
+    one = 2 * (128 + 256 + 512) * 24
+    monkeypatch.setattr(extend, "MEMORY", 2 * one)
+    extension = PixelExtension(features, CONFIG, CPU)
+    matrix, lessons, depth = extension._read(records[:3], run)
+    assert (len(matrix), depth) == (2 * 24, 128 + 256)
+    assert [record.id for record, _ in lessons] == ["set/0", "set/1"]
+    assert "learns from 2 photos instead of 3: more features do not fit in 8 GB" in capsys.readouterr().err
+    monkeypatch.setattr(extend, "MEMORY", 3 * one)
+    assert len(extension._read(records[:3], run)[1]) == 3
+
+
+def test_the_power_is_that_with_which_a_step_reaches_the_known_share(features, network, records):
+    power = features.power(records)
+    samples = []
+    for record in records:
+        image = normalize_image(to_tensor(read_image(record.image)))[None]
+        samples.append(affinity.similarity(affinity.features(network, image, LAYERS[:2], stride=16)[0], 6))
+    shares = [
+        sum(affinity.reach(one, value) for one in samples) / 4
+        for value in (power * 1.02, power, power * 0.98)
+    ]
+    assert shares[0] < affinity.REACH < shares[2]
+    assert shares[1] == pytest.approx(affinity.REACH, rel=0.02)

@@ -77,7 +77,7 @@ def another(value: Any, hint: Any) -> Any:
     if isinstance(value, str):
         return "other"
     if isinstance(value, tuple):
-        return tuple(2 * item for item in value)
+        return tuple(replace(item, layers=("layer2",)) if is_dataclass(item) else 2 * item for item in value)
     return 0.9 * value + 0.01 if isinstance(value, float) else value + 1
 
 
@@ -95,7 +95,7 @@ def test_every_setting_makes_those_stages_stale_that_read_it(dataset: Dataset) -
 
 @pytest.mark.parametrize(
     ("method", "read"),
-    [("none", {"method"}), ("walk", {"method", "radius", "power", "steps"})],
+    [("none", {"method"}), ("walk", {"method", "backbone", "radius", "power", "steps"})],
 )
 def test_an_extension_is_stale_after_a_change_of_what_its_method_reads(
     dataset: Dataset, method: Any, read: set[str]

@@ -19,6 +19,7 @@ from wsss.config import (
     DataConfig,
     EvaluateConfig,
     ExtendConfig,
+    FeatureConfig,
     RuntimeConfig,
     SaliencyConfig,
     SegmenterConfig,
@@ -74,7 +75,7 @@ def context(tmp_path: Path) -> Context:
 def calls_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
     """Replaces a function and lists its calls."""
 
-    def listen(owner: ModuleType | SimpleNamespace, name: str, result: Any = None) -> Calls:
+    def listen(owner: ModuleType | SimpleNamespace | type, name: str, result: Any = None) -> Calls:
         calls: Calls = []
 
         def listening(*args: Any, **keywords: Any) -> Any:
@@ -189,11 +190,14 @@ def test_saliency_is_that_of_the_configured_network_and_method(
 def test_cells_are_learnt_on_evenly_spaced_photos_with_the_seed_of_the_run(
     context: Context, calls_of: Callable[..., Calls]
 ) -> None:
-    calls_of(extend, "load_classifier", (NETWORK, CLASSES, CONFIG.classifier))
+    frozen = calls_of(extend, "frozen_network", (NETWORK, ("0", "1")))
+    powers = calls_of(extend.Features, "power", 7.5)
     pixels = SimpleNamespace(learn=None)
-    calls_of(extend, "PixelExtension", pixels)
+    made = calls_of(extend, "PixelExtension", pixels)
     learns, writes = calls_of(pixels, "learn", nn.Linear(4, 3)), calls_of(extend, "write_pixels")
-    extend.extend(context)
+    facts = extend.extend(context)
+    assert frozen == [((context, FeatureConfig()), {})]
+    assert (len(powers), facts["power"], made[0][0][1]) == (1, 7.5, replace(CONFIG.extend, power=7.5))
     first, _, middle, *_ = context.dataset.train
     assert learns == [(([first, middle], context.run, 3, 5), {})]
     assert writes[0][0][2:] == (context.dataset.train, context.run)
