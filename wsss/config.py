@@ -125,6 +125,13 @@ class ClassifierConfig:
     """Initial weights: `imagenet` (of torchvision or timm, downloads), `none`, or the path of a state dict."""
     output_stride: Literal[8, 16, 32] = 16
     """Input pixels per cell of the last feature map (ResNets). Smaller is finer and slower."""
+    pooling: Literal["own", "mean", "max", "lse", "topk"] = "own"
+    """How places become a score. own: the network's own pooling and head; otherwise a linear layer scores every cell of
+    the last feature map, and their mean, maximum, log-sum-exp, or mean of the highest is the logit."""
+    lse_temperature: float = 5.0
+    """pooling lse: log(mean of exp(r s)) / r of the cells' scores s. Small r: nearly the mean; large r: the maximum."""
+    topk_share: float = 0.1
+    """pooling topk: share of the cells that counts, at least one cell."""
     small_images: bool = False
     """Drop the stem's max pooling, which halves every stride (for ResNets on images of about 128 pixels)."""
     freeze_batchnorm: bool | None = None
@@ -147,6 +154,10 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         _check_least("classifier", self, frozen_stages=0, epochs=1, batch_size=1, crop=32, color_jitter=0)
         _check_range("classifier.long_side", *self.long_side)
+        if not self.lse_temperature > 0:
+            raise UserError(f"classifier.lse_temperature is {self.lse_temperature}, but must be above 0")
+        if not 0 < self.topk_share <= 1:
+            raise UserError(f"classifier.topk_share is {self.topk_share}, but must be in (0, 1]")
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,10 @@ from wsss.config import RuntimeConfig
 from wsss.data.files import atomic_path, read_image
 from wsss.data.transforms import normalize_image, to_tensor
 from wsss.errors import UserError
-from wsss.models.classifier import classifier_backbone
 from wsss.models.imagenet_classifier import load_imagenet_classifier
 from wsss.report.figure import Panel, Row, Tile, draw_panels, draw_table, short
 from wsss.report.overlay import Picture, overlay_saliency
-from wsss.saliency import SESS, SaliencyMethod, normalize, upsample
+from wsss.saliency import SESS, SaliencyMethod, last_layer, normalize, upsample
 from wsss.saliency.base import resize_images
 from wsss.saliency.parse import parse_method
 from wsss.saliency.sess import Crops
@@ -37,6 +36,9 @@ from wsss.tasks.classification import load_classifier
 LONGEST_SIDE, SHORTEST_SIDE = 1024, 32
 """Photos are resized to within these bounds, in pixels, unless a size is given. Larger ones need gigabytes at the first
 layers; smaller ones leave nothing for the last layers."""
+
+SIZE = (224, 224)
+"""Of the image on which the last layer of an unknown network is looked for."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,14 @@ class Subject:
 
 def trained_subject(checkpoint: Path, layer: str | None = None) -> Subject:
     """A multi-label classifier that `wsss classify` trained. UserError if the file is not one."""
-    network, classes, config = load_classifier(checkpoint)
-    return Subject(
-        network, classes, layer or classifier_backbone(config.architecture).classifier_layout.last, "sigmoid"
-    )
+    network, classes, _ = load_classifier(checkpoint)
+    return Subject(network, classes, layer or last_layer(network, SIZE), "sigmoid")
 
 
 def imagenet_subject(architecture: str, weights: str, layer: str | None = None) -> Subject:
     """torchvision's classifier of the 1000 ImageNet classes. Raises UserError like `load_imagenet_classifier`."""
     network, classes = load_imagenet_classifier(architecture, weights)
-    return Subject(network, classes, layer or classifier_backbone(architecture).layout.last, "softmax")
+    return Subject(network, classes, layer or last_layer(network, SIZE), "softmax")
 
 
 def explain(

@@ -88,7 +88,7 @@ def check_names(config: Config) -> None:
     Raises:
         UserError: an unknown method, or a parameter that it does not have.
     """
-    build_method(config.saliency, config.classifier.architecture)
+    build_method(config.saliency)
     build_refiner(config.refine)
     check_architecture(config)
 

@@ -303,4 +303,4 @@ def test_the_expression_that_is_proposed_is_the_very_method_of_the_options_that_
         if not name.removeprefix("--").startswith(names):
             rest += [name, value]
     config = parse_config("run", [*rest, "--saliency.method", method[1]])
-    assert build_method(config.saliency, "resnet50") == expected
+    assert build_method(config.saliency, "layer4") == expected

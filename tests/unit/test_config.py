@@ -51,7 +51,7 @@ def test_plain_dictionary_has_no_tuples() -> None:
 def test_every_default_is_accepted_by_the_stage_that_reads_it() -> None:
     config = Config()
     assert config.saliency.method in METHODS
-    build_method(config.saliency, config.classifier.architecture)
+    build_method(config.saliency)
 
 
 def test_every_part_is_frozen() -> None:

@@ -53,6 +53,14 @@ class Layout:
         """What follows the last stage: pooling and head."""
         return self.path[self.path.index(self.last) + 1 :]
 
+    def within(self, name: str, head: str) -> "Layout":
+        """The layout where this network is the submodule `name` of another, which scores the classes with `head`."""
+        stages, guided, convolutions = (
+            tuple(f"{name}.{layer}" for layer in layers)
+            for layers in (self.stages, self.guided, self.convolutions)
+        )
+        return Layout(stages, (), head, guided, convolutions)
+
     @property
     def heads(self) -> tuple[str, ...]:
         """What the names of the heads' parameters start with."""
@@ -151,9 +159,9 @@ class Backbone:
         """Of the last stage, where a network is built with that output stride."""
         return self.strides[-1] if self.dilate is None else wanted
 
-    def trunk(self, output_stride: int) -> tuple[nn.Module, tuple[str, ...]]:
+    def trunk(self, output_stride: int, small_images: bool = False) -> tuple[nn.Module, tuple[str, ...]]:
         """The network with fresh weights, without what follows its last stage; what the names of that start with."""
-        model = self.network(output_stride)
+        model = self.network(output_stride, small_images)
         for name in self.layout.above:
             model.set_submodule(name, nn.Identity())
         return model, tuple(f"{name}." for name in self.layout.above)
@@ -171,6 +179,10 @@ class Backbone:
     def adapt(self, state: State, model: nn.Module) -> State:
         """A state dict of the library under the names of the classifier ``model``."""
         return state if self.remodelled is None else self.remodelled.adapt(state)
+
+    def fitted(self, model: nn.Module) -> nn.Module:
+        """A network around `trunk`, behind hooks that bring photos to a size that it takes."""
+        return model
 
     def complete(self, model: nn.Module) -> nn.Module:
         """The library's network, ready for photos in ImageNet's normalisation and for `layout_of`."""

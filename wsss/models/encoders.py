@@ -17,12 +17,15 @@ class Pyramid(nn.Module):
         backbone: the record.
         output_stride: of the last stage, where the backbone can be dilated.
         stages: their numbers, ascending.
+        small_images: without the pooling of the stem, where there is one.
     """
 
-    def __init__(self, backbone: Backbone, output_stride: int, stages: Sequence[int]) -> None:
+    def __init__(
+        self, backbone: Backbone, output_stride: int, stages: Sequence[int], small_images: bool = False
+    ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.network, self.left_out = backbone.trunk(output_stride)
+        self.network, self.left_out = backbone.trunk(output_stride, small_images)
         self.layers = tuple(backbone.classifier_layout.stages[stage] for stage in stages)
         self.channels = tuple(backbone.channels[stage] for stage in stages)
 
@@ -38,8 +41,8 @@ class Pyramid(nn.Module):
 class Trunk(Pyramid):
     """The map of a backbone's last stage."""
 
-    def __init__(self, backbone: Backbone, output_stride: int) -> None:
-        super().__init__(backbone, output_stride, (len(backbone.channels) - 1,))
+    def __init__(self, backbone: Backbone, output_stride: int, small_images: bool = False) -> None:
+        super().__init__(backbone, output_stride, (len(backbone.channels) - 1,), small_images)
 
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
         """(B, 3, H, W) -> (B, channels[0], H / stride, W / stride)."""

@@ -20,6 +20,9 @@ from wsss.models.pretraining import backbone_state
 from wsss.models.timm_networks import PREFIX, timm_backbone
 from wsss.models.weights import load_into, load_weights
 
+WITHIN = "network"
+"""Where the backbone is in classifiers that score cells."""
+
 HEADS = ("deeplabv2", "deeplabv3", "deeplabv3plus", "lraspp", "linear", "fpn", "pup")
 """The heads: what may come before the underscore of ``segmenter.architecture``."""
 
@@ -141,7 +144,10 @@ def _initial_state(
             raise UserError(
                 "segmenter.weights is `classifier`, but there is no classifier; run `wsss classify` first"
             )
-        return initial
+        own = f"{WITHIN}."
+        return {
+            name.removeprefix(own): value for name, value in initial.items() if name.startswith(own)
+        } or initial
     state = load_weights(config.weights, backbone, "segmenter.weights")
     if state is None:
         return None

@@ -87,7 +87,7 @@ class TimmBackbone(Backbone):
             grid = grid_of(model.forward_features(images).shape, images.shape, prefix_of(model))  # type: ignore[operator]
         return self.strides[-1] if grid is None else round(images.shape[-1] / grid.width)
 
-    def trunk(self, output_stride: int) -> tuple[nn.Module, tuple[str, ...]]:
+    def trunk(self, output_stride: int, small_images: bool = False) -> tuple[nn.Module, tuple[str, ...]]:
         """See the base class. What comes after the last stage is frozen, for it gets no gradient."""
         model = self._create(0, output_stride)
         with torch.device("meta"):
@@ -118,10 +118,15 @@ class TimmBackbone(Backbone):
         rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
         return state if rename is None else dict(rename(dict(state), model))
 
-    def _fitted(self, model: nn.Module) -> nn.Module:
-        """The model, behind hooks that bring photos to its size and normalisation."""
+    def fitted(self, model: nn.Module) -> nn.Module:
+        """See the base class."""
         if self.sizes != Sizes():
             model.register_forward_pre_hook(Resize(self.sizes))
+        return model
+
+    def _fitted(self, model: nn.Module) -> nn.Module:
+        """The model, behind hooks that bring photos to its size and normalisation."""
+        self.fitted(model)
         if (self.mean, self.deviation) != (MEAN, STD):
             model.register_forward_pre_hook(Renormalise(self.mean, self.deviation))
         return model

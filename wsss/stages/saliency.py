@@ -14,7 +14,7 @@ from wsss.data.files import Saliency, write_saliency
 from wsss.data.modules import Photo, load_batches, same_size_batches
 from wsss.data.transforms import normalize_image
 from wsss.errors import UserError
-from wsss.models.classifier import classifier_backbone
+from wsss.models.backbone import layout_of
 from wsss.rundir import CALIBRATION, CLASSIFIER, SALIENCY, RunDirectory
 from wsss.saliency import SESS, ClassSubtraction, MultiScale, SaliencyMethod, normalize
 from wsss.saliency.parse import parse_method
@@ -24,8 +24,8 @@ from wsss.stages.shards import rank_and_world, shares
 from wsss.tasks.classification import load_classifier
 
 
-def build_method(config: SaliencyConfig, architecture: str) -> SaliencyMethod:
-    """The method: the expression, at several scales and mirrored.
+def build_method(config: SaliencyConfig, layer: str | None = None) -> SaliencyMethod:
+    """The method: the expression, at several scales and mirrored, at this layer if it names none.
 
     A method with its own scales (`own_scales`: dcsm, cameras) is only mirrored, if `flip` is set. An expression with
     SESS or MultiScale, such as "sess(gradcam)", is used unchanged.
@@ -33,7 +33,7 @@ def build_method(config: SaliencyConfig, architecture: str) -> SaliencyMethod:
     Raises:
         UserError: there is no such method.
     """
-    method = _parsed(config, architecture)
+    method = _parsed(config, layer)
     scales = (1.0,) if method.own_scales else tuple(config.scales)
     if _is_whole(method) or (scales == (1.0,) and not config.flip):
         return method
@@ -43,11 +43,9 @@ def build_method(config: SaliencyConfig, architecture: str) -> SaliencyMethod:
     return MultiScale(method, scales=scales, flip=config.flip, balance=balance)
 
 
-def _parsed(config: SaliencyConfig, architecture: str) -> SaliencyMethod:
+def _parsed(config: SaliencyConfig, layer: str | None = None) -> SaliencyMethod:
     try:
-        return parse_method(
-            config.method, classifier_backbone(architecture).classifier_layout.last, "sigmoid"
-        )
+        return parse_method(config.method, layer, "sigmoid")
     except UserError as error:
         raise UserError(f"saliency.method: {error}") from error
 
@@ -57,9 +55,9 @@ def _is_whole(method: SaliencyMethod) -> bool:
     return isinstance(method.base if isinstance(method, ClassSubtraction) else method, (SESS, MultiScale))
 
 
-def _unused(config: SaliencyConfig, architecture: str) -> list[str]:
+def _unused(config: SaliencyConfig) -> list[str]:
     """What of the configuration the method does not read."""
-    method = _parsed(config, architecture)
+    method = _parsed(config)
     if _is_whole(method):
         reason = "saliency.method says scales and mirror images itself"
         return unused("saliency", config, ("scales", "flip", "balance"), reason)
@@ -128,9 +126,10 @@ def write_saliency_of_photos(context: Context) -> dict[str, Any]:
     """Saliency archives of all training photos."""
     config, run = context.config, context.run
     path = run.checkpoint(CLASSIFIER, config.saliency.checkpoint)
-    classifier, _, settings = load_classifier(path, config.saliency.output_stride)
-    method = build_method(config.saliency, settings.architecture)
-    tell(_unused(config.saliency, settings.architecture))
+    classifier, _, _ = load_classifier(path, config.saliency.output_stride)
+    layout = layout_of(classifier)
+    method = build_method(config.saliency, None if layout is None else layout.last)
+    tell(_unused(config.saliency))
     for batches in shares(same_size_batches(context.dataset.train, config.saliency.batch_size)):
         write_all(classifier, method, batches, run, config.runtime)
     facts = {"images": len(context.dataset.train), "method": repr(method)}

@@ -9,7 +9,8 @@ from torch.nn import functional
 from torchmetrics.classification import MultilabelAveragePrecision
 
 from wsss.config import ClassifierConfig, to_dict
-from wsss.models.classifier import build_classifier, classifier_backbone
+from wsss.models.backbone import layout_of
+from wsss.models.classifier import build_classifier
 from wsss.models.freezing import freeze_stages
 from wsss.tasks.base import BaseTask, Groups
 from wsss.tasks.checkpoints import parse_config
@@ -33,7 +34,9 @@ class ClassificationTask(BaseTask):
         fresh = settings.weights == "none"
         super().__init__(settings, model, len(classes), not fresh)
         self.save_hyperparameters("config", "classes")
-        self.layout = classifier_backbone(settings.architecture).classifier_layout
+        layout = layout_of(model)
+        assert layout is not None  # `build_classifier` gives one
+        self.layout = layout
         frozen = settings.frozen_stages
         freeze_stages(self.model, self.layout, (0 if fresh else 2) if frozen is None else frozen)
         self.loss = nn.MultiLabelSoftMarginLoss()

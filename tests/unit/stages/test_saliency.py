@@ -65,33 +65,33 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 @pytest.mark.parametrize(
-    ("config", "architecture", "expected"),
+    ("config", "layer", "expected"),
     [
-        (SaliencyConfig(scales=(1.0,), flip=False), "resnet50", GradCAM(layer="layer4")),
-        (SaliencyConfig(scales=(1.0,), flip=False), "vgg16", GradCAM(layer="features.29")),
-        (SaliencyConfig("gradcam@layer3", scales=(1.0,), flip=False), "resnet18", GradCAM(layer="layer3")),
+        (SaliencyConfig(scales=(1.0,), flip=False), "layer4", GradCAM(layer="layer4")),
+        (SaliencyConfig(scales=(1.0,), flip=False), "features.29", GradCAM(layer="features.29")),
+        (SaliencyConfig("gradcam@layer3", scales=(1.0,), flip=False), "layer4", GradCAM(layer="layer3")),
         (
             SaliencyConfig(scales=(1.0,), flip=True, balance="max"),
-            "resnet50",
+            "layer4",
             MultiScale(GradCAM(layer="layer4"), scales=(1.0,), flip=True, balance="max"),
         ),
         (
             SaliencyConfig(method="global_guidance", scales=(0.5, 2.0), flip=False, balance="area"),
-            "resnet50",
+            "layer4",
             MultiScale(GlobalGuidanceCAM(layer="layer4"), scales=(0.5, 2.0), flip=False, balance="area"),
         ),
         (
             SaliencyConfig(method="global_guidance@layer3(smooth=2)", scales=(1.0,), flip=False),
-            "resnet50",
+            "layer4",
             GlobalGuidanceCAM(layer="layer3", smooth=2),
         ),
         (  # it brings its own scales: only mirrored
             SaliencyConfig(method="cameras", scales=(0.5, 2.0), flip=True),
-            "resnet50",
+            "layer4",
             MultiScale(CAMERAS("layer4"), scales=(1.0,), flip=True, balance="none"),
         ),
         *(  # wrapped by its expression: taken as it is
-            (SaliencyConfig(method=text, scales=(0.5, 2.0), flip=True), "resnet50", method)
+            (SaliencyConfig(method=text, scales=(0.5, 2.0), flip=True), "layer4", method)
             for text, method in (
                 ("sess(gradcam, scales=(64, 96))", SESS(GradCAM("layer4"), scales=(64, 96))),
                 ("multiscale(gradcam)", MultiScale(GradCAM("layer4"))),
@@ -101,7 +101,7 @@ def run(tmp_path: Path) -> RunDirectory:
         *(  # subtraction asks its base
             (
                 SaliencyConfig(method=f"subtraction({base})", scales=(0.5, 2.0), flip=False),
-                "resnet50",
+                "layer4",
                 ClassSubtraction(method),
             )
             for base, method in (
@@ -113,12 +113,12 @@ def run(tmp_path: Path) -> RunDirectory:
         ),
         (  # values that are no means over positions weigh by their maximum
             SaliencyConfig(method="gradcam++", scales=(0.5, 1.0), flip=False),
-            "resnet50",
+            "layer4",
             MultiScale(GradCAMPlusPlus(layer="layer4"), scales=(0.5, 1.0), flip=False, balance="max"),
         ),
         (
             SaliencyConfig("subtraction(multiscale(gradcam, balance='area'), reduce='min')"),
-            "resnet50",
+            "layer4",
             ClassSubtraction(
                 MultiScale(GradCAM(layer="layer4"), scales=(0.5, 1.0, 1.5, 2.0), flip=True, balance="area"),
                 reduce="min",
@@ -129,7 +129,7 @@ def run(tmp_path: Path) -> RunDirectory:
                 "subtraction(sess(gradcam, window=96, step=48, scales=(96, 128), prefilter=0.5, theta=0.1, pool='max', "
                 "smooth=False))"
             ),
-            "resnet50",
+            "layer4",
             ClassSubtraction(
                 SESS(
                     GradCAM(layer="layer4"),
@@ -148,16 +148,16 @@ def run(tmp_path: Path) -> RunDirectory:
     ],
 )
 def test_configuration_becomes_the_composed_method(
-    config: SaliencyConfig, architecture: str, expected: SaliencyMethod
+    config: SaliencyConfig, layer: str, expected: SaliencyMethod
 ) -> None:
-    assert build_method(config, architecture) == expected
+    assert build_method(config, layer) == expected
 
 
 def test_unknown_method_names_the_known_ones() -> None:
     with pytest.raises(
         UserError, match=r"saliency\.method: there is no saliency method 'gradcan'; did you mean gradcam"
     ):
-        build_method(SaliencyConfig(method="gradcan"), "resnet50")
+        build_method(SaliencyConfig(method="gradcan"))
 
 
 # -- archives --------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_stage_is_the_method_on_the_normalised_photo(
     records: list[Record], run: RunDirectory, resnet: nn.Module
 ) -> None:
     config = SaliencyConfig(scales=(1.0, 1.5), flip=True)
-    method = build_method(config, "resnet18")
+    method = build_method(config, "layer4")
     resnet = copy.deepcopy(resnet)  # which is in float64: a photo in a batch has the maps of the photo alone
     resnet.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
     write_all(resnet, method, same_size_batches(records, 3), run, CPU)
@@ -286,5 +286,5 @@ def test_stage_needs_no_gradient_of_its_caller(
     config = SaliencyConfig(scales=(1.0,), flip=False)
     hardware, resnet = replace(CPU, precision=precision), copy.deepcopy(resnet).float()
     with torch.no_grad():
-        write_all(resnet, build_method(config, "resnet18"), [records[:1]], run, hardware)
+        write_all(resnet, build_method(config, "layer4"), [records[:1]], run, hardware)
     assert read_saliency(run.saliency(records[0].id)).maps.max() == 1
