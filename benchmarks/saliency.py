@@ -3,8 +3,8 @@
     python benchmarks/saliency.py                      every case; the perturbation peers take many minutes
     python benchmarks/saliency.py --cases gradcam sess --architectures resnet18 --sizes 224
 
-Networks have torchvision's architecture and random weights (time does not depend on them), the image is
-noise with structure, three of its classes are asked for. The libraries compute one class a call. Ours and
+Networks have the architecture of torchvision or timm (timm:NAME) and random weights (time does not depend on them), the
+image is noise with structure, three of its classes are asked for. The libraries compute one class a call. Ours and
 theirs run in turns; medians. bf16 is ours under autocast, a column of its own: compare it with nothing but
 ours in float32. Memory is the peak of resident memory above what was resident before the call, each in a
 process of its own. Agreement is the largest difference after min-max normalisation (for sess: correlation).
@@ -28,6 +28,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from wsss.models.timm_networks import PREFIX, create
 from wsss.saliency import SaliencyMethod, normalize, upsample
 from wsss.saliency.parse import parse_method
 
@@ -41,9 +42,9 @@ def library(method: type) -> Peer:
 
 
 CASES: dict[str, tuple[str, Peer, str]] = {
-    "gradcam": ("gradcam@layer4", library(grad_cam.GradCAM), "grad-cam"),
-    "gradcam++": ("gradcam++@layer4(eps=1e-6)", library(grad_cam.GradCAMPlusPlus), "grad-cam"),
-    "xgradcam": ("xgradcam@layer4", library(grad_cam.XGradCAM), "grad-cam"),
+    "gradcam": ("gradcam", library(grad_cam.GradCAM), "grad-cam"),
+    "gradcam++": ("gradcam++(eps=1e-6)", library(grad_cam.GradCAMPlusPlus), "grad-cam"),
+    "xgradcam": ("xgradcam", library(grad_cam.XGradCAM), "grad-cam"),
     "sess": ("sess(gradcam@layer4, score=softmax)", peers.sess, "grad-cam"),
     "fullgrad": ("fullgrad(psi=per_channel)", library(grad_cam.FullGrad), "grad-cam"),
     "guided_backprop": ("guided_backprop", peers.guided_backprop, "captum"),
@@ -85,7 +86,7 @@ def main() -> None:
         print(peak_memory(case, side, architecture, int(size)))
         return
     rows = []
-    print(f"{'case':<16}{'network':<10}{'size':>5}{'ours ms':>10}{'bf16 ms':>10}{'peer ms':>11}{'ratio':>7}"
+    print(f"{'case':<16}{'network':<32}{'size':>5}{'ours ms':>10}{'bf16 ms':>10}{'peer ms':>11}{'ratio':>7}"
           f"{'ours MB':>9}{'peer MB':>9}{'runs':>6}  agreement  peer")  # fmt: skip
     for case in options.cases:
         for architecture in options.architectures:
@@ -139,16 +140,21 @@ def ours(method: SaliencyMethod, model: nn.Module, image: Tensor, dtype: torch.d
 def prepare(architecture: str, size: int) -> tuple[nn.Module, Tensor]:
     """A network in eval mode, and an image (1, 3, size, size) with structure at several scales."""
     torch.manual_seed(0)
-    model = torchvision.models.get_model(architecture, weights=None)
+    if architecture.startswith(PREFIX):
+        model = create(architecture.removeprefix(PREFIX), 1000)
+        nn.init.normal_(model.get_classifier().weight, std=0.1)  # some start at 0
+    else:
+        model = torchvision.models.get_model(architecture, weights=None)
     coarse = (torch.randn(1, 3, side, side) for side in (4, 16, 64))
     image = sum(
         (nn.functional.interpolate(part, size=size, mode="bicubic") for part in coarse), torch.zeros(())
     )
-    for module in model.modules():  # BatchNorm at the statistics of images, or activations vanish
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None
-    with torch.no_grad():
-        model(torch.randn(4, 3, 112, 112) + image[..., :112, :112])
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for module in norms:  # at the statistics of images, or activations vanish
+        module.momentum = None
+    if norms:
+        with torch.no_grad():
+            model(torch.randn(4, 3, 112, 112) + image[..., :112, :112])
     return model.eval(), image
 
 
@@ -189,7 +195,7 @@ def resident(key: str) -> float:
 
 def line(row: dict[str, object]) -> str:
     return (
-        f"{row['case']:<16}{row['architecture']:<10}{row['size']:>5}{row['ours_ms']:>10.0f}{row['bf16_ms']:>10.0f}"
+        f"{row['case']:<16}{row['architecture']:<32}{row['size']:>5}{row['ours_ms']:>10.0f}{row['bf16_ms']:>10.0f}"
         f"{row['peer_ms']:>11.0f}{row['ratio']:>7.1f}{row['ours_mb']:>9.0f}{row['peer_mb']:>9.0f}"
         f"{row['runs']:>6}  {row['agreement']:<9}  {row['peer']}"
     )

@@ -4,7 +4,7 @@ Every function gives maps (N, H, W) of the classes of one image (1, 3, H, W). Th
 a call, so that is what is timed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -15,12 +15,23 @@ from captum.attr import GuidedBackprop, Saliency
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
+from wsss.saliency import last_layer
+
 
 def with_grad_cam(method: type, model: nn.Module, image: Tensor, classes: Sequence[int]) -> Tensor:
-    """A method of the grad-cam package, class by class."""
-    with method(model, [model.get_submodule("layer4")]) as cam:
+    """A method of the grad-cam package, class by class, at our layer. Of transformers with its reshape transform."""
+    layer = last_layer(model, (image.shape[-2], image.shape[-1]))
+    with method(model, [model.get_submodule(layer)], reshape_transform=reshape_of(model, image)) as cam:
         cam.batch_size = 32  # of Score-CAM; its default of 16 is slower
         return torch.cat([torch.from_numpy(cam(image, [ClassifierOutputTarget(c)])) for c in classes])
+
+
+def reshape_of(model: nn.Module, image: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """What grad-cam's documentation writes for a ViT and a Swin Transformer."""
+    if hasattr(model, "patch_embed") and hasattr(model, "blocks"):
+        side = image.shape[-1] // model.patch_embed.patch_size[0]
+        return lambda output: output[:, 1:].reshape(len(output), side, side, -1).permute(0, 3, 1, 2)
+    return (lambda output: output.permute(0, 3, 1, 2)) if hasattr(model, "layers") else None
 
 
 def sess(model: nn.Module, image: Tensor, classes: Sequence[int]) -> Tensor:

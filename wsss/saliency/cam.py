@@ -176,6 +176,12 @@ class GradCAMPlusPlus(LayerMethod):
     def combine(self, activation: Tensor, gradient: Tensor) -> Tensor:
         positive = gradient.relu()
         denominator = 2 + activation.sum((2, 3), keepdim=True) * positive
+        if bool((denominator < NEARLY_ZERO).any()):
+            warnings.warn(
+                "Grad-CAM++ has negative weights at places of this layer, where activations are negative: choose a "
+                "layer after a ReLU, or gradcam",
+                stacklevel=2,
+            )
         if self.eps is None:
             shares = positive / denominator.where(denominator.abs() > NEARLY_ZERO, math.inf)
         else:
@@ -216,10 +222,9 @@ class XGradCAM(LayerMethod):
     def combine(self, activation: Tensor, gradient: Tensor) -> Tensor:
         warn_below_pooling(gradient, "XGrad-CAM is Grad-CAM itself")
         if bool((activation < 0).any()):
-            warnings.warn(
-                "XGrad-CAM divides by sums of activations, and some are negative at this layer, so that "
-                "its weights may be arbitrarily large: choose a layer after a ReLU",
-                stacklevel=2,
+            raise UserError(
+                "XGrad-CAM divides by sums of activations, and some are negative at this layer, so that its weights "
+                "may be arbitrarily large: choose a layer after a ReLU, or global_guidance"
             )
         weights = (gradient * activation).sum((2, 3)) / (activation.sum((2, 3)) + self.eps)
         return weighted_activation(weights, activation)

@@ -250,7 +250,11 @@ def guided_maps(
     for layer in layers:
         if layer not in taken or torch.autograd.graph.get_gradient_edge(taken[layer]).node not in nodes:
             raise UserError(f"the scores do not depend on layer '{layer}': choose other layers")
-    guide(scores)
+    if guide(scores) == 0:
+        raise UserError(
+            "DCSM found no ReLU above its layers, so that its derivatives would be plain gradients: choose earlier "
+            "layers, or use gradient or gradcam for this classifier"
+        )
     activations = [taken[layer] for layer in layers]
     maps = [
         torch.zeros((len(pairs), *a.shape[-2:]), dtype=torch.float32, device=a.device) for a in activations

@@ -16,7 +16,7 @@ from wsss.models.classifier import build_classifier, classifier_backbone
 from wsss.models.imagenet_classifier import load_imagenet_classifier
 from wsss.models.lookup import find_backbone
 from wsss.models.timm_networks import networks
-from wsss.saliency import GradCAM
+from wsss.saliency import DCSM, GradCAM
 from wsss.tasks.classification import new_task
 
 FAMILIES = {
@@ -85,6 +85,14 @@ def test_gradcam_of_the_last_layer_is_that_of_plain_autograd(name: str) -> None:
         expected = (gradient[image].mean((1, 2), keepdim=True) * kept[0][image]).sum(0).clamp(min=0)
         found = GradCAM(layout.last)(model, images, targets)[number]
         torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-7)
+
+
+def test_dcsm_is_refused_on_a_network_without_relus() -> None:
+    model = build_classifier(
+        ClassifierConfig("timm:convnext_atto", weights="none", output_stride=32), 3
+    ).eval()
+    with pytest.raises(UserError, match="DCSM found no ReLU above its layers, so that"):
+        DCSM()(model, torch.rand(1, 3, 64, 64), torch.tensor([[0, 1]]))
 
 
 def test_photos_are_normalised_as_the_network_was_trained(tmp_path: Path) -> None:

@@ -226,10 +226,18 @@ def test_the_warning_is_shown_once(resnet, images, targets):
     assert len(shown) == 1
 
 
-def test_xgrad_cam_warns_before_a_relu(vgg, images, targets):
-    with pytest.warns(UserWarning, match="choose a layer after a ReLU"):
-        maps = XGradCAM("features.28")(vgg, images, targets)
-    assert maps.isfinite().all()
+def test_xgrad_cam_is_refused_before_a_relu(vgg, images, targets):
+    with pytest.raises(
+        UserError, match="may be arbitrarily large: choose a layer after a ReLU, or global_guidance"
+    ):
+        XGradCAM("features.28")(vgg, images, targets)
+
+
+def test_grad_cam_plus_plus_warns_where_its_weights_are_negative():
+    activation, gradient = torch.full((1, 2, 3, 3), -1.0), torch.full((1, 2, 3, 3), 0.5)
+    with pytest.warns(UserWarning, match="negative weights at places of this layer"):  # 2 - 9 * 0.5 < 0
+        GradCAMPlusPlus().combine(activation, gradient)
+    GradCAMPlusPlus().combine(activation, gradient / 10)
 
 
 @pytest.mark.parametrize("method", [GradCAMPlusPlus, XGradCAM])
