@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-from wsss import __version__, commands
+from wsss import __version__, commands, plugins
 from wsss.errors import UsageError, UserError, escaped
 from wsss.usage import near, stage_help
 
@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"wsss: error: there is no command {name}{hint}", file=sys.stderr)
         return 2
     try:
+        if any(word.startswith(plugins.OPTION) for word in rest):
+            rest = plugins.take(rest)
         status = COMMANDS[name][0](name, rest) or 0
         sys.stdout.flush()
         return status
@@ -109,7 +111,8 @@ def _overview() -> str:
             *lines,
             "",
             "Stages take a YAML file or a run directory first, then dotted overrides (--classifier.epochs 5).",
-            "--debug shows the traceback of an error.",
+            "--plugin FILE.py runs a file that adds methods, networks, refiners or kinds of data. --debug shows the "
+            "traceback of an error.",
         ]
     )
 

@@ -259,7 +259,10 @@ def explain(name: str, words: list[str]) -> int:
     if options.size is not None and options.size < 1:
         parser.error(f"--size is {options.size}, but must be at least 1 pixel")
     from wsss.explain import explain, imagenet_subject, trained_subject
+    from wsss.plugins import load_installed
     from wsss.rundir import find_checkpoint
+
+    load_installed()
 
     if options.checkpoint:
         subject = trained_subject(find_checkpoint(options.checkpoint, "classifier"), options.layer)

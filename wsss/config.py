@@ -422,6 +422,9 @@ class Config:
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    plugins: tuple[str, ...] = ()
+    """Python files that add methods, refiners, networks or kinds of data under names of their own (docs/plugins.md), as
+    --plugin FILE does. Their code is run."""
     output: str = "runs/default"
     """Run directory; an unfinished run in it is continued."""
     seed: int = 0

@@ -1,5 +1,6 @@
 """A configuration from the words of a command line and the YAML files that they name."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -9,6 +10,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import jsonargparse
 import yaml
 
+from wsss import plugins
 from wsss.config import CompareConfig, ComparisonConfig, Config, leaves
 from wsss.data.labels import read_text
 from wsss.errors import UsageError, UserError
@@ -88,9 +90,15 @@ def _configuration(command: str, words: Sequence[str], kind: type[C]) -> C:
     )
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(kind, None, as_group=False)
-    options = [name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--")]
+    spelt = (name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--"))
+    options = [name for name in spelt if not name.endswith(".help")]
+    plugins.load_installed()
     given = _understand(words, options, command)
     _refuse_gone(given, options)
+    for name in _listed(given.values.get("plugins")):
+        plugins.load(name)
+    if plugins.files():
+        given.words.append(f"--plugins={json.dumps(plugins.files())}")
     try:
         namespace = parser.parse_args(given.words)
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
@@ -134,6 +142,7 @@ def _understand(words: Sequence[str], options: Sequence[str], command: str) -> _
         if name == "--config" and (equals or left):
             path = Path(value if equals else left.pop(0))
             tree = _read(path, [*options, *elsewhere])
+            plugins.load_configured(_listed(tree.pop("plugins", None)), path)
             given.files.append(path)
             given.values |= dict(leaves(tree))
             kept = _without(tree, lambda key: key in elsewhere or _is_gone(key, options))
@@ -152,6 +161,15 @@ def _understand(words: Sequence[str], options: Sequence[str], command: str) -> _
             elif equals:
                 given.values[key] = _parsed(value)
     return given
+
+
+def _listed(value: Any) -> list[str]:
+    """The paths of ``plugins``. Raises UsageError if it is no list of them."""
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise UsageError(f"plugins is {value!r}, but must be a list of Python files, such as [mine.py]")
+    return value
 
 
 def _with_first_words(words: Sequence[str]) -> list[str]:

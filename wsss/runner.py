@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from wsss import runtime
+from wsss import plugins, runtime
 from wsss.config import Config, leaves, to_dict
 from wsss.data.dataset import Dataset, check_trainable, first
 from wsss.data.files import write_json, write_text
@@ -122,7 +122,7 @@ def fingerprints(config: Config, dataset: Dataset) -> dict[str, str]:
     result: dict[str, str] = {}
     for name, stage in STAGES.items():
         before = [result[other] for other in stage.follows(config)]
-        result[name] = fingerprint(name, stage.reads(config, dataset), before)
+        result[name] = fingerprint(name, stage.reads(config, dataset), before, *plugins.LOADED.values())
     return result
 
 
@@ -218,6 +218,12 @@ def _difference(context: Context) -> str:
     classes = context.run.read_manifest().get("classes", list(context.dataset.classes))
     if classes != list(context.dataset.classes):
         changed.append(f"the classes {first(classes)} instead of {first(context.dataset.classes)}")
+    known = context.run.read_manifest().get("plugins", {})
+    changed += [
+        f"another content of the plug-in {name}"
+        for name, digest in plugins.LOADED.items()
+        if known.get(name, digest) != digest
+    ]
     return first(changed) or "other photos, labels, masks or weights, or by another version of wsss"
 
 
@@ -274,6 +280,7 @@ def _describe(context: Context, arguments: Sequence[str]) -> None:
     write_text(run.config, yaml.safe_dump(to_dict(config), sort_keys=False))
     manifest = {**run.read_manifest(), **describe_machine(), "seed": config.seed, "command": list(arguments)}
     manifest["weights"] = {**manifest.get("weights", {}), **weights_digests(config)}
+    manifest["plugins"] = plugins.LOADED
     manifest["classes"] = list(context.dataset.classes)
     manifest["precision"] = "bf16" if runtime.uses_bf16(config.runtime) else "float32"
     manifest["device"] = str(runtime.device(config.runtime))

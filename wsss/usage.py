@@ -141,7 +141,7 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
 }
 """Command -> options, or whole sections, that its help shows in addition to those of `ALWAYS`."""
 
-ALWAYS = ("output", "seed", "runtime")
+ALWAYS = ("output", "seed", "plugins", "runtime")
 
 
 OVERWRITES = "Replace finished networks of this run that were trained with other settings or input."
