@@ -112,7 +112,7 @@ def extended_masks(config: Config, source: Path, sample: list[Record], dataset: 
         for name in ("classifier", "saliency"):
             (run.root / name).symlink_to((source / name).resolve())
         context = Context(config, dataset, run)
-        networks = [extension.frozen_network(context, one) for one in extend.backbone]
+        networks = [extension.frozen_network(context, one) for one in extend.networks]
         features = extension.Features(networks, config.runtime)
         extend = replace(extend, power=extend.power or features.power(sample))
         extender = extension.PixelExtension(features, extend, config.runtime)

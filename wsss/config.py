@@ -128,10 +128,9 @@ class ClassifierConfig:
     pooling: Literal["own", "mean", "max", "lse", "topk"] = "own"
     """How places become a score. own: the network's own pooling and head; otherwise a linear layer scores every cell of
     the last feature map, and their mean, maximum, log-sum-exp, or mean of the highest is the logit."""
-    lse_temperature: float = 5.0
-    """pooling lse: log(mean of exp(r s)) / r of the cells' scores s. Small r: nearly the mean; large r: the maximum."""
-    topk_share: float = 0.1
-    """pooling topk: share of the cells that counts, at least one cell."""
+    pooling_value: float | None = None
+    """lse: the temperature r in log(mean of exp(r s)) / r of the cells' scores s; small: nearly the mean, large: the
+    maximum; null: 5. topk: the share of the cells that counts; null: 0.1."""
     small_images: bool = False
     """Drop the stem's max pooling, which halves every stride (for ResNets on images of about 128 pixels)."""
     freeze_batchnorm: bool | None = None
@@ -154,10 +153,12 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         _check_least("classifier", self, frozen_stages=0, epochs=1, batch_size=1, crop=32, color_jitter=0)
         _check_range("classifier.long_side", *self.long_side)
-        if not self.lse_temperature > 0:
-            raise UserError(f"classifier.lse_temperature is {self.lse_temperature}, but must be above 0")
-        if not 0 < self.topk_share <= 1:
-            raise UserError(f"classifier.topk_share is {self.topk_share}, but must be in (0, 1]")
+        most = {"lse": float("inf"), "topk": 1.0}.get(self.pooling)
+        if most is not None and self.pooling_value is not None and not 0 < self.pooling_value <= most:
+            raise UserError(
+                f"classifier.pooling_value is {self.pooling_value}, but must be above 0"
+                + (" and at most 1" if most == 1 else "")
+            )
 
 
 @dataclass(frozen=True)
@@ -209,9 +210,9 @@ class ExtendConfig:
     """walk: a random walk spreads the saliency over cells that look alike; pixels: a linear classifier of cells is
     trained on the seeds of many photos, in rounds, and a walk follows; none: the CRF starts from the saliency; auto:
     pixels, or none if classifier.weights is `none` (pixels needs features from pre-training)."""
-    backbone: tuple[FeatureConfig, ...] = (FeatureConfig(),)
-    """The networks that say what looks alike. Several are joined, each layer counting the same:
-    [{architecture: classifier}, {architecture: resnet50, weights: PATH}]."""
+    backbone: tuple[FeatureConfig, ...] = ()
+    """The networks that say what looks alike; empty: this run's classifier. Several are joined, each layer counting the
+    same: [{architecture: classifier}, {architecture: resnet50, weights: PATH, layers: [layer2, layer3]}]."""
     photos: int = 500
     """pixels: number of photos to learn from, evenly spaced; fewer where their features would take more than 8 GB. Each
     takes 3 to 6 MB of memory with one network."""
@@ -233,14 +234,15 @@ class ExtendConfig:
     steps: int = 16
     """Steps of the walk on saliency. Probabilities of cells take half as many."""
 
+    @property
+    def networks(self) -> tuple[FeatureConfig, ...]:
+        """The networks, the classifier where none is named."""
+        return self.backbone or (FeatureConfig(),)
+
     def __post_init__(self) -> None:
         _check_least("extend", self, photos=1, rounds=1, balance=0, radius=1, steps=0)
         if self.power is not None and not self.power > 0:
             raise UserError(f"extend.power is {self.power}, but must be above 0, or null to choose it")
-        if not self.backbone:
-            raise UserError(
-                "extend.backbone is empty; give at least one network, such as [{architecture: classifier}]"
-            )
         if not 0 <= self.low <= self.high:
             raise UserError(
                 f"extend.low is {self.low} and extend.high is {self.high}, but 0 <= low <= high is needed"

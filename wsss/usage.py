@@ -243,6 +243,8 @@ def _takes(hint: Any) -> str:
         return "|".join(_takes(part) for part in parts)
     if get_origin(hint) is tuple:
         return "[" + ",".join("..." if part is ... else _takes(part) for part in parts) + "]"
+    if is_dataclass(hint):
+        return f"{{{', '.join(f'{field.name}: ...' for field in fields(hint))}}}"
     return {int: "N", float: "X", bool: "true|false", str: "TEXT", type(None): "null"}[hint]
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from wsss.data.coco import COCO_CLASSES
 from wsss.data.files import write_mask
 from wsss.data.labels import VOC_CLASSES
 from wsss.options import parse_config
@@ -90,6 +91,30 @@ def voc(root: Path, classes: Sequence[str] = VOC_CLASSES) -> None:
         (root / "classes.txt").write_text("\n".join(classes) + "\n")
 
 
+def coco(root: Path) -> None:
+    """Photos of COCO's two splits and their instances, as boxes in both of its spellings."""
+    random = np.random.default_rng(0)
+    (root / "annotations").mkdir(parents=True)
+    categories = [{"id": index, "name": name} for index, name in enumerate(COCO_CLASSES, 1)]
+    for split, count in (("train2014", TRAIN), ("val2014", VAL)):
+        images, annotations = [], []
+        (root / split).mkdir()
+        for index in range(count):
+            name = f"COCO_{split}_{index:012}"
+            labels = sorted({1 + index, 1 + 3 * index})
+            paint(root / split / f"{name}.jpg", root / "unused" / f"{name}.png", labels, random)
+            images.append({"id": index, "file_name": f"{name}.jpg", "height": 48, "width": 64})
+            for place, label in enumerate(labels):
+                left, right = 4 + 30 * place, 30 + 30 * place
+                outline = [left, 8, right, 8, right, 40, left, 40]
+                annotations.append(
+                    {"id": len(annotations), "image_id": index, "category_id": label, "segmentation": [outline],
+                     "iscrowd": 0, "area": 832, "bbox": [left, 8, right - left, 32]}
+                )  # fmt: skip
+        tree = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(tree))
+
+
 def own_photos(root: Path) -> None:
     """A folder of photos and a CSV of tags."""
     write_labels(root, photos(root, "images", "masks", SMALL_VOC))
@@ -108,6 +133,8 @@ def words(stem: str, root: Path, changes: Mapping[str, object]) -> list[str]:
             voc(root, SMALL_VOC)
         case "folder":
             own_photos(root)
+        case "coco":
+            coco(root)
         case "shapes":
             options |= {"data.shapes.train": TRAIN, "data.shapes.val": VAL, "data.shapes.size": 64}
     settings = yaml.safe_load((FOLDER / f"{files[-1]}.yaml").read_text())

@@ -77,11 +77,11 @@ class CellClassifier(Trunk):
             case "max":
                 return scores.amax(2)
             case "lse":
-                temperature = self.config.lse_temperature
+                temperature = self.config.pooling_value or 5.0
                 scaled = (temperature * scores.float()).logsumexp(2) - math.log(scores.shape[2])
                 return scaled / temperature
             case "topk":
-                count = max(1, round(self.config.topk_share * scores.shape[2]))
+                count = max(1, round((self.config.pooling_value or 0.1) * scores.shape[2]))
                 return scores.topk(count, dim=2).values.mean(2)
         return scores.mean(2)
 

@@ -118,7 +118,7 @@ def weights_stamp(config: Config, value: str) -> Any:
 def weights_digests(config: Config) -> dict[str, str]:
     """File of initial weights -> SHA-256 of its content, for the manifest."""
     files = {config.classifier.weights, config.segmenter.weights}
-    files |= {other.weights for other in config.extend.backbone if other.architecture != "classifier"}
+    files |= {other.weights for other in config.extend.networks if other.architecture != "classifier"}
     return {name: digest for name in sorted(files) if (digest := content_digest(Path(name)))}
 
 

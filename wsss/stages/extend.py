@@ -328,7 +328,7 @@ def extend(context: Context) -> dict[str, Any]:
     tell(unused("extend", settings, names, f"the extension is {config.extension} (extend.method)"))
     if config.extension == "none":
         return {"images": 0}
-    features = Features([frozen_network(context, one) for one in settings.backbone], hardware)
+    features = Features([frozen_network(context, one) for one in settings.networks], hardware)
     power = settings.power or features.power(records)
     facts: dict[str, Any] = {"images": len(records), "power": power}
     settings = replace(settings, power=power)
@@ -372,7 +372,7 @@ def _number(power: float | None) -> float:
 def _check(context: Context, state: StageState) -> int:
     """Build the other networks, so that what is wrong with them is said before the hours."""
     if context.config.extension != "none":
-        for other in context.config.extend.backbone:
+        for other in context.config.extend.networks:
             if other.architecture != "classifier":
                 frozen_network(context, other)
     return 0
@@ -387,7 +387,7 @@ def _settings(config: Config) -> list[Any]:
             [other.architecture, other.layers]
             if other.architecture == "classifier"
             else [other.architecture, weights_stamp(config, other.weights), other.layers]
-            for other in config.extend.backbone
+            for other in config.extend.networks
         ]
     return [kind, read, config.seed] if kind == "pixels" else [kind, read]
 

@@ -7,7 +7,6 @@ import timm
 import torch
 import torchvision
 
-from wsss.config import ExtendConfig
 from wsss.errors import UserError
 from wsss.models.backbone import layout_of
 from wsss.models.imagenet_classifier import load_features
@@ -55,5 +54,3 @@ def test_what_is_no_frozen_network_is_refused(tmp_path: Path) -> None:
         load_features("resnet19", "imagenet", OPTION)
     with pytest.raises(UserError, match=r"there is no file .*gone\.pth"):
         load_features("resnet18", str(tmp_path / "gone.pth"), OPTION)
-    with pytest.raises(UserError, match=r"extend\.backbone is empty; give at least one network"):
-        ExtendConfig(backbone=())

@@ -54,7 +54,7 @@ def pooled(scores: list[float], pooling: str) -> float:
 @pytest.mark.parametrize("pooling", ["mean", "max", "lse", "topk"])
 @pytest.mark.parametrize("architecture", NETWORKS)
 def test_logits_are_the_pooled_scores_of_the_cells(architecture: str, pooling: Any, images: Tensor) -> None:
-    model = classifier(architecture, pooling=pooling, lse_temperature=3.0, topk_share=0.3)
+    model = classifier(architecture, pooling=pooling, pooling_value={"lse": 3.0, "topk": 0.3}.get(pooling))
     scores = model.score_map(images)
     assert scores.shape[:2] == (2, 3)
     expected = [[pooled(one.flatten().tolist(), pooling) for one in photo] for photo in scores]
@@ -122,7 +122,9 @@ def test_a_segmenter_starts_from_such_a_classifier() -> None:
 def test_what_makes_no_pooling_is_refused() -> None:
     with pytest.raises(UserError, match=r"classifier\.pooling is lse, but vgg16 has a pooling of its own"):
         build_classifier(ClassifierConfig("vgg16", weights="none", pooling="lse"), 3)
-    with pytest.raises(UserError, match=r"classifier\.lse_temperature is 0, but must be above 0"):
-        ClassifierConfig(lse_temperature=0)
-    with pytest.raises(UserError, match=r"classifier\.topk_share is 1\.5, but must be in \(0, 1\]"):
-        ClassifierConfig(topk_share=1.5)
+    with pytest.raises(UserError, match=r"classifier\.pooling_value is 0, but must be above 0"):
+        ClassifierConfig(pooling="lse", pooling_value=0)
+    with pytest.raises(
+        UserError, match=r"classifier\.pooling_value is 1\.5, but must be above 0 and at most 1"
+    ):
+        ClassifierConfig(pooling="topk", pooling_value=1.5)

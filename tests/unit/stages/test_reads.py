@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from wsss.config import ClassifierConfig, Config, ExtendConfig, SegmenterConfig
+from wsss.config import ClassifierConfig, Config, ExtendConfig, FeatureConfig, SegmenterConfig
 from wsss.data.dataset import Dataset, Record
 from wsss.pipeline import STAGES
 
@@ -76,8 +76,10 @@ def another(value: Any, hint: Any) -> Any:
         return not value
     if isinstance(value, str):
         return "other"
+    if hint == tuple[FeatureConfig, ...]:
+        return (FeatureConfig(layers=("layer2",)),)
     if isinstance(value, tuple):
-        return tuple(replace(item, layers=("layer2",)) if is_dataclass(item) else 2 * item for item in value)
+        return tuple(2 * item for item in value)
     return 0.9 * value + 0.01 if isinstance(value, float) else value + 1
 
 
