@@ -11,7 +11,6 @@ import hashlib
 import importlib
 import sys
 from collections.abc import Iterable, Sequence
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -90,6 +89,8 @@ def load_configured(names: Iterable[str], source: Path) -> None:
 
 def load_installed() -> None:
     """Import the plug-ins of installed packages, once. Raises UserError if one fails."""
+    from importlib.metadata import entry_points
+
     for point in entry_points(group=GROUP):
         name = f"{GROUP}:{point.name}"
         if name in LOADED:

@@ -260,12 +260,22 @@ def buffers_kept(classifier: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, name, buffer, values in kept:
-            if not torch.equal(buffer, values):  # BatchNorm's updates do not show in `_version`
+        for (module, name, buffer, values), changed in zip(kept, _changed(kept), strict=True):
+            if changed:
                 with torch.no_grad():
                     buffer.copy_(values)
             if getattr(module, name) is not buffer:
                 setattr(module, name, buffer)
+
+
+def _changed(kept: Sequence[tuple[nn.Module, str, Tensor, Tensor]]) -> list[bool]:
+    """Which buffers have other values now; BatchNorm's updates do not show in `_version`. One wait for a GPU."""
+    if not kept:
+        return []
+    found: list[bool] = torch.stack(
+        [(buffer != values).any().to(kept[0][2].device) for _, _, buffer, values in kept]
+    ).tolist()
+    return found
 
 
 def cloned(module: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...]:

@@ -16,7 +16,7 @@ from wsss.models.lookup import find_backbone
 from wsss.models.maps import kept
 from wsss.models.segmenter import build_segmenter, split_architecture
 from wsss.models.timm_networks import Renormalise, Resize, Sizes, TimmBackbone
-from wsss.saliency import GradCAM, MultiScale, last_layer
+from wsss.saliency import METHODS, GradCAM, MultiScale, last_layer
 
 # Name -> sizes, last layer of a classifier that is trained here, and of timm's own with its 1000 logits.
 NETWORKS = {
@@ -33,6 +33,17 @@ NETWORKS = {
     "xcit_nano_12_p16_224": (Sizes(), "blocks.11", "blocks.11"),
     "pvt_v2_b0": (Sizes(), "stages.3", "stages.3"),
 }
+CONVOLUTIONAL = (
+    "resnet10t",
+    "resnext26ts",
+    "convnext_atto",
+    "tf_efficientnet_lite0",
+    "efficientnet_b0",
+    "mobilenetv3_small_050",
+    "mobilenetv4_conv_small_035",
+    "densenet121",
+    "regnetx_002",
+)
 TARGETS = torch.tensor([[0, 1], [1, 2], [0, 0]])
 
 
@@ -83,24 +94,49 @@ def test_what_is_recorded_is_what_the_network_does(name: str) -> None:
     assert maps.amax((1, 2)).max() > 0
 
 
-@pytest.mark.parametrize(
-    "name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "swin_tiny_patch4_window7_224"]
-)
-def test_gradcam_of_the_last_layer_is_that_of_plain_autograd(name: str) -> None:
+def formula(method: str, activation: Tensor, gradient: Tensor) -> Tensor:
+    """The map (cells,) of activation and gradient (cells, k), in plain sums."""
+    match method:
+        case "gradcam":
+            return (activation * gradient.mean(0)).sum(1).clamp(min=0)
+        case "gradcam++":
+            positive = gradient.clamp(min=0)
+            return (activation * (positive / (2 + activation.sum(0) * positive)).sum(0)).sum(1).clamp(min=0)
+        case "xgradcam":
+            weights = (gradient * activation).sum(0) / (activation.sum(0) + 1e-7)
+            return (activation * weights).sum(1).clamp(min=0)
+    guidance = (gradient * activation).sum(1).clamp(min=0)
+    return (guidance * (gradient.mean(0) * activation).sum(1)).clamp(min=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*(at this layer|places of this layer)")
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "xgradcam", "global_guidance"])
+@pytest.mark.parametrize("name", [*NETWORKS, *CONVOLUTIONAL])
+def test_maps_are_those_of_plain_autograd(name: str, method: str) -> None:
     model, images = classifier(name), photos(64, 96)
-    layer = NETWORKS[name][1]
+    layout = layout_of(model)
+    assert layout is not None
     outputs: list[Tensor] = []
-    handle = model.get_submodule(layer).register_forward_hook(lambda _, __, output: outputs.append(output))
+    handle = model.get_submodule(layout.last).register_forward_hook(
+        lambda _, __, output: outputs.append(output)
+    )
     logits = model(images)
     handle.remove()
-    found = GradCAM(layer)(model, images, TARGETS)
+    first = outputs[0].ndim == 4 and "swin" not in name
+    if method == "xgradcam" and outputs[0].min() < 0:
+        with pytest.raises(UserError, match="choose a layer after a ReLU, or global_guidance"):
+            METHODS[method]()(model, images, TARGETS)
+        return
+    found = METHODS[method]()(model, images, TARGETS)
+    cells = found.shape[1] * found.shape[2]
     for row, (image, cls) in enumerate(TARGETS.tolist()):
         (gradient,) = torch.autograd.grad(logits[image, cls], outputs[0], retain_graph=True)
-        cells = found.shape[1] * found.shape[2]
-        values = outputs[0][image].flatten(0, -2)[-cells:].detach()
-        weights = gradient[image].flatten(0, -2)[-cells:].mean(0)
-        expected = (values @ weights).clamp(min=0).view(found.shape[1:])
-        torch.testing.assert_close(found[row].double(), expected, rtol=1e-4, atol=1e-6)
+        parts = [outputs[0][image].detach(), gradient[image]]
+        values, slopes = (part.flatten(1).T if first else part.flatten(0, -2)[-cells:] for part in parts)
+        expected = formula(method, values, slopes).view(found.shape[1:])
+        terms = float((values * slopes.mean(0)).abs().sum(1).max())  # which may cancel in the sum
+        scale = terms**2 if method == "global_guidance" else max(terms, float(expected.max()))
+        torch.testing.assert_close(found[row].double(), expected, rtol=1e-4, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize(
