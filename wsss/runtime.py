@@ -16,6 +16,9 @@ from wsss.errors import UserError, escaped
 
 T = TypeVar("T")
 
+MOST_LOADERS = 16
+"""Processes that decode photos for a GPU, unless the user gives a number."""
+
 
 def device(config: RuntimeConfig) -> torch.device:
     """The device of the per-image stages.
@@ -27,6 +30,11 @@ def device(config: RuntimeConfig) -> torch.device:
         return torch.device("cpu")
     if torch.cuda.is_available():
         no_tf32()
+        if config.devices > torch.cuda.device_count():
+            there = torch.cuda.device_count()
+            raise UserError(
+                f"runtime.devices is {config.devices}, but torch sees {there} GPU(s) here; use that many at most"
+            )
         local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
         # Each of several processes on one machine (see `shards`) has its own.
         return torch.device("cuda", int(local) % torch.cuda.device_count()) if local else torch.device("cuda")
@@ -81,9 +89,15 @@ def workers(config: RuntimeConfig) -> int:
 
 
 def loader_workers(config: RuntimeConfig) -> int:
-    """Processes that decode photos. Next to a training on the CPU, one core less, because it needs the cores itself."""
-    count = workers(config)
-    return max(1, count - 1) if config.workers is None and device(config).type == "cpu" else count
+    """Processes that decode photos for one device.
+
+    Next to a training on the CPU, one core less, because it needs the cores itself. On machines with many cores no more
+    than keep a GPU busy: every process holds memory and file descriptors.
+    """
+    if config.workers is not None:
+        return config.workers
+    share = workers(config) // config.devices
+    return max(1, share - 1) if device(config).type == "cpu" else max(1, min(share, MOST_LOADERS))
 
 
 def progress(

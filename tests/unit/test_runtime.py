@@ -126,3 +126,22 @@ def test_progress_counts_and_can_be_silent(capsys: pytest.CaptureFixture[str]) -
         bar.refresh()
     assert "title" in (shown := capsys.readouterr().err)
     assert "5/5" in shown
+
+
+def test_more_gpus_than_there_are_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda(monkeypatch, True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"runtime\.devices is 4, but torch sees 2 GPU\(s\) here"):
+        runtime.device(RuntimeConfig(devices=4))
+    assert runtime.device(RuntimeConfig(devices=2)).type == "cuda"
+
+
+@pytest.mark.parametrize(("cores", "devices", "expected"), [(64, 1, 16), (64, 8, 8), (2, 4, 1)])
+def test_loaders_are_shared_among_devices_and_bounded(
+    monkeypatch: pytest.MonkeyPatch, cores: int, devices: int, expected: int
+) -> None:
+    cuda(monkeypatch, True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda process: range(cores))
+    assert runtime.loader_workers(RuntimeConfig(devices=devices)) == expected
+    assert runtime.loader_workers(RuntimeConfig(devices=devices, workers=40)) == 40

@@ -106,6 +106,8 @@ def _of_tensor(
 
     if backend == "pydensecrf":
         raise ValueError("the CRF backend pydensecrf takes arrays, not tensors: choose torch or auto")
+    if probabilities.dtype in (torch.bfloat16, torch.float16):  # as autocast gives them
+        probabilities = probabilities.float()
     _check(probabilities.detach().cpu().numpy(), np.asarray(torch.as_tensor(image).cpu()))
     pixels = torch.as_tensor(image, device=probabilities.device).permute(2, 0, 1)
     return mean_field(probabilities.clamp(SMALLEST_PROBABILITY, 1.0).log(), pixels, parameters)

@@ -29,7 +29,14 @@ def train_classifier(context: Context) -> dict[str, Any]:
     workers = runtime.loader_workers(hardware)
     fit(
         task,
-        train_loader(train, settings.batch_size, config.seed, workers, hardware.devices),
+        train_loader(
+            train,
+            settings.batch_size,
+            config.seed,
+            workers,
+            hardware.devices,
+            pin=runtime.device(hardware).type == "cuda",
+        ),
         _labelled_val(context),
         folder,
         epochs=settings.epochs,

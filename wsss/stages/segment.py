@@ -68,7 +68,14 @@ def _train(context: Context, records: Sequence[Record], folder: Path) -> dict[st
     truth = TrueMasks(with_masks(dataset.val), len(dataset.class_names))
     fit(
         task,
-        train_loader(train, settings.batch_size, config.seed, workers, hardware.devices),
+        train_loader(
+            train,
+            settings.batch_size,
+            config.seed,
+            workers,
+            hardware.devices,
+            pin=runtime.device(hardware).type == "cuda",
+        ),
         DataLoader(truth, batch_size=1, num_workers=workers) if len(truth) else None,
         folder,
         epochs=settings.epochs,

@@ -13,8 +13,9 @@ from typing import Any, cast
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 from torch.utils.data import DataLoader
 
 from wsss import runtime
@@ -220,7 +221,12 @@ def is_begun(folder: Path) -> bool:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Undo what Lightning and torch do to Ctrl-C and to errors in DDP's processes."""
+    """Undo what Lightning and torch do to Ctrl-C and to errors in DDP's processes.
+
+    Raises:
+        UserError: of a process, or one was killed.
+        MemoryError: a process ran out of memory.
+    """
     try:
         yield
     except SystemExit as stop:  # Lightning exits with status 1 on Ctrl-C
@@ -228,7 +234,14 @@ def _plain_errors() -> Iterator[None]:
     except ProcessRaisedException as error:
         if f"{UserError.__module__}.{UserError.__name__}: " in str(error):
             raise UserError(str(error)) from error
+        if "out of memory" in str(error).lower() or "MemoryError" in str(error):
+            raise MemoryError(str(error)) from error
         raise
+    except ProcessExitedException as error:
+        raise UserError(
+            f"a process of the training was killed ({error}), probably because memory ran out; use a smaller "
+            "batch_size or fewer --runtime.workers and run it again (finished epochs are kept)"
+        ) from error
 
 
 def validate(task: LightningModule, val: DataLoader[Any], config: RuntimeConfig) -> None:
@@ -246,7 +259,8 @@ def _trainer(config: RuntimeConfig, callbacks: list[Callback], bar: bool, **argu
         strategy="ddp_spawn" if config.devices > 1 else "auto",
         precision="bf16-mixed" if runtime.uses_bf16(config) else "32-true",
         callbacks=callbacks,
-        plugins=[AtomicCheckpoints()],
+        # LightningEnvironment: under Slurm, Lightning would take the job's tasks for the processes of the training.
+        plugins=[AtomicCheckpoints(), LightningEnvironment()],
         logger=False,
         enable_progress_bar=bar,
         enable_model_summary=False,

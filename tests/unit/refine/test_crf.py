@@ -172,6 +172,14 @@ def test_a_batch_of_different_sizes_and_labels_is_as_one_by_one(backend: str) ->
         np.testing.assert_allclose(result, dense_crf(probabilities, image, backend=backend), atol=1e-4)
 
 
+def test_half_precision_is_refined_in_float32() -> None:
+    probabilities, image = synthetic_photo(3, 20, 31)
+    half = torch.from_numpy(probabilities).bfloat16()
+    found = dense_crf(half, image)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, dense_crf(half.float(), image))
+
+
 def test_an_empty_batch_is_empty() -> None:
     assert dense_crf_batch([], []) == []
     with pytest.raises(ValueError, match="got 1 arrays of probabilities for 0 images"):

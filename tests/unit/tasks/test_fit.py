@@ -14,6 +14,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 from torch.utils.data import DataLoader
 
 from wsss.config import ClassifierConfig, OptimizerConfig, RuntimeConfig, SegmenterConfig
@@ -209,6 +210,31 @@ def test_weights_that_diverged_replace_no_checkpoint(
     last = torch.load(tmp_path / "s" / "last.ckpt", weights_only=True)
     assert last["epoch"] == 0
     assert all(torch.isfinite(value).all() for value in last["state_dict"].values())
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_training_inside_a_slurm_job_starts_its_own_processes(
+    tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning would take the four tasks of the job for its own, and refuse."""
+    job = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "here"}
+    for name, value in (job | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}).items():
+        monkeypatch.setenv(name, value)
+    train_segmenter(records, tmp_path / "s")
+    assert (tmp_path / "s" / "last.ckpt").is_file()
+
+
+def test_errors_of_the_processes_of_a_training_are_explained() -> None:
+    killed = ProcessExitedException("process 1 terminated with signal SIGKILL", 1, 7, -9, "SIGKILL")
+    with (
+        pytest.raises(UserError, match=r"a process of the training was killed .*SIGKILL.*smaller batch_size"),
+        fitting._plain_errors(),
+    ):
+        raise killed
+    with pytest.raises(MemoryError), fitting._plain_errors():
+        raise ProcessRaisedException("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate", 1, 7)
+    with pytest.raises(ProcessRaisedException), fitting._plain_errors():
+        raise ProcessRaisedException("ZeroDivisionError: division by zero", 1, 7)
 
 
 def test_validation_computes_as_configured_on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
