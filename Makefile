@@ -1,13 +1,14 @@
 # make demo   install, then the whole pipeline on the procedural data set
 # make test   install, then ruff, mypy and the default tests
 # make torture   install, then faults and bad input: docs/faults.md
+# make gpu       what only a GPU can tell: runs/gpu/gpu.md (arguments: GPU="--voc DIR --weights R50.pth")
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test torture lint clean
+.PHONY: help install demo test torture gpu lint clean
 
 help: ## show this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -30,6 +31,10 @@ test: install lint ## ruff, mypy and the default tests
 torture: install ## break running pipelines on purpose and try bad input (a quarter of an hour); writes docs/faults.md
 	rm -rf runs/torture
 	$(BIN)/python benchmarks/torture.py runs/torture --page docs/faults.md
+
+gpu: install ## tests, agreement, speed and launch paths on a GPU, in at most eight minutes; writes runs/gpu
+	rm -rf runs/gpu
+	$(BIN)/python benchmarks/gpu.py runs/gpu $(GPU)
 
 lint: install
 	$(BIN)/ruff check .
