@@ -5,6 +5,7 @@ The string below an attribute is its help text on the command line. Every comman
 Paths are plain strings, so that a checkpoint with a configuration in it loads with ``weights_only=True``.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -113,6 +114,10 @@ class OptimizerConfig:
             raise UserError(f"optimizer.warmup is {self.warmup}, but must be in [0, 1)")
 
 
+POOLINGS = ("own", "mean", "max", "lse", "topk")
+"""Names of `ClassifierConfig.pooling`."""
+
+
 @dataclass(frozen=True)
 class ClassifierConfig:
     """The multi-label classifier."""
@@ -125,12 +130,10 @@ class ClassifierConfig:
     """Initial weights: `imagenet` (of torchvision or timm, downloads), `none`, or the path of a state dict."""
     output_stride: Literal[8, 16, 32] = 16
     """Input pixels per cell of the last feature map (ResNets). Smaller is finer and slower."""
-    pooling: Literal["own", "mean", "max", "lse", "topk"] = "own"
-    """How places become a score. own: the network's own pooling and head; otherwise a linear layer scores every cell of
-    the last feature map, and their mean, maximum, log-sum-exp, or mean of the highest is the logit."""
-    pooling_value: float | None = None
-    """lse: the temperature r in log(mean of exp(r s)) / r of the cells' scores s; small: nearly the mean, large: the
-    maximum; null: 5. topk: the share of the cells that counts; null: 0.1."""
+    pooling: str = "own"
+    """How places become a score. own: the network's own pooling and head. Otherwise a linear layer scores every cell of
+    the last feature map, and the logit is their mean, max, lse(R) (log-sum-exp, log(mean of exp(R s)) / R of the scores
+    s; R is 5 in `lse`), or topk(SHARE) (mean of the highest share of the cells; 0.1 in `topk`)."""
     small_images: bool = False
     """Drop the stem's max pooling, which halves every stride (for ResNets on images of about 128 pixels)."""
     freeze_batchnorm: bool | None = None
@@ -153,12 +156,22 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         _check_least("classifier", self, frozen_stages=0, epochs=1, batch_size=1, crop=32, color_jitter=0)
         _check_range("classifier.long_side", *self.long_side)
-        most = {"lse": float("inf"), "topk": 1.0}.get(self.pooling)
-        if most is not None and self.pooling_value is not None and not 0 < self.pooling_value <= most:
+        name, value = self.pooling_parts
+        most = {"lse": float("inf"), "topk": 1.0}.get(name)
+        if name not in POOLINGS or (most is None) != (value is None) or not 0 < (value or 1) <= (most or 1):
             raise UserError(
-                f"classifier.pooling_value is {self.pooling_value}, but must be above 0"
-                + (" and at most 1" if most == 1 else "")
+                f"classifier.pooling is {self.pooling}, but must be one of {', '.join(POOLINGS)}; lse(R) with R above "
+                "0, topk(SHARE) with a share above 0 and at most 1"
             )
+
+    @property
+    def pooling_parts(self) -> tuple[str, float | None]:
+        """Name and value: ("lse", 5.0), ("mean", None)."""
+        found = re.fullmatch(r"(\w+)(?:\(([\d.e-]+)\))?", self.pooling)
+        if found is None:
+            return self.pooling, None
+        value = float(found[2]) if found[2] else {"lse": 5.0, "topk": 0.1}.get(found[1])
+        return found[1], value
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class CellClassifier(Trunk):
 
     def __init__(self, backbone: Backbone, config: ClassifierConfig, classes: int) -> None:
         super().__init__(backbone, config.output_stride, config.small_images)
-        self.config = config
+        self.pooling, self.value = config.pooling_parts
         self.head = nn.Conv2d(self.channels[0], classes, kernel_size=1)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
@@ -73,15 +73,15 @@ class CellClassifier(Trunk):
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
         """(B, 3, H, W) -> logits (B, classes)."""
         scores = self.score_map(images).flatten(2)
-        match self.config.pooling:
+        match self.pooling:
             case "max":
                 return scores.amax(2)
             case "lse":
-                temperature = self.config.pooling_value or 5.0
+                temperature = self.value or 1.0
                 scaled = (temperature * scores.float()).logsumexp(2) - math.log(scores.shape[2])
                 return scaled / temperature
             case "topk":
-                count = max(1, round((self.config.pooling_value or 0.1) * scores.shape[2]))
+                count = max(1, round((self.value or 1.0) * scores.shape[2]))
                 return scores.topk(count, dim=2).values.mean(2)
         return scores.mean(2)
 

@@ -45,16 +45,16 @@ def pooled(scores: list[float], pooling: str) -> float:
             return sum(scores) / len(scores)
         case "max":
             return max(scores)
-        case "lse":
+        case "lse(3)":
             return math.log(sum(math.exp(3 * score) for score in scores) / len(scores)) / 3
     count = max(1, round(0.3 * len(scores)))
     return sum(sorted(scores)[-count:]) / count
 
 
-@pytest.mark.parametrize("pooling", ["mean", "max", "lse", "topk"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "lse(3)", "topk(0.3)"])
 @pytest.mark.parametrize("architecture", NETWORKS)
 def test_logits_are_the_pooled_scores_of_the_cells(architecture: str, pooling: Any, images: Tensor) -> None:
-    model = classifier(architecture, pooling=pooling, pooling_value={"lse": 3.0, "topk": 0.3}.get(pooling))
+    model = classifier(architecture, pooling=pooling)
     scores = model.score_map(images)
     assert scores.shape[:2] == (2, 3)
     expected = [[pooled(one.flatten().tolist(), pooling) for one in photo] for photo in scores]
@@ -122,9 +122,12 @@ def test_a_segmenter_starts_from_such_a_classifier() -> None:
 def test_what_makes_no_pooling_is_refused() -> None:
     with pytest.raises(UserError, match=r"classifier\.pooling is lse, but vgg16 has a pooling of its own"):
         build_classifier(ClassifierConfig("vgg16", weights="none", pooling="lse"), 3)
-    with pytest.raises(UserError, match=r"classifier\.pooling_value is 0, but must be above 0"):
-        ClassifierConfig(pooling="lse", pooling_value=0)
+
+
+@pytest.mark.parametrize("pooling", ["lse(0)", "topk(1.5)", "mean(3)", "median", "lse(x)", "topk()"])
+def test_other_poolings_are_refused(pooling: str) -> None:
     with pytest.raises(
-        UserError, match=r"classifier\.pooling_value is 1\.5, but must be above 0 and at most 1"
+        UserError, match=r"classifier\.pooling is .*, but must be one of own, mean, max, lse, topk; lse"
     ):
-        ClassifierConfig(pooling="topk", pooling_value=1.5)
+        ClassifierConfig(pooling=pooling)
+    assert ClassifierConfig(pooling="lse").pooling_parts == ("lse", 5.0)
