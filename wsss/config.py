@@ -158,7 +158,8 @@ class ClassifierConfig:
         _check_range("classifier.long_side", *self.long_side)
         name, value = self.pooling_parts
         most = {"lse": float("inf"), "topk": 1.0}.get(name)
-        if name not in POOLINGS or (most is None) != (value is None) or not 0 < (value or 1) <= (most or 1):
+        fits = value is None if most is None else value is not None and 0 < value <= most
+        if name not in POOLINGS or not fits:
             raise UserError(
                 f"classifier.pooling is {self.pooling}, but must be one of {', '.join(POOLINGS)}; lse(R) with R above "
                 "0, topk(SHARE) with a share above 0 and at most 1"

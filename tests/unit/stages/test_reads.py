@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from wsss.config import ClassifierConfig, Config, ExtendConfig, FeatureConfig, SegmenterConfig
+from wsss.config import POOLINGS, ClassifierConfig, Config, ExtendConfig, FeatureConfig, SegmenterConfig
 from wsss.data.dataset import Dataset, Record
 from wsss.pipeline import STAGES
 
@@ -75,7 +75,7 @@ def another(value: Any, hint: Any) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, str):
-        return "other"
+        return "mean" if value in POOLINGS else "other"
     if hint == tuple[FeatureConfig, ...]:
         return (FeatureConfig(layers=("layer2",)),)
     if isinstance(value, tuple):
