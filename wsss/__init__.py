@@ -1,7 +1,25 @@
 """Weakly supervised semantic segmentation from image-level labels.
 
+    run = wsss.load("runs/photos")            # a run directory or a checkpoint
+    result = run.predict("holiday.jpg")       # result.mask, result.classes, result.probabilities
+    run.explain("holiday.jpg", "dog")         # where the classifier sees the dog
+
 Nothing heavy is imported here: ``import wsss`` takes milliseconds. The pieces live in
 ``wsss.saliency``, ``wsss.refine``, ``wsss.metrics`` and ``wsss.pipeline``.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wsss.inference import load as load
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """`load`, imported when it is first used."""
+    if name == "load":
+        return import_module("wsss.inference").load
+    raise AttributeError(f"module 'wsss' has no attribute {name!r}")
