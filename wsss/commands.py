@@ -5,10 +5,12 @@ before the words are parsed.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
 from wsss.errors import UserError
+from wsss.export.command import NAMES
 from wsss.usage import FLAG, ToolParser, numbers
 
 
@@ -130,6 +132,15 @@ def _predict_parser() -> ToolParser:
         help="also write <name>.npz: probabilities float16 (classes, height, width), classes (names)",
     )
     parser.add_argument(
+        "--format",
+        dest="formats",
+        action="append",
+        choices=NAMES,
+        default=[],
+        metavar="NAME",
+        help="also write the masks as OUTPUT/NAME for another tool, repeatable: " + ", ".join(NAMES),
+    )
+    parser.add_argument(
         "--skip_existing",
         **FLAG,
         help="continue: keep the masks in the folder and predict the rest "
@@ -167,7 +178,24 @@ def predict(name: str, words: list[str]) -> int:
     hardware = RuntimeConfig(accelerator=options.accelerator, precision=options.precision)
     checkpoint = find_checkpoint(options.checkpoint, "segmenter")
     print(predict_files(options.images, checkpoint, options.output, chosen, hardware))
+    if options.formats:
+        from wsss.data.names import classes_of
+        from wsss.export.masks import ENDINGS, export_masks
+        from wsss.predict import find_photos
+
+        photos = find_photos(options.images, options.output)
+        folder = common_folder(list(photos.values()))
+        pairs = [(key, options.output / f"{key}.png", path) for key, path in photos.items()]
+        for kind in options.formats:
+            output = options.output / f"{kind}{ENDINGS.get(kind, '')}"
+            print(export_masks(pairs, folder, classes_of([options.output], None), kind, output))
     return 0
+
+
+def common_folder(photos: list[Path]) -> Path:
+    """The deepest folder that holds all photos."""
+    parents = [photo.resolve().parent for photo in photos]
+    return Path(os.path.commonpath(parents))
 
 
 def export(name: str, words: list[str]) -> int:

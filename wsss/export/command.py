@@ -6,11 +6,15 @@ from pathlib import Path
 
 from wsss.usage import ToolParser
 
+NAMES = ("coco", "png", "yolo", "cvat", "cvat-mask", "labelstudio", "labelme", "cutout", "csv")
+"""Formats of masks, see `wsss.export.masks.FORMATS`."""
+
 _EXAMPLES = """\
 examples:
   wsss export onnx --checkpoint runs/voc --output model.onnx
   wsss export torch --checkpoint runs/voc --output model.pt2
   wsss export voc-server runs/voc --kind predictions_crf --output results.tgz
+  wsss export masks masks --photos photos --format coco --output masks.json
 `wsss export WHAT --help` shows its options and how to use the file.
 """
 
@@ -51,6 +55,22 @@ same masks always give the same bytes. For the test set, predict its photos and 
 """
 
 
+_MASKS_USE = """\
+formats:
+  coco         one JSON, compressed RLE (exact, with holes); needs pip install "wsss[coco]"
+  png          grey PNGs beside the photos, data.yaml (Ultralytics) and metadata.jsonl (Hugging Face); keeps 255
+  yolo         polygons, a text file a photo; holes are filled
+  cvat         CVAT for images 1.1, XML with RLE
+  cvat-mask    CVAT's Segmentation mask 1.1, a zip with classes and objects
+  labelstudio  predictions as brush RLE; the labelling configuration is written beside the JSON
+  labelme      a JSON a photo, exact masks
+  cutout       every object as RGBA PNG, cropped, and cutouts.csv
+  csv          a row for each photo and class: pixels, share, components, box
+Background is no object. Pixels with 255 (not decided) become background where the format has no value for them;
+the last line says how many. Cells of a CSV that a spreadsheet would take for a formula begin with an apostrophe.
+"""
+
+
 def main(words: Sequence[str]) -> int:
     """Run ``wsss export WORDS``; returns the exit status. Raises UserError where the input is at fault."""
     options = _parser().parse_args(words)
@@ -58,6 +78,17 @@ def main(words: Sequence[str]) -> int:
         from wsss.export.archive import export_archive
 
         print(export_archive(options.source, options.output, options.kind, options.ids, options.photos))
+        return 0
+    if options.what == "masks":
+        from wsss.export.masks import export_folder
+
+        chosen = {
+            "components": options.objects == "components",
+            "min_area": options.min_area,
+            "prefix": options.image_prefix,
+        }
+        source, photos = options.source, options.photos
+        print(export_folder(source, photos, options.classes, options.format, options.output, chosen))
         return 0
     from wsss.export.network import export_onnx, export_torch
     from wsss.rundir import find_checkpoint
@@ -110,6 +141,42 @@ def _parser() -> ToolParser:
     )
     server.add_argument(
         "--photos", type=Path, metavar="DIR", help="JPEGImages: check that every mask has its photo's size"
+    )
+    masks = commands.add_parser(
+        "masks",
+        help="masks for other tools: COCO, YOLO, CVAT, Label Studio, LabelMe, ...",
+        description="Write a folder of masks in the format of another tool.",
+        epilog=_MASKS_USE,
+    )
+    masks.add_argument("source", type=Path, metavar="MASK_DIR", help="folder of <id>.png masks")
+    masks.add_argument("--photos", type=Path, required=True, metavar="DIR", help="folder of their photos")
+    masks.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="class names, one a line, index 1 first (default: those that came with the masks, or VOC's)",
+    )
+    masks.add_argument("--format", required=True, choices=NAMES, metavar="NAME", help=", ".join(NAMES))
+    masks.add_argument("--output", type=Path, required=True, metavar="PATH", help="file or folder")
+    masks.add_argument(
+        "--objects",
+        choices=("classes", "components"),
+        default="classes",
+        help="coco, labelstudio, cutout: an object for each class of a photo, or for each connected part of it "
+        "(default: %(default)s)",
+    )
+    masks.add_argument(
+        "--min_area",
+        type=int,
+        default=1,
+        metavar="PIXELS",
+        help="leave out smaller objects (default: %(default)s)",
+    )
+    masks.add_argument(
+        "--image_prefix",
+        default="",
+        metavar="TEXT",
+        help="put before the photos' names, such as a URL or a folder",
     )
     return parser
 
