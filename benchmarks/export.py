@@ -2,8 +2,8 @@
 
     python benchmarks/export.py MASK_DIR PHOTO_DIR CLASSES.txt --count 1000 --repeats 3
 
-The export reads masks and photos' headers itself; the peer's masks are in memory before its clock starts. So the ratio is
-given to the encoding alone, and to the encoding plus the reading of the PNGs, which any exporter must do.
+The export reads masks and photos' headers itself; the peer's masks are in memory before its clock starts. So the ratio
+is given to the encoding alone, and to the encoding plus the reading of the PNGs, which any exporter must do.
 """
 
 import argparse
