@@ -4,6 +4,7 @@ Each function takes the command's name and the words after it, and returns the e
 before the words are parsed.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -311,6 +312,59 @@ def explain(name: str, words: list[str]) -> int:
     return 0
 
 
+IMPORTS = (
+    *(
+        "labelstudio",
+        "labelstudio-min",
+        "cvat",
+        "coco",
+        "roboflow",
+        "yolo",
+        "huggingface",
+        "fiftyone",
+        "labelme",
+    ),
+    *("fastai", "vertex", "sagemaker", "openimages", "folders"),
+)
+"""Formats of tags, see `wsss.data.tools.FORMATS`."""
+
+
+def _import_parser(commands: "argparse._SubParsersAction[ToolParser]") -> None:
+    parser = commands.add_parser(
+        "import",
+        help="tags of a labelling tool to photos, labels.csv and classes.txt",
+        description="Read the tags of photos as a labelling tool exports them, and make a folder for "
+        "`--data.kind folder`: links to the photos, labels.csv, classes.txt, and lists of the splits where the export "
+        "has them.",
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="the export: a file, or a folder with it")
+    parser.add_argument("target", type=Path, metavar="DEST", help="the new folder")
+    parser.add_argument(
+        "--format",
+        choices=("auto", *IMPORTS),
+        default="auto",
+        metavar="NAME",
+        help="auto (by the content of the files), " + ", ".join(IMPORTS),
+    )
+    parser.add_argument(
+        "--photos", type=Path, metavar="DIR", help="where the photos are (default: at SOURCE)"
+    )
+    parser.add_argument("--copy", **FLAG, help="copy the photos instead of linking to them")
+    parser.add_argument("--field", metavar="NAME", help="of several groups of tags, the one to take")
+    parser.add_argument(
+        "--annotators",
+        choices=("newest", "union"),
+        help="what counts where people disagree (default: an error)",
+    )
+    parser.add_argument(
+        "--unlabelled",
+        choices=("none", "unknown"),
+        help="what a photo without a tag is where the format does not say: it shows none of the classes, or nobody "
+        "knows",
+    )
+    parser.add_argument("--threshold", type=float, metavar="X", help="confidence from which a tag counts")
+
+
 def data(name: str, words: list[str]) -> int:
     """``check`` a data set (status 1 if it has errors) or write the procedural one (``shapes``)."""
     parser = ToolParser(prog="wsss data", description="Make and check data sets.")
@@ -345,7 +399,16 @@ def data(name: str, words: list[str]) -> int:
         "(default %(default)s)",
     )
     shapes.add_argument("--masks", **FLAG, help="with layout folder: also write true masks, for scoring only")
+    _import_parser(commands)
     options = parser.parse_args(words)
+    if options.action == "import":
+        from wsss.data.importing import import_tags
+        from wsss.data.tools import Options
+
+        given = Options(options.field, options.annotators, options.unlabelled, options.threshold)
+        source, target = options.source, options.target
+        print(import_tags(source, target, options.format, options.photos, given, options.copy))
+        return 0
     if options.action == "check":
         from wsss.data.check import check_dataset
 

@@ -1,0 +1,259 @@
+"""`wsss data import`: tags of any tool to a folder that the pipeline reads: photos, labels.csv, classes.txt, splits."""
+
+import csv
+import io
+import os
+import shutil
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from wsss.data.dataset import first, index_images
+from wsss.data.files import write_text
+from wsss.data.labels import check_classes, image_id
+from wsss.data.tools import FOLDERS, FORMATS, Export, Format, Options, Tagged, candidates, without_upload
+from wsss.errors import UserError
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of an export, and their format."""
+
+    name: str
+    format: Format
+    files: tuple[Path, ...]
+
+
+def import_tags(
+    source: Path,
+    target: Path,
+    kind: str = "auto",
+    photos: Path | None = None,
+    options: Options | None = None,
+    copy: bool = False,
+) -> str:
+    """Make a folder data set of an export.
+
+    Args:
+        source: the export: a file, or a folder with it.
+        target: the new folder.
+        kind: a name of `FORMATS`, ``folders``, or auto.
+        photos: where the photos are; None: at the source.
+        options: what the export does not say itself.
+        copy: copy the photos instead of linking to them.
+
+    Returns:
+        A summary for the user.
+
+    Raises:
+        UserError: no format fits, or two; a photo is missing, ambiguous, or named twice; names that differ by case; see
+            the readers.
+    """
+    if not source.exists():
+        raise UserError(
+            f"{source} does not exist; give the export of a labelling tool, or the folder that holds it"
+        )
+    if target.exists() and any(target.iterdir()):
+        raise UserError(f"{target} is not empty; give a new folder")
+    options = options or Options()
+    found = find_format(source, kind)
+    folder = photos or (source if source.is_dir() else source.parent)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder of photos")
+    export = _merged([found.format.read(path, options) for path in found.files])
+    index = index_images(folder, nested=True)
+    placed = resolve(export.photos, index, folder, uploads=found.name.startswith("labelstudio"))
+    labelled = {identifier: tagged for identifier, tagged in placed.items() if tagged.labels is not None}
+    if not labelled:
+        raise UserError(f"{source} has no photo with known labels")
+    names = _class_names(export, labelled, source)
+    write(target, labelled, index, names, copy)
+    return _summary(found, source, placed, labelled, len(index), names, target)
+
+
+def find_format(source: Path, kind: str) -> Found:
+    """The format of an export and its files.
+
+    Raises:
+        UserError: nothing fits, or files of two formats do.
+    """
+    if kind == "folders":
+        return Found("folders", FOLDERS, (source,))
+    fitting: dict[str, list[Path]] = defaultdict(list)
+    for path in candidates(source):
+        for name, form in FORMATS.items():
+            if kind in ("auto", name) and form.fits(path):
+                fitting[name].append(path)
+    if not fitting:
+        if kind == "auto" and FOLDERS.fits(source):
+            return Found("folders", FOLDERS, (source,))
+        wanted = "of a format that wsss knows" if kind == "auto" else f"that is {FORMATS[kind].title}"
+        raise UserError(
+            f"{source} has no file {wanted} ({', '.join([*FORMATS, 'folders'])}); a CSV `image,labels` with photos "
+            "beside it needs no import: data.kind folder reads it"
+        )
+    if len(fitting) > 1:
+        files = ", ".join(f"{paths[0].name} ({name})" for name, paths in fitting.items())
+        raise UserError(f"{source} has files of several formats: {files}; choose one with --format")
+    ((name, paths),) = fitting.items()
+    return Found(name, FORMATS[name], tuple(paths))
+
+
+def _merged(exports: list[Export]) -> Export:
+    """Several files of one format, such as one for each split."""
+    classes = [name for export in exports for name in export.classes or ()]
+    photos = [tagged for export in exports for tagged in export.photos]
+    return Export(photos, tuple(dict.fromkeys(classes)) or None)
+
+
+# -- photos -----------------------------------------------------------------------------------------
+
+
+def normal_reference(reference: str) -> str:
+    """A reference as a path with "/", without scheme, host, drive, and image suffix, in Unicode's composed form."""
+    text = unquote(reference)
+    if "?d=" in text:
+        text = text.partition("?d=")[2]
+    elif "://" in text:
+        text = urlparse(text).path
+    text = text.replace("\\", "/")
+    if len(text) > 1 and text[1] == ":":
+        text = text[2:]
+    parts = [part for part in unicodedata.normalize("NFC", text).split("/") if part not in ("", ".")]
+    while ".." in parts:  # LabelMe's paths go up from the JSON's folder
+        at = parts.index("..")
+        del parts[max(0, at - 1) : at + 1]
+    return image_id("/".join(parts))
+
+
+def resolve(
+    photos: list[Tagged], index: Mapping[str, Path], folder: Path, uploads: bool = False
+) -> dict[str, Tagged]:
+    """Image id -> what the export says of it.
+
+    Raises:
+        UserError: a photo is missing, several fit, or two references mean one.
+    """
+    ends: dict[str, list[str]] = defaultdict(list)
+    for identifier in index:
+        parts = identifier.split("/")
+        for start in range(len(parts)):
+            ends["/".join(parts[start:])].append(identifier)
+    placed: dict[str, Tagged] = {}
+    lost: list[str] = []
+    for tagged in photos:
+        reference = normal_reference(tagged.reference)
+        found = (
+            _match(reference, index, ends)
+            or (uploads and _match(without_upload(reference), index, ends))
+            or []
+        )
+        if len(found) > 1:
+            raise UserError(
+                f"{tagged.reference} may be {' or '.join(found[:3])} in {folder}: give a deeper --photos folder"
+            )
+        if not found:
+            lost.append(tagged.reference)
+            continue
+        if found[0] in placed:
+            raise UserError(
+                f"{tagged.reference} and {placed[found[0]].reference} are the same photo {index[found[0]]}"
+            )
+        placed[found[0]] = tagged
+    if lost:
+        raise UserError(
+            f"{len(lost)} of {len(photos)} photos are not in {folder}: {first(lost)}; give their folder as --photos"
+        )
+    return placed
+
+
+def _match(reference: str, index: Mapping[str, Path], ends: Mapping[str, list[str]]) -> list[str]:
+    """The ids that a reference means: that one, or those where one is the end of the other, in whole components."""
+    if reference in index:
+        return [reference]
+    if found := ends.get(reference):
+        return found
+    parts = reference.split("/")
+    return next(([end] for start in range(1, len(parts)) if (end := "/".join(parts[start:])) in index), [])
+
+
+# -- writing ----------------------------------------------------------------------------------------
+
+
+def _class_names(export: Export, labelled: Mapping[str, Tagged], source: Path) -> tuple[str, ...]:
+    used = {name for tagged in labelled.values() for name in tagged.labels or ()}
+    names = export.classes or tuple(sorted(used))
+    if strange := used - set(names):
+        raise UserError(f"{source} has the label {min(strange)}, which is not among its own classes")
+    folded: dict[str, str] = {}
+    for name in names:
+        if (other := folded.setdefault(name.casefold(), name)) != name:
+            raise UserError(
+                f"{source} has the labels {other} and {name}, which differ by case only: write one of them"
+            )
+    if bad := [name for name in names if ";" in name]:
+        raise UserError(
+            f'{source} has the label "{bad[0]}", but labels.csv separates labels by ";": rename it'
+        )
+    return check_classes(names, str(source))
+
+
+def write(
+    target: Path,
+    labelled: Mapping[str, Tagged],
+    index: Mapping[str, Path],
+    names: tuple[str, ...],
+    copy: bool,
+) -> None:
+    """Write photos (links, or copies), labels.csv, classes.txt and the lists of the splits; labels.csv comes last."""
+    for identifier in labelled:
+        photo = index[identifier].resolve()
+        place = target / "images" / f"{identifier}{photo.suffix}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if copy:
+            shutil.copyfile(photo, place)
+        else:
+            os.symlink(photo, place)
+    write_text(target / "classes.txt", "".join(f"{name}\n" for name in names))
+    for split in ("train", "val", "test"):
+        ids = [identifier for identifier, tagged in labelled.items() if tagged.split == split]
+        if ids:
+            write_text(target / f"{split}.txt", "".join(f"{identifier}\n" for identifier in ids))
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(["image", "labels"])
+    writer.writerows([identifier, ";".join(tagged.labels or ())] for identifier, tagged in labelled.items())
+    write_text(target / "labels.csv", content.getvalue())
+
+
+def _summary(
+    found: Found,
+    source: Path,
+    placed: Mapping[str, Tagged],
+    labelled: Mapping[str, Tagged],
+    there: int,
+    names: tuple[str, ...],
+    target: Path,
+) -> str:
+    files = first([path.name for path in found.files])
+    counts = Counter(name for tagged in labelled.values() for name in tagged.labels or ())
+    none = sum(not tagged.labels for tagged in labelled.values())
+    skipped = sum(tagged.skipped for tagged in placed.values())
+    unknown = len(placed) - len(labelled) - skipped
+    splits = Counter(tagged.split for tagged in labelled.values() if tagged.split)
+    lines = [
+        f"{source} is {found.format.title} ({files})",
+        f"{target}: {len(labelled)} photos with known labels, {none} of them with none",
+        f"left out: {unknown} photos of unknown labels, {skipped} that were skipped, {there - len(placed)} that it "
+        "does not name",
+        "photos with each class: " + ", ".join(f"{name} {counts[name]}" for name in names),
+    ]
+    if splits:
+        lines.append("splits: " + ", ".join(f"{name} {count}" for name, count in splits.items()))
+    if found.name == "folders":
+        lines.append("every photo has one label: what else it shows is not known")
+    words = " ".join(f"--data.{name} {name}" for name in ("train", "val") if splits.get(name))
+    return "\n".join([*lines, f"next: wsss run configs/folder.yaml --data.root {target} {words}".rstrip()])

@@ -1,0 +1,559 @@
+"""Tags of photos as labelling tools and public data sets export them: one reader for each format.
+
+A reader says whether a file is of its format, by content, and then gives `Tagged` photos. Three states are kept apart:
+labels (an empty tuple means that someone looked and found none), unknown (nobody said), and skipped.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import yaml
+
+from wsss.data.labels import IMAGE_SUFFIXES, read_text
+from wsss.errors import UserError
+
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+"""What tools call the splits."""
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """What an export says of one photo."""
+
+    reference: str
+    """The photo, as the export writes it."""
+    labels: tuple[str, ...] | None = None
+    """None: unknown."""
+    split: str | None = None
+    skipped: bool = False
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an export may not say itself."""
+
+    field: str | None = None
+    """Of several groups of tags, the one to take."""
+    annotators: str | None = None
+    """newest or union, where people disagree."""
+    unlabelled: str | None = None
+    """none or unknown: what a photo without a tag is, where the format does not say."""
+    threshold: float | None = None
+    """Confidence from which a tag counts."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """The photos of an export, and its class names in its own order, if it has one."""
+
+    photos: list[Tagged]
+    classes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format."""
+
+    title: str
+    fits: Callable[[Path], bool]
+    """Whether a file (or for some a folder) is of this format."""
+    read: Callable[[Path, Options], Export]
+
+
+# -- reading ----------------------------------------------------------------------------------------
+
+
+def _json(path: Path) -> Any:
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return None
+    try:
+        return json.loads(read_text(path))
+    except ValueError:
+        return None
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one JSON object a line; none if it is something else."""
+    if path.suffix.lower() not in (".jsonl", ".manifest") or not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise UserError(f"{path}:{number} is no JSON ({error}); correct the line") from error
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if path.suffix.lower() != ".csv" or not path.is_file():
+        return []
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
+    return [
+        {(key or "").strip(): (value or "").strip() for key, value in row.items() if isinstance(value, str)}
+        for row in reader
+    ]
+
+
+def _is_image(text: object) -> bool:
+    return isinstance(text, str) and text.lower().split("?d=")[-1].endswith(IMAGE_SUFFIXES)
+
+
+def _xml(path: Path) -> ElementTree.Element | None:
+    if path.suffix.lower() != ".xml" or not path.is_file():
+        return None
+    text = read_text(path)
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise UserError(f"{path} declares entities, which no tool writes: remove them")
+    try:
+        return ElementTree.fromstring(text.encode())
+    except ElementTree.ParseError:
+        return None
+
+
+def _missing(path: Path, options: Options, count: int, total: int) -> tuple[str, ...] | None:
+    """What photos without a tag are. Raises UserError if nobody said."""
+    if options.unlabelled is None:
+        raise UserError(
+            f"{count} of {total} photos of {path} have no tag, and the format does not say whether someone looked: say "
+            "--unlabelled none (they show none of the classes) or --unlabelled unknown (they are left out)"
+        )
+    return () if options.unlabelled == "none" else None
+
+
+def _one(groups: Iterable[str], path: Path, options: Options) -> str | None:
+    """The group of tags that is meant."""
+    names = sorted(set(groups))
+    if options.field is not None:
+        if options.field not in names:
+            raise UserError(f"{path} has no tags called {options.field}; it has {', '.join(names) or 'none'}")
+        return options.field
+    if len(names) > 1:
+        raise UserError(f"{path} has several groups of tags ({', '.join(names)}): choose one with --field")
+    return names[0] if names else None
+
+
+# -- Label Studio -----------------------------------------------------------------------------------
+
+
+def _is_label_studio(path: Path) -> bool:
+    tree = _json(path)
+    return (
+        isinstance(tree, list)
+        and bool(tree)
+        and all(
+            isinstance(task, dict) and "data" in task and ("annotations" in task or "completions" in task)
+            for task in tree
+        )
+    )
+
+
+def _choices(result: Mapping[str, Any], path: Path) -> list[str]:
+    values = result.get("value", {}).get("choices", [])
+    if any(not isinstance(value, str) for value in values):
+        raise UserError(f"{path} has nested choices, which wsss does not read: export a flat group of tags")
+    return list(values)
+
+
+def _read_label_studio(path: Path, options: Options) -> Export:
+    tasks = _json(path)
+    results = [
+        result
+        for task in tasks
+        for annotation in task.get("annotations", task.get("completions", []))
+        for result in annotation.get("result", [])
+        if result.get("type") == "choices" and not {"x", "points", "rle"} & set(result.get("value", {}))
+    ]
+    group = _one((str(result.get("from_name")) for result in results), path, options)
+    photos = []
+    for task in tasks:
+        images = [value for value in task["data"].values() if _is_image(value)]
+        if len(images) != 1:
+            raise UserError(f"{path}: task {task.get('id')} names {len(images)} images, but must name one")
+        given = task.get("annotations", task.get("completions", []))
+        kept = [one for one in given if not one.get("was_cancelled")]
+        found = [
+            (str(one.get("updated_at") or one.get("created_at") or ""), {
+                name for result in one.get("result", []) if result.get("from_name") == group
+                and result.get("type") == "choices" for name in _choices(result, path)
+            })
+            for one in kept
+        ]  # fmt: skip
+        photos.append(_of_annotators(images[0], found, bool(given) and not kept, path, options))
+    return Export(photos)
+
+
+def _of_annotators(
+    reference: str, found: Sequence[tuple[str, set[str]]], skipped: bool, path: Path, options: Options
+) -> Tagged:
+    """One photo from the sets of its annotators, each with a time."""
+    if not found:
+        return Tagged(reference, skipped=skipped)
+    sets = [names for _, names in found]
+    if all(names == sets[0] for names in sets):
+        return Tagged(reference, tuple(sorted(sets[0])))
+    if options.annotators == "union":
+        return Tagged(reference, tuple(sorted(set().union(*sets))))
+    if options.annotators == "newest":
+        return Tagged(reference, tuple(sorted(max(found, key=lambda pair: pair[0])[1])))
+    raise UserError(
+        f"{path}: people disagree about {reference}; say --annotators newest or --annotators union, or settle it there"
+    )
+
+
+_NO_TAGS = {"id", "annotation_id", "annotator", "created_at", "updated_at", "lead_time", "image", "task_id"}
+
+
+def _is_label_studio_min(path: Path) -> bool:
+    tree = _json(path)
+    rows = tree if isinstance(tree, list) else _rows(path)
+    return bool(rows) and isinstance(rows[0], dict) and {"annotation_id", "annotator"} <= set(rows[0])
+
+
+def _read_label_studio_min(path: Path, options: Options) -> Export:
+    rows: list[dict[str, Any]] = _json(path) or _rows(path)
+    columns = {key for row in rows for key in row if key not in _NO_TAGS and not _is_image(row[key])}
+    group = _one(columns, path, options)
+    found: dict[str, list[tuple[str, set[str]]]] = {}
+    for row in rows:
+        reference = next((str(value) for value in row.values() if _is_image(value)), None)
+        if reference is None:
+            raise UserError(f"{path}: a record names no image: {str(row)[:80]}")
+        sets = found.setdefault(reference, [])
+        if row.get("annotation_id") in (None, ""):
+            continue
+        value = row.get(group or "")
+        if isinstance(value, str) and value.startswith("{"):
+            value = json.loads(value)
+        names = value["choices"] if isinstance(value, dict) else [value] if value else []
+        sets.append((str(row.get("updated_at") or ""), set(names)))
+    return Export([_of_annotators(name, sets, False, path, options) for name, sets in found.items()])
+
+
+# -- CVAT, COCO, YOLO, Roboflow ---------------------------------------------------------------------
+
+
+def _is_cvat(path: Path) -> bool:
+    root = _xml(path)
+    return (
+        root is not None
+        and root.tag == "annotations"
+        and (root.find("image") is not None or root.find("track") is not None)
+    )
+
+
+def _read_cvat(path: Path, options: Options) -> Export:
+    root = _xml(path)
+    assert root is not None
+    if root.find("track") is not None:
+        raise UserError(f"{path} is of a video: export its frames as images (CVAT for images 1.1)")
+    images = root.findall("image")
+    bare = sum(image.find("tag") is None for image in images)
+    missing = _missing(path, options, bare, len(images)) if bare else None
+    photos = []
+    for image in images:
+        tags = tuple(sorted({tag.attrib["label"] for tag in image.findall("tag")}))
+        split = SPLITS.get(str(image.attrib.get("subset", "")).lower())
+        photos.append(Tagged(image.attrib["name"], tags or missing, split))
+    names = [label.findtext("name") for label in root.findall("meta//labels/label")]
+    return Export(photos, tuple(name for name in names if name) or None)
+
+
+def _is_coco(path: Path) -> bool:
+    tree = _json(path)
+    return isinstance(tree, dict) and {"images", "annotations", "categories"} <= set(tree)
+
+
+def _read_coco(path: Path, options: Options) -> Export:
+    tree = _json(path)
+    names = {category["id"]: str(category["name"]) for category in tree["categories"]}
+    tags: dict[Any, set[str]] = {image["id"]: set() for image in tree["images"]}
+    for one in tree["annotations"]:
+        if one["category_id"] not in names or one["image_id"] not in tags:
+            raise UserError(
+                f"{path}: annotation {one.get('id')} names a category or an image that is not listed"
+            )
+        tags[one["image_id"]].add(names[one["category_id"]])
+    split = SPLITS.get(path.parent.name.lower()) if path.name == "_annotations.coco.json" else None
+    folder = f"{path.parent.name}/" if split else ""
+    photos = [
+        Tagged(f"{folder}{image['file_name']}", tuple(sorted(tags[image["id"]])), split)
+        for image in tree["images"]
+    ]
+    used = {name for some in tags.values() for name in some}
+    return Export(photos, tuple(name for _, name in sorted(names.items()) if name in used))
+
+
+def _is_roboflow(path: Path) -> bool:
+    rows = _rows(path)
+    if path.name != "_classes.csv" or not rows or next(iter(rows[0])).lower() != "filename":
+        return False
+    return all(value in ("0", "1") for row in rows for value in list(row.values())[1:])
+
+
+def _read_roboflow(path: Path, options: Options) -> Export:
+    split, photos = SPLITS.get(path.parent.name.lower()), []
+    folder = f"{path.parent.name}/" if split else ""
+    classes: tuple[str, ...] = ()
+    for row in _rows(path):
+        name, *others = row
+        classes = tuple(others)
+        photos.append(
+            Tagged(f"{folder}{row[name]}", tuple(other for other in others if row[other] == "1"), split)
+        )
+    return Export(photos, classes)
+
+
+def _is_yolo(path: Path) -> bool:
+    if path.suffix not in (".yaml", ".yml") or not path.is_file() or not (path.parent / "labels").is_dir():
+        return False
+    tree = yaml.safe_load(read_text(path))
+    return isinstance(tree, dict) and "names" in tree
+
+
+def _read_yolo(path: Path, options: Options) -> Export:
+    named = yaml.safe_load(read_text(path))["names"]
+    names = (
+        dict(enumerate(named))
+        if isinstance(named, list)
+        else {int(key): value for key, value in named.items()}
+    )
+    root, photos, bare = path.parent, [], 0
+    images = sorted(p for p in (root / "images").rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    lost = [image for image in images if not _label_file(root, image).is_file()]
+    missing = _missing(path, options, len(lost), len(images)) if lost else None
+    for image in images:
+        text, reference = _label_file(root, image), image.relative_to(root).as_posix()
+        split = next(
+            (SPLITS[part] for part in image.relative_to(root / "images").parts if part in SPLITS), None
+        )
+        if not text.is_file():
+            bare += 1
+            photos.append(Tagged(reference, missing, split))
+            continue
+        found = {int(float(line.split()[0])) for line in read_text(text).splitlines() if line.strip()}
+        if unknown := found - set(names):
+            raise UserError(f"{text} has the class {min(unknown)}, but {path} names {len(names)} classes")
+        photos.append(Tagged(reference, tuple(sorted(str(names[index]) for index in found)), split))
+    return Export(photos, tuple(str(name) for _, name in sorted(names.items())))
+
+
+def _label_file(root: Path, image: Path) -> Path:
+    return root / "labels" / image.relative_to(root / "images").with_suffix(".txt")
+
+
+# -- Hugging Face, FiftyOne, LabelMe, fastai, clouds ------------------------------------------------
+
+
+def _is_hugging_face(path: Path) -> bool:
+    rows = _lines(path) or _rows(path)
+    return path.stem == "metadata" and bool(rows) and "file_name" in rows[0]
+
+
+def _read_hugging_face(path: Path, options: Options) -> Export:
+    rows: list[dict[str, Any]] = [*_lines(path)] or [*_rows(path)]
+    usual = {"label", "labels", "tag", "tags"} & {key for row in rows for key in row}
+    group = options.field or _one(usual, path, options)
+    split = SPLITS.get(path.parent.name.lower())
+    photos = []
+    for row in rows:
+        value = row.get(group or "")
+        if isinstance(value, int) or (isinstance(value, list) and any(isinstance(one, int) for one in value)):
+            raise UserError(f"{path} has numbers for classes, and no names: write the names")
+        labels = (
+            None if value is None else tuple(value) if isinstance(value, list) else (value,) if value else ()
+        )
+        folder = f"{path.parent.name}/" if split else ""
+        photos.append(Tagged(f"{folder}{row['file_name']}", labels, split))
+    return Export(photos)
+
+
+def _is_fiftyone(path: Path) -> bool:
+    tree = _json(path)
+    return isinstance(tree, dict) and isinstance(tree.get("labels"), dict)
+
+
+def _read_fiftyone(path: Path, options: Options) -> Export:
+    tree = _json(path)
+    classes = tree.get("classes")
+
+    def name(target: Any) -> str:
+        value = target.get("label") if isinstance(target, dict) else target
+        if isinstance(value, int):
+            if classes is None or not 0 <= value < len(classes):
+                raise UserError(f"{path} has the class {value}, but names {len(classes or ())} classes")
+            return str(classes[value])
+        return str(value)
+
+    photos = []
+    for identifier, targets in tree["labels"].items():
+        some = targets if isinstance(targets, list) else None if targets is None else [targets]
+        photos.append(
+            Tagged(identifier, None if some is None else tuple(sorted({name(one) for one in some})))
+        )
+    return Export(photos, tuple(map(str, classes)) if classes else None)
+
+
+def _is_labelme(path: Path) -> bool:
+    tree = _json(path)
+    return isinstance(tree, dict) and {"shapes", "imagePath", "flags"} <= set(tree)
+
+
+def _read_labelme(path: Path, options: Options) -> Export:
+    tree = _json(path)
+    flags = tree["flags"]
+    labels = tuple(sorted(name for name, value in flags.items() if value)) if flags else None
+    return Export([Tagged(f"{path.parent.name}/{tree['imagePath']}", labels)])
+
+
+def _is_fastai(path: Path) -> bool:
+    rows = _rows(path)
+    return bool(rows) and list(rows[0])[:2] == ["fname", "labels"]
+
+
+def _read_fastai(path: Path, options: Options) -> Export:
+    photos = [
+        Tagged(row["fname"], tuple(row["labels"].split()), _valid(row.get("is_valid"))) for row in _rows(path)
+    ]
+    return Export(photos)
+
+
+def _valid(value: str | None) -> str | None:
+    return None if value is None else "val" if value.lower() in ("true", "1") else "train"
+
+
+def _is_vertex(path: Path) -> bool:
+    rows = _lines(path)
+    return bool(rows) and "imageGcsUri" in rows[0]
+
+
+def _read_vertex(path: Path, options: Options) -> Export:
+    photos = []
+    for row in _lines(path):
+        names = [one["displayName"] for one in row.get("classificationAnnotations", [])]
+        if "classificationAnnotation" in row:
+            names.append(row["classificationAnnotation"]["displayName"])
+        use = row.get("dataItemResourceLabels", {}).get("aiplatform.googleapis.com/ml_use", "")
+        photos.append(Tagged(row["imageGcsUri"], tuple(sorted(names)) or None, SPLITS.get(use)))
+    return Export(photos)
+
+
+def _is_sagemaker(path: Path) -> bool:
+    rows = _lines(path)
+    return bool(rows) and "source-ref" in rows[0]
+
+
+def _read_sagemaker(path: Path, options: Options) -> Export:
+    rows = _lines(path)
+    kind = "groundtruth/image-classification-multilabel"
+    groups = {
+        key.removesuffix("-metadata")
+        for row in rows
+        for key, value in row.items()
+        if key.endswith("-metadata") and isinstance(value, dict) and value.get("type") == kind
+    }
+    group = _one(groups, path, options)
+    photos = []
+    for row in rows:
+        indices = row.get(group or "")
+        known = row.get(f"{group}-metadata", {}).get("class-map", {})
+        labels = None if indices is None else tuple(sorted(known[str(index)] for index in indices))
+        photos.append(Tagged(row["source-ref"], labels))
+    return Export(photos)
+
+
+def _is_open_images(path: Path) -> bool:
+    rows = _rows(path)
+    return bool(rows) and {"ImageID", "LabelName", "Confidence"} <= set(rows[0])
+
+
+def _read_open_images(path: Path, options: Options) -> Export:
+    if options.unlabelled != "none":
+        raise UserError(
+            f"{path} verifies single labels, and wsss has no partial labels: say --unlabelled none to take every label "
+            "that is not listed as absent"
+        )
+    found: dict[str, set[str]] = {}
+    for row in _rows(path):
+        confidence = float(row["Confidence"])
+        if confidence not in (0.0, 1.0) and options.threshold is None:
+            raise UserError(
+                f"{path} has the confidence {confidence:g}: say from which on a label counts (--threshold)"
+            )
+        names = found.setdefault(row["ImageID"], set())
+        if confidence >= (1.0 if options.threshold is None else options.threshold):
+            names.add(row["LabelName"])
+    return Export([Tagged(name, tuple(sorted(names))) for name, names in found.items()])
+
+
+def _is_class_folders(path: Path) -> bool:
+    """A folder whose sub-folders have photos, and nothing else that a reader knows."""
+    if not path.is_dir():
+        return False
+    inside = [one for one in path.iterdir() if one.is_dir() and not one.name.startswith(".")]
+    return (
+        len(inside) > 1
+        and not any(one.suffix.lower() in IMAGE_SUFFIXES for one in path.iterdir())
+        and all(any(one.suffix.lower() in IMAGE_SUFFIXES for one in folder.iterdir()) for folder in inside)
+    )
+
+
+def _read_class_folders(path: Path, options: Options) -> Export:
+    photos = [
+        Tagged(image.relative_to(path).as_posix(), (folder.name,) if folder.name != "_unlabeled" else None)
+        for folder in sorted(one for one in path.iterdir() if one.is_dir() and not one.name.startswith("."))
+        for image in sorted(folder.iterdir())
+        if image.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    return Export(photos)
+
+
+FORMATS: dict[str, Format] = {
+    "labelstudio": Format("Label Studio's JSON", _is_label_studio, _read_label_studio),
+    "labelstudio-min": Format("Label Studio's JSON_MIN or CSV", _is_label_studio_min, _read_label_studio_min),
+    "cvat": Format("CVAT for images 1.1", _is_cvat, _read_cvat),
+    "coco": Format("COCO's JSON", _is_coco, _read_coco),
+    "roboflow": Format("Roboflow's multi-label CSV", _is_roboflow, _read_roboflow),
+    "yolo": Format("a YOLO data set", _is_yolo, _read_yolo),
+    "huggingface": Format("Hugging Face's metadata", _is_hugging_face, _read_hugging_face),
+    "fiftyone": Format("FiftyOne's labels.json", _is_fiftyone, _read_fiftyone),
+    "labelme": Format("LabelMe's flags", _is_labelme, _read_labelme),
+    "fastai": Format("fastai's CSV", _is_fastai, _read_fastai),
+    "vertex": Format("Vertex AI's JSON lines", _is_vertex, _read_vertex),
+    "sagemaker": Format("SageMaker's manifest", _is_sagemaker, _read_sagemaker),
+    "openimages": Format("Open Images' CSV", _is_open_images, _read_open_images),
+}
+"""The formats of files, under the names of the command line."""
+
+FOLDERS = Format("a folder for each class", _is_class_folders, _read_class_folders)
+"""Asked for by name, or taken where nothing else fits."""
+
+_UPLOAD = re.compile(r"^[0-9a-f]{8}-")
+
+
+def without_upload(reference: str) -> str:
+    """The name of a file as it was before Label Studio put eight digits and its own folder before the uploads."""
+    return _UPLOAD.sub("", reference.rpartition("/")[2])
+
+
+def candidates(source: Path) -> Iterator[Path]:
+    """The files that may hold the tags: the source itself, or those at most two folders deep in it."""
+    if source.is_file():
+        yield source
+        return
+    for pattern in ("*", "*/*", "*/*/*"):
+        for path in sorted(source.glob(pattern)):
+            if path.suffix.lower() in (".json", ".csv", ".xml", ".jsonl", ".manifest", ".yaml", ".yml"):
+                yield path
