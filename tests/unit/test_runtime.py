@@ -17,6 +17,7 @@ from wsss.tasks.classification import new_task
 
 def cuda(monkeypatch: pytest.MonkeyPatch, there: bool, capability: tuple[int, int] = (9, 0)) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(there))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
 
 
