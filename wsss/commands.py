@@ -126,6 +126,22 @@ def _predict_parser() -> ToolParser:
         help="predict larger photos in overlapping, blended tiles of this side; smaller tiles take less memory "
         "(default: %(default)s)",
     )
+    parser.add_argument(
+        "--unsure",
+        type=float,
+        metavar="P",
+        help="pixels whose most probable class has less than this probability become 255",
+    )
+    parser.add_argument(
+        "--tags",
+        metavar="CSV",
+        help="image,labels: the classes that a photo may have; photos that it does not name may have all",
+    )
+    parser.add_argument(
+        "--review",
+        **FLAG,
+        help="also write review.csv: photos whose tags and masks disagree (with --tags), then the least certain",
+    )
     parser.add_argument("--overlay", **FLAG, help="also write <name>_overlay.jpg")
     parser.add_argument(
         "--probabilities",
@@ -172,6 +188,9 @@ def predict(name: str, words: list[str]) -> int:
         crf=options.crf,
         tile=options.tile,
         long_side=options.long_side,
+        unsure=options.unsure,
+        tags=options.tags,
+        review=options.review,
         overlay=options.overlay,
         probabilities=options.probabilities,
         skip_existing=options.skip_existing,
@@ -313,18 +332,8 @@ def explain(name: str, words: list[str]) -> int:
 
 
 IMPORTS = (
-    *(
-        "labelstudio",
-        "labelstudio-min",
-        "cvat",
-        "coco",
-        "roboflow",
-        "yolo",
-        "huggingface",
-        "fiftyone",
-        "labelme",
-    ),
-    *("fastai", "vertex", "sagemaker", "openimages", "folders"),
+    *("cvat-imagenet", "labelstudio", "labelstudio-min", "cvat", "coco", "roboflow", "yolo", "huggingface"),
+    *("fiftyone", "labelme", "fastai", "vertex", "sagemaker", "openimages", "csv", "folders"),
 )
 """Formats of tags, see `wsss.data.tools.FORMATS`."""
 
@@ -363,6 +372,7 @@ def _import_parser(commands: "argparse._SubParsersAction[ToolParser]") -> None:
         "knows",
     )
     parser.add_argument("--threshold", type=float, metavar="X", help="confidence from which a tag counts")
+    parser.add_argument("--label_separator", metavar="TEXT", help="between the labels of a cell of a table")
 
 
 def data(name: str, words: list[str]) -> int:
@@ -405,7 +415,14 @@ def data(name: str, words: list[str]) -> int:
         from wsss.data.importing import import_tags
         from wsss.data.tools import Options
 
-        given = Options(options.field, options.annotators, options.unlabelled, options.threshold)
+        own = (
+            options.field,
+            options.annotators,
+            options.unlabelled,
+            options.threshold,
+            options.label_separator,
+        )
+        given = Options(*own)
         source, target = options.source, options.target
         print(import_tags(source, target, options.format, options.photos, given, options.copy))
         return 0

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from wsss import runtime
 from wsss.config import RuntimeConfig
 from wsss.data.files import read_image
+from wsss.data.labels import BACKGROUND, IGNORE
 from wsss.data.transforms import normalize_image, to_tensor
 from wsss.errors import UserError
 from wsss.explain import Subject, find_class, trained_subject
@@ -49,7 +50,9 @@ class Prediction:
     @property
     def found(self) -> tuple[str, ...]:
         """Names of the classes that have pixels, without the background."""
-        return tuple(self.classes[index] for index in np.unique(self.mask) if index)
+        return tuple(
+            self.classes[index] for index in np.unique(self.mask) if index not in (BACKGROUND, IGNORE)
+        )
 
 
 class Run:
@@ -88,7 +91,8 @@ class Run:
 
         Args:
             images: a photo, or a list of photos.
-            options: fields of `wsss.predict.PredictOptions`: ``ms_flip``, ``crf``, ``scales``, ``tile``, ``long_side``.
+            options: fields of `wsss.predict.PredictOptions`: ``ms_flip``, ``crf``, ``scales``, ``tile``, ``long_side``,
+                ``unsure``.
 
         Returns:
             A `Prediction`, or a list of them for a list.
@@ -141,7 +145,11 @@ class Run:
                 return torch.cat([part for _, part in photo_strips(pixels, predict, options)], dim=1).numpy()
 
         with torch.inference_mode(), runtime.autocast(self._hardware):
-            rows = [part.argmax(0).to(torch.uint8) for _, part in photo_strips(pixels, predict, options)]
+            rows = []
+            for _, part in photo_strips(pixels, predict, options):
+                best, labels = part.max(0)
+                unsure = best < (options.unsure or 0)
+                rows.append(labels.to(torch.uint8).masked_fill(unsure, IGNORE))
         return Prediction(torch.cat(rows).numpy(), trained.classes, compute)
 
     def _segmenter(self) -> Trained:

@@ -1,7 +1,9 @@
 """Masks for any photos, from a trained segmenter."""
 
+import csv
+import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ from torch.nn import functional
 from wsss import __version__, runtime
 from wsss.config import NOT_WEAK, EvaluateConfig, RuntimeConfig, to_dict
 from wsss.data.dataset import first, left_out, walk_images
-from wsss.data.files import atomic_path, read_image, read_object, write_json, write_mask
-from wsss.data.labels import PHOTO_KINDS
+from wsss.data.files import atomic_path, read_image, read_object, write_json, write_mask, write_text
+from wsss.data.labels import BACKGROUND, IGNORE, PHOTO_KINDS, read_text
 from wsss.data.names import RECORD
+from wsss.data.tags import read_label_csv
 from wsss.data.transforms import normalize_image, resize_long_side, to_tensor
 from wsss.data.working import shrink
 from wsss.errors import UserError
@@ -36,7 +39,27 @@ OVERLAY_SIDE = 2048
 SHOWN = 8
 """At most this many unreadable photos are named; all are counted."""
 
+REVIEW = "review.csv"
+"""What to look at first: image, confidence (mean probability of the chosen classes), per class, and what disagrees."""
+
 Strips = Iterator[tuple[int, Tensor]]
+
+
+@dataclass
+class Answer:
+    """What the network says about a photo."""
+
+    mask: npt.NDArray[np.uint8]
+    """(H, W)."""
+    sums: npt.NDArray[np.float64]
+    """(C,): over the pixels of each class, the sum of its probability."""
+    pixels: npt.NDArray[np.int64]
+    """(C,): how many they are."""
+
+    def confidence(self, index: int | None = None) -> float:
+        """Mean probability of the chosen class, over all pixels, or those of one class."""
+        some = slice(None) if index is None else index
+        return float(np.sum(self.sums[some]) / max(1, int(np.sum(self.pixels[some]))))
 
 
 @dataclass(frozen=True)
@@ -58,6 +81,12 @@ class PredictOptions:
     """Also write ``<name>_overlay.jpg``, its longer side at most ``OVERLAY_SIDE``."""
     probabilities: bool = False
     """Also write ``<name>.npz``."""
+    unsure: float | None = None
+    """Pixels whose most probable class has less than this probability become 255."""
+    tags: str | None = None
+    """A label CSV: the classes that a photo may have. Photos that it does not name may have all."""
+    review: bool = False
+    """Also write ``REVIEW``: photos by confidence, the least certain first."""
     skip_existing: bool = False
     """Skip photos whose files all exist; they must come from the same network and options."""
 
@@ -75,6 +104,9 @@ class PredictOptions:
             raise UserError(
                 f"--long_side is {self.long_side}, but must be a number of pixels, or 0 for the photo's own size"
             )
+
+        if self.unsure is not None and not 0 < self.unsure <= 1:
+            raise UserError(f"--unsure is {self.unsure}, but must be a probability above 0 and at most 1")
 
     @property
     def endings(self) -> tuple[str, ...]:
@@ -173,6 +205,8 @@ def predict_files(
             name
         ) in photos:  # otherwise, if this run is interrupted, the record would claim old masks as its own
             (output / f"{name}.png").unlink(missing_ok=True)
+    tags = read_label_csv(Path(options.tags), classes[1:]) if options.tags else {}
+    rows = _old_review(output / REVIEW) if options.review and options.skip_existing else {}
     hardware = hardware or RuntimeConfig()
     model = runtime.prepare(model, hardware)
     device = runtime.device(hardware)
@@ -193,12 +227,15 @@ def predict_files(
             except UserError as error:
                 broken.append(str(error))
             else:
-                mask = _predict_file(
-                    image, tile_predictor(model, device, options), classes, output / name, options
-                )
-                found.update(np.flatnonzero(np.bincount(mask.ravel())).tolist())
+                predict = tile_predictor(model, device, options, tags.get(name))
+                answer = _predict_file(image, predict, classes, output / name, options)
+                seen = np.flatnonzero(np.bincount(answer.mask.ravel())).tolist()
+                found.update(index for index in seen if index != IGNORE)
+                rows[name] = _review_row(name, answer, classes, tags.get(name))
             odd += [f"{path} {remark}" for remark in remarks]
             bar.update(1)
+    if options.review:
+        _write_review(output / REVIEW, rows.values())
     if odd:
         runtime.say(f"{len(odd)} odd photos: {first(odd)}")
     if broken:
@@ -231,7 +268,15 @@ def _differences(path: Path, record: dict[str, Any]) -> list[str]:
         return []
     before = read_object(path)
     made, wanted = before.get("options", {}), record["options"]
-    shaping = ("ms_flip", *(("scales",) if wanted["ms_flip"] else ()), "crf", "tile", "long_side")
+    shaping = (
+        "ms_flip",
+        *(("scales",) if wanted["ms_flip"] else ()),
+        "crf",
+        "tile",
+        "long_side",
+        "unsure",
+        "tags",
+    )
     other = [f"--{key}" for key in shaping if made.get(key, wanted[key]) != wanted[key]]
     if before.get("weights_sha256", record["weights_sha256"]) != record["weights_sha256"]:
         other.insert(0, "--checkpoint")
@@ -279,15 +324,26 @@ def _summary(found: Mapping[int, int], classes: Sequence[str], new: int, kept: i
 
 
 def tile_predictor(
-    model: torch.nn.Module, device: torch.device, options: PredictOptions
+    model: torch.nn.Module,
+    device: torch.device,
+    options: PredictOptions,
+    allowed: Sequence[int] | None = None,
 ) -> Callable[[Tensor], Tensor]:
-    """The function (3, h, w) uint8 RGB -> (C, h, w) float32 probabilities that every tile goes through."""
+    """The function (3, h, w) uint8 RGB -> (C, h, w) float32 probabilities that every tile goes through.
+
+    ``allowed`` are the classes that the photo may have besides the background, None: all.
+    """
     scales = options.scales if options.ms_flip else (1.0,)
     constants = RefineParameters().soft_crf
 
     def predict(tile: Tensor) -> Tensor:
         images = normalize_image(tile[None].to(device))
         probabilities = predict_probabilities(model, images, scales, flip=options.ms_flip)[0].float().cpu()
+        if allowed is not None:
+            kept = torch.zeros(len(probabilities), 1, 1)
+            kept[[BACKGROUND, *allowed]] = 1
+            probabilities = probabilities * kept
+            probabilities = probabilities / probabilities.sum(0).clamp(min=1e-12)
         return _refined(probabilities, tile, constants) if options.crf else probabilities
 
     return predict
@@ -304,14 +360,20 @@ def _predict_file(
     classes: Sequence[str],
     target: Path,
     options: PredictOptions,
-) -> npt.NDArray[np.uint8]:
-    """Predict one photo and write its files; returns the mask (H, W)."""
+) -> Answer:
+    """Predict one photo and write its files."""
     strips = photo_strips(to_tensor(image), predict, options)
-    mask = np.empty(image.shape[:2], np.uint8)
+    mask, count = np.empty(image.shape[:2], np.uint8), len(classes)
+    answer = Answer(mask, np.zeros(count), np.zeros(count, np.int64))
     stored = np.empty((len(classes), *mask.shape), np.float16) if options.probabilities else None
     for top, probabilities in strips:
         rows = slice(top, top + probabilities.shape[1])
-        mask[rows] = probabilities.argmax(0).to(torch.uint8).numpy()
+        best, labels = probabilities.max(0)
+        answer.sums += np.bincount(labels.ravel(), best.ravel(), minlength=count)
+        answer.pixels += np.bincount(labels.ravel(), minlength=count)
+        mask[rows] = labels.to(torch.uint8).numpy()
+        if options.unsure is not None:
+            mask[rows][best.numpy() < options.unsure] = IGNORE
         if stored is not None:
             stored[:, rows] = probabilities.numpy()
     if options.overlay:
@@ -320,7 +382,36 @@ def _predict_file(
     if stored is not None:
         write_probabilities(_beside(target, ".npz"), stored, classes)
     write_mask(_beside(target, ".png"), mask)
-    return mask
+    return answer
+
+
+def _review_row(name: str, answer: Answer, classes: Sequence[str], tags: Sequence[int] | None) -> list[str]:
+    """Image, confidence, confidence of each class that has pixels, and tags without a pixel."""
+    some = [index for index in np.flatnonzero(answer.pixels).tolist() if index != BACKGROUND]
+    per_class = "; ".join(f"{classes[index]} {answer.confidence(index):.3f}" for index in some)
+    absent = [classes[index] for index in tags or () if not answer.pixels[index]]
+    return [
+        name,
+        f"{answer.confidence():.4f}",
+        per_class,
+        f"no pixel of {', '.join(absent)}" if absent else "",
+    ]
+
+
+def _old_review(path: Path) -> dict[str, list[str]]:
+    """The rows of a review, by image."""
+    if not path.is_file():
+        return {}
+    return {row[0]: row for row in list(csv.reader(io.StringIO(read_text(path))))[1:] if row}
+
+
+def _write_review(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    """Photos whose tags and masks disagree first, then the least certain."""
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(["image", "confidence", "classes", "problem"])
+    writer.writerows(sorted(rows, key=lambda row: (not row[3], float(row[1]), row[0])))
+    write_text(path, content.getvalue())
 
 
 def _beside(target: Path, ending: str) -> Path:

@@ -181,7 +181,7 @@ WRITERS = {
 
 
 def test_the_names_of_the_command_line_are_the_readers() -> None:
-    assert (*FORMATS, "folders") == IMPORTS
+    assert (*FORMATS, "csv", "folders") == IMPORTS
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -197,6 +197,67 @@ def test_an_export_becomes_a_folder(name: str, source: Path, imported: Any, tmp_
     dataset = load_folder(tmp_path / "out", "xml", None, None, None)
     assert dataset.classes == ("cat", "dog")
     assert len(dataset.train) + len(dataset.val) == 3
+
+
+def rows(text: str) -> Any:
+    def write(root: Path) -> None:
+        (root / "labels.csv").write_bytes(text.encode("cp1252"))
+
+    return write
+
+
+TABLES = {
+    "one row a label": "image,label\nsea/7.jpg,dog\nsea/7.jpg,cat\n8.jpg,\n9.jpg,cat\n",
+    "another header": "filename,labels\nsea/7.jpg,cat;dog\n8.jpg,\n9.jpg,cat\n",
+    "no header": "sea/7.jpg,cat;dog\n8.jpg,\n9.jpg,cat\n",
+    "commas in quotes": 'image,labels\nsea/7.jpg,"cat, dog"\n8.jpg,\n9.jpg,cat\nx/10.png,dog\n',
+    "columns of TRUE": "image,cat,dog\nsea/7.jpg,TRUE,TRUE\n8.jpg,FALSE,FALSE\n9.jpg,TRUE,FALSE\n",
+    "columns of numbers": "image;cat;dog\nsea/7.jpg;1.0;1.0\n8.jpg;0.0;0.0\n9.jpg;1.0;0.0\n",
+    "tabs": "file\tcat\tdog\nsea/7.jpg\t1\t1\n8.jpg\t0\t0\nmy photos/9.jpg\t1\t0\n",
+    "paths": "image,labels\nC:\\\\photos\\\\sea\\\\7.jpg,cat;dog\n./8.jpg,\nphotos/my photos/9.jpg,cat\n",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_of_every_kind_are_read(name: str, source: Path, imported: Any) -> None:
+    if name == "commas in quotes":
+        photo(source / "x" / "10.png")
+        (source / "10.png").unlink()
+    rows(TABLES[name])(source)
+    found, said = imported()
+    found.pop("x/10", None)
+    assert found == EXPECTED
+    assert "a table of photos and labels (labels.csv)" in said
+
+
+def test_tables_that_may_mean_two_things_are_refused(
+    source: Path, command: Any, tmp_path: Path, imported: Any
+) -> None:
+    def sentence() -> str:
+        return str(command("data", "import", source, tmp_path / "x").sentence)
+
+    rows("image,labels\nsea/7.jpg,cat dog\n8.jpg,dog\n9.jpg,cat\n")(source)
+    assert 'say what separates labels, such as --label_separator " "' in sentence()
+    assert imported("--label_separator", " ")[0]["sea/7"] == BOTH
+    rows("image,cat,dog\nsea/7.jpg,0.7,1\n8.jpg,0,0\n")(source)
+    assert "has the value 0.7 for a class: say from which on a label counts (--threshold)" in sentence()
+    rows("image,cat,dog\nsea/7.jpg,maybe,1\n8.jpg,0,0\n")(source)
+    assert 'has the value "maybe" for a class; 0 and 1 are expected' in sentence()
+    (source / "other.csv").write_text("image,labels\n8.jpg,dog\n9.jpg,cat\n")
+    assert "has 2 tables (labels.csv, other.csv): name one of them" in sentence()
+
+
+def test_cvats_imagenet_export_and_split_folders(
+    source: Path, imported: Any, tmp_path: Path, command: Any
+) -> None:
+    put(source / "synsets.txt", "cat\ndog\n")
+    put(source / "default.txt", "7 0 1\nmy photos/9 0\n8\n")
+    assert imported()[0] == {"sea/7": BOTH, "my photos/9": CAT}
+    for name in ("train/cat/1.jpg", "train/dog/2.jpg", "val/cat/3.jpg", "val/dog/4.jpg"):
+        photo(tmp_path / "folders" / name)
+    done = command("data", "import", tmp_path / "folders", tmp_path / "out2")
+    assert done.status == 0, done.err
+    assert (tmp_path / "out2" / "val.txt").read_text() == "val/cat/3\nval/dog/4\n"
 
 
 def test_labels_that_nobody_looked_at_are_unknown(source: Path, imported: Any) -> None:
@@ -277,7 +338,7 @@ def test_what_is_not_clear_is_an_error(source: Path, command: Any, tmp_path: Pat
     def sentence(*words: object) -> str:
         return str(command("data", "import", source, tmp_path / "out", *words).sentence)
 
-    assert "has no file of a format that wsss knows (labelstudio," in sentence()
+    assert "has no file of a format that wsss knows (cvat-imagenet," in sentence()
     cvat(source)
     assert "1 of 3 photos" in sentence()
     assert "say --unlabelled none" in sentence()

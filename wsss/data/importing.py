@@ -14,7 +14,17 @@ from urllib.parse import unquote, urlparse
 from wsss.data.dataset import first, index_images
 from wsss.data.files import write_text
 from wsss.data.labels import check_classes, image_id
-from wsss.data.tools import FOLDERS, FORMATS, Export, Format, Options, Tagged, candidates, without_upload
+from wsss.data.tools import (
+    FOLDERS,
+    FORMATS,
+    TABLE,
+    Export,
+    Format,
+    Options,
+    Tagged,
+    candidates,
+    without_upload,
+)
 from wsss.errors import UserError
 
 
@@ -82,19 +92,25 @@ def find_format(source: Path, kind: str) -> Found:
     """
     if kind == "folders":
         return Found("folders", FOLDERS, (source,))
+    tables = tuple(path for path in candidates(source) if TABLE.fits(path)) if kind in ("auto", "csv") else ()
     fitting: dict[str, list[Path]] = defaultdict(list)
     for path in candidates(source):
         for name, form in FORMATS.items():
             if kind in ("auto", name) and form.fits(path):
                 fitting[name].append(path)
     if not fitting:
+        if len(tables) == 1:
+            return Found("csv", TABLE, tables)
+        if len(tables) > 1:
+            raise UserError(
+                f"{source} has {len(tables)} tables ({first([path.name for path in tables])}): name one of them"
+            )
         if kind == "auto" and FOLDERS.fits(source):
             return Found("folders", FOLDERS, (source,))
-        wanted = "of a format that wsss knows" if kind == "auto" else f"that is {FORMATS[kind].title}"
-        raise UserError(
-            f"{source} has no file {wanted} ({', '.join([*FORMATS, 'folders'])}); a CSV `image,labels` with photos "
-            "beside it needs no import: data.kind folder reads it"
+        wanted = (
+            "of a format that wsss knows" if kind in ("auto", "csv") else f"that is {FORMATS[kind].title}"
         )
+        raise UserError(f"{source} has no file {wanted} ({', '.join([*FORMATS, 'csv', 'folders'])})")
     if len(fitting) > 1:
         files = ", ".join(f"{paths[0].name} ({name})" for name, paths in fitting.items())
         raise UserError(f"{source} has files of several formats: {files}; choose one with --format")

@@ -16,7 +16,8 @@ from wsss.data.names import listed, nearest
 from wsss.errors import UserError
 
 CSV_FORMAT = (
-    'expected the header "image,labels" (labels separated by ";"), or "image,<class>,<class>,…" with 0/1'
+    'expected the header "image,labels" (labels separated by ";"), or "image,<class>,<class>,…" with 0/1; '
+    "`wsss data import` reads other tables and the exports of labelling tools"
 )
 
 _SEMICOLONS = re.compile(r'\s*"?image"?\s*;', re.IGNORECASE)

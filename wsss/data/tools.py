@@ -51,6 +51,8 @@ class Options:
     """none or unknown: what a photo without a tag is, where the format does not say."""
     threshold: float | None = None
     """Confidence from which a tag counts."""
+    separator: str | None = None
+    """Between the labels of a cell."""
 
 
 @dataclass(frozen=True)
@@ -498,10 +500,118 @@ def _read_open_images(path: Path, options: Options) -> Export:
     return Export([Tagged(name, tuple(sorted(names))) for name, names in found.items()])
 
 
+# -- other tables -----------------------------------------------------------------------------------
+
+_YES, _NO = ("1", "1.0", "true", "yes", "x"), ("0", "0.0", "false", "no", "")
+
+
+def _table(path: Path) -> list[list[str]]:
+    """The cells of a text table with commas, semicolons or tabs; none if it is something else."""
+    if path.suffix.lower() not in (".csv", ".tsv") or not path.is_file():
+        return []
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("cp1252", errors="replace")
+    first = text.partition("\n")[0]
+    rest = text.partition("\n")[2].partition("\n")[0]
+    marks = {mark: (first.count(mark) == rest.count(mark) > 0, first.count(mark)) for mark in "\t,;"}
+    mark = max(marks, key=lambda one: marks[one])
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True)
+    return [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
+
+
+def _is_table(path: Path) -> bool:
+    rows = _table(path)
+    return len(rows) > 1 and all(len(row) >= 2 for row in rows) and _is_image(rows[1][0])
+
+
+def _read_table(path: Path, options: Options) -> Export:
+    """A photo in the first column; then its labels in one cell, one label a row, or a column for each class."""
+    rows = _table(path)
+    head = None if _is_image(rows[0][0]) else rows.pop(0)
+    if head is not None and len(head) > 2:
+        return _of_columns(path, head, rows, options)
+    if strange := next((row for row in rows if len(row) != 2), None):
+        raise UserError(
+            f"{path} has a row of {len(strange)} cells ({', '.join(strange)[:80]}), where most have 2"
+        )
+    mark = options.separator or _separator(path, [row[1] for row in rows])
+    found: dict[str, set[str]] = {}
+    for name, cell in rows:
+        parts = cell.split(mark) if mark else [cell]
+        found.setdefault(name, set()).update(part.strip() for part in parts if part.strip())
+    return Export([Tagged(name, tuple(sorted(labels))) for name, labels in found.items()])
+
+
+def _separator(path: Path, cells: Sequence[str]) -> str:
+    """What separates the labels of a cell; nothing where each cell is one label."""
+    if any(";" in cell for cell in cells):
+        return ";"
+    alone = set(cells)
+    for mark in (",", "|", " "):
+        several = [cell for cell in cells if mark in cell]
+        if several and all(part.strip() in alone for cell in several for part in cell.split(mark)):
+            if mark == ",":
+                return mark
+            raise UserError(
+                f'{path} has cells such as "{several[0]}", whose parts are labels of other photos: say what separates '
+                f'labels, such as --label_separator "{mark}"'
+            )
+    return ""
+
+
+def _of_columns(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]], options: Options) -> Export:
+    """A column for each class."""
+
+    def counts(value: str) -> bool:
+        if value.lower() in (*_YES, *_NO):
+            return value.lower() in _YES
+        try:
+            number = float(value.replace(",", "."))
+        except ValueError as error:
+            raise UserError(f'{path} has the value "{value}" for a class; 0 and 1 are expected') from error
+        if options.threshold is None:
+            raise UserError(
+                f"{path} has the value {value} for a class: say from which on a label counts (--threshold)"
+            )
+        return number >= options.threshold
+
+    photos = [
+        Tagged(row[0], tuple(name for name, value in zip(head[1:], row[1:], strict=True) if counts(value)))
+        for row in rows
+    ]
+    return Export(photos, tuple(head[1:]))
+
+
+def _is_cvat_imagenet(path: Path) -> bool:
+    return path.name == "synsets.txt" and any(one.name != path.name for one in path.parent.glob("*.txt"))
+
+
+def _read_cvat_imagenet(path: Path, options: Options) -> Export:
+    names, photos = read_text(path).splitlines(), []
+    for listed in sorted(one for one in path.parent.glob("*.txt") if one.name != path.name):
+        for line in read_text(listed).splitlines():
+            words = line.split()
+            cut = next(
+                (at for at in range(1, len(words)) if all(word.isdigit() for word in words[at:])), len(words)
+            )
+            labels = tuple(names[int(word)] for word in words[cut:])
+            if words:
+                photos.append(Tagged(" ".join(words[:cut]), labels or None, SPLITS.get(listed.stem.lower())))
+    return Export(photos, tuple(names))
+
+
+# -- folders ----------------------------------------------------------------------------------------
+
+
 def _is_class_folders(path: Path) -> bool:
-    """A folder whose sub-folders have photos, and nothing else that a reader knows."""
+    """A folder whose sub-folders have photos, at once or below a folder for each split."""
     if not path.is_dir():
         return False
+    if splits := _split_folders(path):
+        return all(_is_class_folders(folder) for folder in splits)
     inside = [one for one in path.iterdir() if one.is_dir() and not one.name.startswith(".")]
     return (
         len(inside) > 1
@@ -510,17 +620,28 @@ def _is_class_folders(path: Path) -> bool:
     )
 
 
+def _split_folders(path: Path) -> list[Path]:
+    """The sub-folders, if all of them are called like splits."""
+    inside = sorted(one for one in path.iterdir() if one.is_dir() and not one.name.startswith("."))
+    return inside if inside and all(one.name.lower() in SPLITS for one in inside) else []
+
+
 def _read_class_folders(path: Path, options: Options) -> Export:
-    photos = [
-        Tagged(image.relative_to(path).as_posix(), (folder.name,) if folder.name != "_unlabeled" else None)
-        for folder in sorted(one for one in path.iterdir() if one.is_dir() and not one.name.startswith("."))
-        for image in sorted(folder.iterdir())
-        if image.suffix.lower() in IMAGE_SUFFIXES
-    ]
+    photos = []
+    for top in _split_folders(path) or [path]:
+        split = None if top == path else SPLITS[top.name.lower()]
+        for folder in sorted(one for one in top.iterdir() if one.is_dir() and not one.name.startswith(".")):
+            labels = (folder.name,) if folder.name != "_unlabeled" else None
+            photos += [
+                Tagged(image.relative_to(path).as_posix(), labels, split)
+                for image in sorted(folder.iterdir())
+                if image.suffix.lower() in IMAGE_SUFFIXES
+            ]
     return Export(photos)
 
 
 FORMATS: dict[str, Format] = {
+    "cvat-imagenet": Format("CVAT's ImageNet export", _is_cvat_imagenet, _read_cvat_imagenet),
     "labelstudio": Format("Label Studio's JSON", _is_label_studio, _read_label_studio),
     "labelstudio-min": Format("Label Studio's JSON_MIN or CSV", _is_label_studio_min, _read_label_studio_min),
     "cvat": Format("CVAT for images 1.1", _is_cvat, _read_cvat),
@@ -537,8 +658,13 @@ FORMATS: dict[str, Format] = {
 }
 """The formats of files, under the names of the command line."""
 
+TABLE = Format("a table of photos and labels", _is_table, _read_table)
+"""Taken where no format of a tool fits."""
+
 FOLDERS = Format("a folder for each class", _is_class_folders, _read_class_folders)
 """Asked for by name, or taken where nothing else fits."""
+
+SUFFIXES = (".json", ".csv", ".tsv", ".xml", ".jsonl", ".manifest", ".yaml", ".yml")
 
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-")
 
@@ -555,5 +681,5 @@ def candidates(source: Path) -> Iterator[Path]:
         return
     for pattern in ("*", "*/*", "*/*/*"):
         for path in sorted(source.glob(pattern)):
-            if path.suffix.lower() in (".json", ".csv", ".xml", ".jsonl", ".manifest", ".yaml", ".yml"):
+            if path.suffix.lower() in SUFFIXES or path.name == "synsets.txt":
                 yield path
