@@ -53,8 +53,9 @@ class DataConfig:
     """Which photos, which labels."""
 
     kind: str = "shapes"
-    """shapes: procedural, made on first use; voc: PASCAL VOC devkit layout; folder: photos and a CSV of tags;
-    coco: COCO 2014 instances; imagenet: validation images in class folders, only for evaluating saliency."""
+    """auto: by what is in root, also the export of a labelling tool (docs/formats.md); shapes: procedural, made on
+    first use; voc: PASCAL VOC devkit layout; folder: photos and a CSV of tags; coco: COCO 2014 instances; imagenet:
+    validation images in class folders, only for evaluating saliency."""
     root: str = "data/shapes"
     """Folder of the data set."""
     labels: str = "xml"

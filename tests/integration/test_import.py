@@ -11,6 +11,7 @@ from PIL import Image
 
 from wsss.commands import IMPORTS
 from wsss.data.folder import load_folder
+from wsss.data.load import load_dataset
 from wsss.data.tools import FORMATS
 
 CAT, BOTH, NONE = ("cat",), ("cat", "dog"), ()
@@ -365,6 +366,36 @@ def test_what_is_not_clear_is_an_error(source: Path, command: Any, tmp_path: Pat
     put(tmp_path / "out" / "mine.txt", "x")
     assert "out is not empty; give a new folder" in sentence()
     assert "does not exist" in command("data", "import", source / "gone", tmp_path / "o").sentence
+
+
+@pytest.mark.parametrize("name", ["labelstudio", "coco", "huggingface", "sagemaker"])
+def test_kind_auto_reads_an_export_where_it_is(name: str, source: Path) -> None:
+    WRITERS[name][0](source)
+    before = sorted(source.rglob("*"))
+    dataset = load_dataset("auto", source, "xml", None, None, None)
+    assert dataset.classes == ("cat", "dog")
+    found = {record.id: tuple(dataset.classes[label - 1] for label in record.labels or ())
+             for record in (*dataset.train, *dataset.val)}  # fmt: skip
+    assert found == EXPECTED
+    assert FORMATS[name].title in dataset.notes[0]
+    assert sorted(source.rglob("*")) == before
+
+
+def test_kind_auto_takes_the_splits_of_the_export_and_knows_the_usual_layouts(
+    source: Path, shapes: Path
+) -> None:
+    vertex(source)
+    dataset = load_dataset("auto", source, "xml", None, None, None)
+    assert [record.id for record in dataset.train] == ["sea/7"]
+    assert [record.id for record in dataset.val] == ["my photos/9"]
+    (source / "labels.csv").write_text("image,labels\n8,cat\n10,dog\nsea/7,cat\n")
+    assert {record.id for record in load_dataset("auto", source, "xml", None, None, None).train} < {
+        "8",
+        "10",
+        "sea/7",
+    }
+    voc = load_dataset("auto", shapes, str(shapes / "labels.csv"), shapes / "classes.txt", None, None)
+    assert voc == load_dataset("voc", shapes, str(shapes / "labels.csv"), shapes / "classes.txt", None, None)
 
 
 def test_what_a_person_does_from_cvat_to_masks(source: Path, tmp_path: Path, command: Any) -> None:

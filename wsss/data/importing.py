@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from wsss.data.dataset import first, index_images
+from wsss.data.dataset import Dataset, first, index_images, make_records, read_split
 from wsss.data.files import write_text
+from wsss.data.folder import find_list, hash_split
 from wsss.data.labels import check_classes, image_id
 from wsss.data.tools import (
     FOLDERS,
@@ -123,6 +124,46 @@ def _merged(exports: list[Export]) -> Export:
     classes = [name for export in exports for name in export.classes or ()]
     photos = [tagged for export in exports for tagged in export.photos]
     return Export(photos, tuple(dict.fromkeys(classes)) or None)
+
+
+def load_export(root: Path, train: str | None, val: str | None) -> Dataset:
+    """The data set of an export, where nothing has to be said about it: without writing anything.
+
+    Args:
+        root: the export, with its photos.
+        train: a list of ids, see `read_split`; None: the export's own split, or all photos that are not in val.
+        val: likewise; None: the export's own split, or about a tenth, as in `load_folder`.
+
+    Raises:
+        UserError: as `import_tags`.
+    """
+    found = find_format(root, "auto")
+    export = _merged([found.format.read(path, Options()) for path in found.files])
+    index = index_images(root, nested=True)
+    placed = resolve(export.photos, index, root, uploads=found.name.startswith("labelstudio"))
+    labelled = {name: tagged for name, tagged in placed.items() if tagged.labels is not None}
+    names = _class_names(export, labelled, root)
+    known = {
+        name: tuple(sorted(names.index(label) + 1 for label in tagged.labels or ()))
+        for name, tagged in labelled.items()
+    }
+    splits: dict[str, tuple[str, ...] | None] = {}
+    for split, given in (("train", train), ("val", val)):
+        own = tuple(name for name, tagged in labelled.items() if tagged.split == split)
+        splits[split] = read_split(find_list(root, given), index, nested=True) if given else own or None
+    train_ids, val_ids = splits["train"], splits["val"]
+    if train_ids is None and val_ids is None:
+        train_ids, val_ids = hash_split(tuple(known))
+    train_ids = train_ids or tuple(name for name in known if name not in set(val_ids or ()))
+    val_ids = val_ids or tuple(name for name in known if name not in set(train_ids))
+    files = first([path.name for path in found.files])
+    notes = (
+        f"{root} is {found.format.title} ({files}): {len(known)} photos with known labels, {len(placed) - len(known)} "
+        f"without, {len(index) - len(placed)} that it does not name",
+    )
+    return Dataset(
+        names, make_records(train_ids, index, known, {}), make_records(val_ids, index, known, {}), notes=notes
+    )
 
 
 # -- photos -----------------------------------------------------------------------------------------

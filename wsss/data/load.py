@@ -9,7 +9,9 @@ from wsss.data.dataset import Dataset, walk_images
 from wsss.data.files import read_json
 from wsss.data.folder import load_folder
 from wsss.data.imagenet import load_imagenet
+from wsss.data.importing import load_export
 from wsss.data.shapes import MARKER
+from wsss.data.tags import read_label_rows
 from wsss.data.voc import load_voc
 from wsss.errors import UserError
 
@@ -23,7 +25,27 @@ def load_shapes(root: Path, labels: str, classes: Path | None, train: str | None
     return load_voc(root, own if labels == "xml" else labels, classes or root / "classes.txt", train, val)
 
 
+def load_auto(root: Path, labels: str, classes: Path | None, train: str | None, val: str | None) -> Dataset:
+    """VOC's or COCO's layout, a folder with its own labels.csv, or the export of a labelling tool, by what is there."""
+    if (root / "JPEGImages").is_dir():
+        return load_voc(root, labels, classes, train, val)
+    if any(root.glob("annotations/instances_*20*.json")):
+        return load_coco(root, labels, classes, train, val)
+    if labels == "xml" and classes is None and not _is_own(root / "labels.csv"):
+        return load_export(root, train, val)
+    return load_folder(root, labels, classes, train, val)
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file is a label CSV as `load_folder` reads it."""
+    try:
+        return bool(read_label_rows(path))
+    except UserError:
+        return False
+
+
 LOADERS: dict[str, Loader] = {
+    "auto": load_auto,
     "shapes": load_shapes,
     "voc": load_voc,
     "folder": load_folder,
