@@ -405,12 +405,13 @@ def _old_review(path: Path) -> dict[str, list[str]]:
     return {row[0]: row for row in list(csv.reader(io.StringIO(read_text(path))))[1:] if row}
 
 
-def _write_review(path: Path, rows: Iterable[Sequence[str]]) -> None:
+def _write_review(path: Path, rows: Iterable[list[str]]) -> None:
     """Photos whose tags and masks disagree first, then the least certain."""
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(["image", "confidence", "classes", "problem"])
-    writer.writerows(sorted(rows, key=lambda row: (not row[3], float(row[1]), row[0])))
+    in_order: list[list[str]] = sorted(rows, key=lambda row: (not row[3], float(row[1]), row[0]))
+    writer.writerows(in_order)
     write_text(path, content.getvalue())
 
 
