@@ -179,9 +179,11 @@ def predict(name: str, words: list[str]) -> int:
     """Write masks for new photos; prints which classes were found."""
     options = _predict_parser().parse_args(words)
     from wsss.config import EvaluateConfig, RuntimeConfig
+    from wsss.plugins import load_installed
     from wsss.predict import PredictOptions, predict_files
     from wsss.rundir import find_checkpoint
 
+    load_installed()
     chosen = PredictOptions(
         ms_flip=options.ms_flip,
         scales=options.scales or EvaluateConfig().scales,
@@ -214,7 +216,7 @@ def predict(name: str, words: list[str]) -> int:
 
 def common_folder(photos: list[Path]) -> Path:
     """The deepest folder that holds all photos."""
-    parents = [photo.resolve().parent for photo in photos]
+    parents = [Path(os.path.abspath(photo)).parent for photo in photos]
     return Path(os.path.commonpath(parents))
 
 
@@ -266,7 +268,7 @@ def _explain_parser() -> ToolParser:
         help="saliency method, repeatable (default: gradcam)",
     )
     parser.add_argument(
-        "--layer", help="layer of methods that name none (default: the last convolutional one)"
+        "--layer", help="layer of methods that name none (default: the last one with feature maps)"
     )
     model = parser.add_mutually_exclusive_group()
     model.add_argument(
@@ -279,7 +281,9 @@ def _explain_parser() -> ToolParser:
         "(default, without --checkpoint: resnet50)",
     )
     parser.add_argument(
-        "--weights", metavar="PATH", help="state dict of --architecture (default: torchvision's, downloaded)"
+        "--weights",
+        metavar="PATH",
+        help="state dict of --architecture (default: torchvision's or timm's, downloaded)",
     )
     parser.add_argument(
         "--size",

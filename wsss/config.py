@@ -172,7 +172,11 @@ class ClassifierConfig:
         found = re.fullmatch(r"(\w+)(?:\(([\d.e-]+)\))?", self.pooling)
         if found is None:
             return self.pooling, None
-        value = float(found[2]) if found[2] else {"lse": 5.0, "topk": 0.1}.get(found[1])
+        try:
+            given = float(found[2]) if found[2] else None
+        except ValueError:
+            return self.pooling, None
+        value = given if given is not None else {"lse": 5.0, "topk": 0.1}.get(found[1])
         return found[1], value
 
 
@@ -230,7 +234,7 @@ class ExtendConfig:
     same: [{architecture: classifier}, {architecture: resnet50, weights: PATH, layers: [layer2, layer3]}]."""
     photos: int = 500
     """pixels: number of photos to learn from, evenly spaced; fewer where their features would take more than 8 GB. Each
-    takes 3 to 6 MB of memory with one network."""
+    takes 3 to 9 MB of memory with one network."""
     rounds: int = 4
     """pixels: how many times the classifier of cells is trained, each time on what the previous one was sure of."""
     low: float = 0.2

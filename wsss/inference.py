@@ -11,20 +11,24 @@ from typing import Literal, overload
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from wsss import runtime
 from wsss.config import RuntimeConfig
-from wsss.data.files import read_image
+from wsss.data.files import read_image, to_pixels
 from wsss.data.labels import BACKGROUND, IGNORE
 from wsss.data.transforms import normalize_image, to_tensor
 from wsss.errors import UserError
 from wsss.explain import Subject, find_class, trained_subject
+from wsss.plugins import load_installed
 from wsss.predict import PredictOptions, photo_strips, tile_predictor
 from wsss.rundir import find_checkpoint
 from wsss.saliency import normalize, upsample
 from wsss.saliency.parse import parse_method
 from wsss.tasks.segmentation import Trained, load_trained
+
+SHAPING = ("ms_flip", "crf", "scales", "tile", "long_side", "unsure")
+"""The options of `wsss predict` that shape a mask."""
 
 Pixels = npt.NDArray[np.uint8]
 Picture = str | PathLike[str] | Image.Image | Pixels
@@ -36,7 +40,8 @@ class Prediction:
     """What a segmenter says about one photo."""
 
     mask: Pixels
-    """(H, W) uint8: the index of the most probable class of each pixel, 0 is the background."""
+    """(H, W) uint8: the index of the most probable class of each pixel, 0 is the background; 255 where `unsure` says
+    so."""
     classes: tuple[str, ...]
     """Names by index, background first."""
     compute: Callable[[], npt.NDArray[np.float32]] = field(repr=False)
@@ -101,6 +106,10 @@ class Run:
             UserError: no segmenter, an unreadable photo, or an unknown option.
         """
         trained = self._segmenter()
+        if other := sorted(set(options) - set(SHAPING)):
+            raise UserError(
+                f"predict: {', '.join(other)} has no effect here; the options are {', '.join(SHAPING)}"
+            )
         try:
             chosen = PredictOptions(**{"long_side": trained.long_side, **options})  # type: ignore[arg-type]
         except TypeError as error:
@@ -153,6 +162,9 @@ class Run:
         return Prediction(torch.cat(rows).numpy(), trained.classes, compute)
 
     def _segmenter(self) -> Trained:
+        if self._trained is not None:
+            return self._trained
+        load_installed()
         with self._lock:
             if self._trained is None:
                 trained = load_trained(find_checkpoint(self.path, "segmenter"))
@@ -162,6 +174,7 @@ class Run:
 
     def _classifier(self) -> Subject:
         if self._subject is None:
+            load_installed()
             subject = trained_subject(find_checkpoint(self.path, "classifier"))
             runtime.prepare(subject.network, self._exact)
             self._subject = subject
@@ -194,7 +207,10 @@ def read_picture(image: Picture) -> Pixels:
     if isinstance(image, str | PathLike):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        try:
+            return to_pixels(image)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"the photo cannot be decoded ({error})") from error
     if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8:
         return np.ascontiguousarray(image)
     kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__

@@ -49,6 +49,8 @@ def load(name: str) -> None:
     path = Path(name)
     if name in LOADED:
         return
+    if "." in path.stem:
+        raise UserError(f"{OPTION} {name}: a name with a dot cannot be imported; rename the file")
     if path.suffix != ".py" or not path.is_file():
         raise UserError(f"{OPTION} {name}: there is no such Python file")
     module, folder = path.stem, str(path.resolve().parent)
@@ -79,7 +81,9 @@ def load_configured(names: Iterable[str], source: Path) -> None:
         UserError: the file is that of a run directory, and the user has not named the plug-in; or as `load`.
     """
     for name in names:
-        if name not in LOADED and (source.parent / "manifest.json").is_file():
+        if Path(name).stem in {Path(other).stem for other in files()}:  # modules have different names
+            continue
+        if (source.parent / "manifest.json").is_file():
             raise UserError(
                 f"{source} names the plug-in {name}, whose code is not run without being asked for: add "
                 f"{OPTION} {name}"

@@ -122,7 +122,9 @@ def fingerprints(config: Config, dataset: Dataset) -> dict[str, str]:
     result: dict[str, str] = {}
     for name, stage in STAGES.items():
         before = [result[other] for other in stage.follows(config)]
-        result[name] = fingerprint(name, stage.reads(config, dataset), before, *plugins.LOADED.values())
+        result[name] = fingerprint(
+            name, stage.reads(config, dataset), before, *sorted(plugins.LOADED.values())
+        )
     return result
 
 
@@ -213,16 +215,17 @@ def _difference(context: Context) -> str:
     changed = [
         f"{key} {before[key]} instead of {now[key]}"
         for key in now
-        if key in before and before[key] != now[key] and not key.startswith(("output", "runtime."))
+        if key in before and before[key] != now[key] and not key.startswith(("output", "runtime.", "plugins"))
     ]
     classes = context.run.read_manifest().get("classes", list(context.dataset.classes))
     if classes != list(context.dataset.classes):
         changed.append(f"the classes {first(classes)} instead of {first(context.dataset.classes)}")
-    known = context.run.read_manifest().get("plugins", {})
+    stored = context.run.read_manifest().get("plugins", {})
+    known = {Path(name).name: digest for name, digest in stored.items()}  # however the path is spelt
     changed += [
         f"another content of the plug-in {name}"
         for name, digest in plugins.LOADED.items()
-        if known.get(name, digest) != digest
+        if known.get(Path(name).name, digest) != digest
     ]
     return first(changed) or "other photos, labels, masks or weights, or by another version of wsss"
 

@@ -13,6 +13,7 @@ from wsss.commands import IMPORTS
 from wsss.data.folder import load_folder
 from wsss.data.load import load_dataset
 from wsss.data.tools import FORMATS
+from wsss.errors import UserError
 
 CAT, BOTH, NONE = ("cat",), ("cat", "dog"), ()
 
@@ -246,6 +247,77 @@ def test_tables_that_may_mean_two_things_are_refused(
     assert 'has the value "maybe" for a class; 0 and 1 are expected' in sentence()
     (source / "other.csv").write_text("image,labels\n8.jpg,dog\n9.jpg,cat\n")
     assert "has 2 tables (labels.csv, other.csv): name one of them" in sentence()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.csv",
+            "image,cat,dog\nsea/7.jpg,1\n8.jpg,0,1\n",
+            "a row of 2 cells (sea/7.jpg, 1), but its header has 3",
+        ),
+        (
+            "a.json",
+            '{"images": [{"id": 1}], "annotations": [], "categories": []}',
+            "is not COCO's JSON as wsss knows it (KeyError",
+        ),
+        (
+            "a.json",
+            '[{"annotation_id": 1, "annotator": 1, "image": "8.jpg", "b": [{"x": 1}]}]',
+            "is not Label Studio's JSON_MIN",
+        ),
+        (
+            "metadata.jsonl",
+            '{"file_name": "8.jpg", "labels": ["cat"]}\n{"labels": ["cat"]}',
+            "is not Hugging Face's metadata",
+        ),
+        ("a.jsonl", '{"imageGcsUri": "8.jpg"}\n{', "a.jsonl:2 is no JSON"),
+        ("a.csv", "fname,labels\n8.jpg\n", "names no classes"),
+        (
+            "a.csv",
+            'image,labels\n8.jpg,"cat, dog"\n7.jpg,hen\n',
+            "say what separates labels, such as --label_separator",
+        ),
+    ],
+)
+def test_what_a_tool_would_not_write_is_one_sentence(
+    source: Path, command: Any, tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    put(source / name, content)
+    done = command("data", "import", source, tmp_path / "out")
+    assert message in done.err
+    assert (done.status, "Traceback" in done.err) == (1, False)
+
+
+def test_other_code_pages_and_other_files_beside_the_export(source: Path, imported: Any) -> None:
+    (source / "labels.csv").write_bytes(
+        "filename;Stra\xdfe;b\xe4r\nsea/7.jpg;1;1\n8.jpg;0;0\n".encode("cp1252")
+    )
+    (source / "._labels.csv").write_bytes(b"\x00\x05\x16")
+    put(source / "Info.xml", '<!DOCTYPE plist><plist version="1.0"></plist>')
+    put(source / "other.yaml", "a: [")
+    assert imported()[0] == {"sea/7": ("Stra\xdfe", "b\xe4r"), "8": ()}
+
+
+def test_names_that_look_like_another_class_list_are_kept(
+    source: Path, imported: Any, tmp_path: Path
+) -> None:
+    put(
+        source / "labels.json",
+        {"classes": ["weather: sunny", "cat [young]"], "labels": {"sea/7": [0], "8": [1]}},
+    )
+    imported()
+    assert load_folder(tmp_path / "out", "xml", None, None, None).classes == ("weather: sunny", "cat [young]")
+
+
+def test_a_list_with_photos_of_unknown_labels_is_refused(source: Path, tmp_path: Path) -> None:
+    hugging_face(source)
+    (tmp_path / "list.txt").write_text("sea/7\n10\n")
+    with pytest.raises(UserError, match="has no labels for 1 of 2 training images"):
+        load_dataset("auto", source, "xml", None, str(tmp_path / "list.txt"), None)
+    with pytest.raises(UserError, match="does not exist"):
+        load_dataset("auto", source / "gone", "xml", None, None, None)
 
 
 def test_cvats_imagenet_export_and_split_folders(

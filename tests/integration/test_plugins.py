@@ -73,7 +73,10 @@ def test_all_kinds_work_together_and_what_they_say_enters_the_run(
     )
     assert "running the code" not in refused.stderr
 
-    again = wsss("refine", run, *plugs)
+    elsewhere = [
+        str(word).replace(str(files), f"{files}/../{files.name}") for word in plugs
+    ]  # another spelling
+    again = wsss("refine", run, *elsewhere)
     assert again.stderr.count("already done") >= 2, again.stderr
     (files / "threshold.py").write_text(FILES["threshold.py"].replace("most salient", "highest"))
     changed = wsss("run", run, *plugs)
@@ -106,6 +109,7 @@ def test_a_configuration_of_the_user_names_plug_ins(files: Path, tiny: list[str]
         ("broken.py", "1 / 0", r"--plugin .*broken\.py fails: ZeroDivisionError: division by zero \(--debug"),
         ("json.py", "", r"--plugin .*json\.py: .*json/__init__\.py has the same name; rename the file"),
         ("torch.py", "", r"has the same name; rename the file"),
+        ("my.own.py", "", r"a name with a dot cannot be imported; rename the file"),
     ],
 )
 def test_what_is_no_plug_in_is_refused(tmp_path: Path, name: str, text: str | None, message: str) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 import wsss
 from wsss.data.files import read_image, read_mask
 from wsss.errors import UserError
-from wsss.inference import Prediction, Run
+from wsss.inference import Prediction, Run, read_picture
 
 
 @pytest.fixture
@@ -51,11 +51,27 @@ def test_a_photo_is_a_path_an_image_or_pixels(loaded: Run, photo: Path) -> None:
     assert flipped.mask.shape == pixels.shape[:2]
 
 
+def test_pictures_of_pillow_are_read_as_files_are(photo: Path, tmp_path: Path) -> None:
+    """Turned, with transparency on white; and what is damaged is one sentence."""
+    pixels = np.array(Image.open(photo).convert("RGB"))
+    alpha = np.zeros((*pixels.shape[:2], 1), np.uint8)
+    Image.fromarray(np.concatenate([pixels, alpha], axis=2)).save(tmp_path / "clear.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    for name in ("clear.png", "turned.png"):
+        path = tmp_path / name
+        assert np.array_equal(read_picture(Image.open(path)), read_image(path))
+    (tmp_path / "cut.jpg").write_bytes(photo.read_bytes()[:900])
+    with pytest.raises(UserError, match="the photo cannot be decoded"):
+        read_picture(Image.open(tmp_path / "cut.jpg"))
+
+
 def test_options_are_those_of_the_command(loaded: Run, photo: Path) -> None:
     plain, best = loaded.predict(photo), loaded.predict(photo, ms_flip=True, scales=(0.5, 1.0), crf=True)
     assert best.mask.shape == plain.mask.shape
     assert not np.allclose(best.probabilities, plain.probabilities)
-    with pytest.raises(UserError, match=r"predict: .*flipped.*options are those of"):
+    with pytest.raises(UserError, match="predict: flipped has no effect here; the options are ms_flip"):
         loaded.predict(photo, flipped=True)
 
 

@@ -253,6 +253,15 @@ def read_image(path: Path, remarks: list[str] | None = None) -> npt.NDArray[np.u
         return pixels
 
 
+def to_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB of an image that someone else opened, as `read_image`: EXIF orientation, transparency on
+    white."""
+    image.load()
+    upright = _ORIENTATIONS.get(_orientation(image))
+    turned = image if upright is None else image.transpose(upright)
+    return np.array(_to_rgb(turned, []), dtype=np.uint8, order="C")
+
+
 def _to_rgb(image: Image.Image, remarks: list[str]) -> Image.Image:
     if image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.uint16)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import shutil
 import unicodedata
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from wsss.data.dataset import Dataset, first, index_images, make_records, read_split
+from wsss.data.dataset import Dataset, check_labelled, first, index_images, make_records, read_split
 from wsss.data.files import write_text
 from wsss.data.folder import find_list, hash_split
 from wsss.data.labels import check_classes, image_id
+from wsss.data.names import read_classes
 from wsss.data.tools import (
     FOLDERS,
     FORMATS,
@@ -24,6 +26,7 @@ from wsss.data.tools import (
     Options,
     Tagged,
     candidates,
+    read,
     without_upload,
 )
 from wsss.errors import UserError
@@ -74,7 +77,7 @@ def import_tags(
     folder = photos or (source if source.is_dir() else source.parent)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder of photos")
-    export = _merged([found.format.read(path, options) for path in found.files])
+    export = _merged([read(found.format, path, options) for path in found.files])
     index = index_images(folder, nested=True)
     placed = resolve(export.photos, index, folder, uploads=found.name.startswith("labelstudio"))
     labelled = {identifier: tagged for identifier, tagged in placed.items() if tagged.labels is not None}
@@ -138,7 +141,7 @@ def load_export(root: Path, train: str | None, val: str | None) -> Dataset:
         UserError: as `import_tags`.
     """
     found = find_format(root, "auto")
-    export = _merged([found.format.read(path, Options()) for path in found.files])
+    export = _merged([read(found.format, path, Options()) for path in found.files])
     index = index_images(root, nested=True)
     placed = resolve(export.photos, index, root, uploads=found.name.startswith("labelstudio"))
     labelled = {name: tagged for name, tagged in placed.items() if tagged.labels is not None}
@@ -161,6 +164,7 @@ def load_export(root: Path, train: str | None, val: str | None) -> Dataset:
         f"{root} is {found.format.title} ({files}): {len(known)} photos with known labels, {len(placed) - len(known)} "
         f"without, {len(index) - len(placed)} that it does not name",
     )
+    check_labelled(train_ids, known, str(root))
     return Dataset(
         names, make_records(train_ids, index, known, {}), make_records(val_ids, index, known, {}), notes=notes
     )
@@ -171,12 +175,12 @@ def load_export(root: Path, train: str | None, val: str | None) -> Dataset:
 
 def normal_reference(reference: str) -> str:
     """A reference as a path with "/", without scheme, host, drive, and image suffix, in Unicode's composed form."""
-    text = unquote(reference)
+    text = reference
     if "?d=" in text:
         text = text.partition("?d=")[2]
     elif "://" in text:
         text = urlparse(text).path
-    text = text.replace("\\", "/")
+    text = unquote(text).replace("\\", "/")
     if len(text) > 1 and text[1] == ":":
         text = text[2:]
     parts = [part for part in unicodedata.normalize("NFC", text).split("/") if part not in ("", ".")]
@@ -258,6 +262,14 @@ def _class_names(export: Export, labelled: Mapping[str, Tagged], source: Path) -
     return check_classes(names, str(source))
 
 
+def _reads_back(path: Path, names: tuple[str, ...]) -> bool:
+    """Whether a class list is understood as it was meant: some names look like another tool's format."""
+    try:
+        return read_classes(path) == names
+    except UserError:
+        return False
+
+
 def write(
     target: Path,
     labelled: Mapping[str, Tagged],
@@ -268,13 +280,15 @@ def write(
     """Write photos (links, or copies), labels.csv, classes.txt and the lists of the splits; labels.csv comes last."""
     for identifier in labelled:
         photo = index[identifier].resolve()
-        place = target / "images" / f"{identifier}{photo.suffix}"
+        place = target / "images" / f"{identifier}{index[identifier].suffix}"
         place.parent.mkdir(parents=True, exist_ok=True)
         if copy:
             shutil.copyfile(photo, place)
         else:
             os.symlink(photo, place)
     write_text(target / "classes.txt", "".join(f"{name}\n" for name in names))
+    if not _reads_back(target / "classes.txt", names):
+        write_text(target / "classes.txt", json.dumps(list(names), ensure_ascii=False))
     for split in ("train", "val", "test"):
         ids = [identifier for identifier, tagged in labelled.items() if tagged.split == split]
         if ids:

@@ -5,13 +5,12 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from wsss.data.coco import load_coco
-from wsss.data.dataset import Dataset, walk_images
+from wsss.data.dataset import Dataset, check_root, walk_images
 from wsss.data.files import read_json
 from wsss.data.folder import load_folder
 from wsss.data.imagenet import load_imagenet
 from wsss.data.importing import load_export
 from wsss.data.shapes import MARKER
-from wsss.data.tags import read_label_rows
 from wsss.data.voc import load_voc
 from wsss.errors import UserError
 
@@ -27,21 +26,25 @@ def load_shapes(root: Path, labels: str, classes: Path | None, train: str | None
 
 def load_auto(root: Path, labels: str, classes: Path | None, train: str | None, val: str | None) -> Dataset:
     """VOC's or COCO's layout, a folder with its own labels.csv, or the export of a labelling tool, by what is there."""
+    check_root(root)
     if (root / "JPEGImages").is_dir():
         return load_voc(root, labels, classes, train, val)
     if any(root.glob("annotations/instances_*20*.json")):
         return load_coco(root, labels, classes, train, val)
-    if labels == "xml" and classes is None and not _is_own(root / "labels.csv"):
+    if labels != "xml" or classes is not None or _is_own(root / "labels.csv"):
+        return load_folder(root, labels, classes, train, val)
+    try:
         return load_export(root, train, val)
-    return load_folder(root, labels, classes, train, val)
+    except UserError as error:
+        raise UserError(f"{error} (the options are those of: wsss data import {root} NEW_FOLDER)") from error
 
 
 def _is_own(path: Path) -> bool:
-    """Whether a file is a label CSV as `load_folder` reads it."""
-    try:
-        return bool(read_label_rows(path))
-    except UserError:
+    """Whether a file is a label CSV of `load_folder`, by its header."""
+    if not path.is_file():
         return False
+    head = path.read_bytes().partition(b"\n")[0].decode("utf-8-sig", errors="replace").strip().lower()
+    return head.replace(";", ",").replace(" ", "") == "image,labels"
 
 
 LOADERS: dict[str, Loader] = {

@@ -99,14 +99,33 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict)]
 
 
+def _decoded(path: Path) -> str:
+    """The text of a file in UTF-8, or else in Windows' code page, as Excel writes it."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")
+
+
+def _cells(text: str, path: Path, delimiter: str = ",") -> list[list[str]]:
+    """The rows of a table that are not empty."""
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    try:
+        return [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise UserError(
+            f"{path} is not valid CSV ({error}): check the quotes and close each of them"
+        ) from error
+
+
 def _rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV by the names of their columns; cells that are missing are empty."""
     if path.suffix.lower() != ".csv" or not path.is_file():
         return []
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
-    return [
-        {(key or "").strip(): (value or "").strip() for key, value in row.items() if isinstance(value, str)}
-        for row in reader
-    ]
+    rows = _cells(_decoded(path), path)
+    head = rows[0] if rows else []
+    return [dict(zip(head, [*row, *[""] * len(head)], strict=False)) for row in rows[1:]]
 
 
 def _is_image(text: object) -> bool:
@@ -116,12 +135,12 @@ def _is_image(text: object) -> bool:
 def _xml(path: Path) -> ElementTree.Element | None:
     if path.suffix.lower() != ".xml" or not path.is_file():
         return None
-    text = read_text(path)
+    text = _decoded(path)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise UserError(f"{path} declares entities, which no tool writes: remove them")
+        return None
     try:
-        return ElementTree.fromstring(text.encode())
-    except ElementTree.ParseError:
+        return ElementTree.fromstring(text.partition("?>")[2] if text.startswith("<?xml") else text)
+    except (ElementTree.ParseError, ValueError):
         return None
 
 
@@ -306,22 +325,23 @@ def _is_roboflow(path: Path) -> bool:
 
 
 def _read_roboflow(path: Path, options: Options) -> Export:
-    split, photos = SPLITS.get(path.parent.name.lower()), []
+    split, rows = SPLITS.get(path.parent.name.lower()), _rows(path)
     folder = f"{path.parent.name}/" if split else ""
-    classes: tuple[str, ...] = ()
-    for row in _rows(path):
-        name, *others = row
-        classes = tuple(others)
-        photos.append(
-            Tagged(f"{folder}{row[name]}", tuple(other for other in others if row[other] == "1"), split)
-        )
-    return Export(photos, classes)
+    name, *classes = rows[0]
+    photos = [
+        Tagged(f"{folder}{row[name]}", tuple(other for other in classes if row[other] == "1"), split)
+        for row in rows
+    ]
+    return Export(photos, tuple(classes))
 
 
 def _is_yolo(path: Path) -> bool:
     if path.suffix not in (".yaml", ".yml") or not path.is_file() or not (path.parent / "labels").is_dir():
         return False
-    tree = yaml.safe_load(read_text(path))
+    try:
+        tree = yaml.safe_load(_decoded(path))
+    except yaml.YAMLError:
+        return False
     return isinstance(tree, dict) and "names" in tree
 
 
@@ -367,7 +387,7 @@ def _is_hugging_face(path: Path) -> bool:
 def _read_hugging_face(path: Path, options: Options) -> Export:
     rows: list[dict[str, Any]] = [*_lines(path)] or [*_rows(path)]
     usual = {"label", "labels", "tag", "tags"} & {key for row in rows for key in row}
-    group = options.field or _one(usual, path, options)
+    group = _one({key for row in rows for key in row} if options.field else usual, path, options)
     split = SPLITS.get(path.parent.name.lower())
     photos = []
     for row in rows:
@@ -509,17 +529,12 @@ def _table(path: Path) -> list[list[str]]:
     """The cells of a text table with commas, semicolons or tabs; none if it is something else."""
     if path.suffix.lower() not in (".csv", ".tsv") or not path.is_file():
         return []
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = content.decode("cp1252", errors="replace")
+    text = _decoded(path)
     first = text.partition("\n")[0]
     rest = text.partition("\n")[2].partition("\n")[0]
     marks = {mark: (first.count(mark) == rest.count(mark) > 0, first.count(mark)) for mark in "\t,;"}
     mark = max(marks, key=lambda one: marks[one])
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True)
-    return [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
+    return _cells(text, path, mark)
 
 
 def _is_table(path: Path) -> bool:
@@ -532,6 +547,10 @@ def _read_table(path: Path, options: Options) -> Export:
     rows = _table(path)
     head = None if _is_image(rows[0][0]) else rows.pop(0)
     if head is not None and len(head) > 2:
+        return _of_columns(path, head, rows, options)
+    words = ("label", "labels", "tag", "tags", "class", "classes")
+    binary = all(len(row) == 2 and row[1].lower() in (*_YES, *_NO) for row in rows)
+    if head is not None and head[1].lower() not in words and binary:
         return _of_columns(path, head, rows, options)
     if strange := next((row for row in rows if len(row) != 2), None):
         raise UserError(
@@ -552,18 +571,23 @@ def _separator(path: Path, cells: Sequence[str]) -> str:
     alone = set(cells)
     for mark in (",", "|", " "):
         several = [cell for cell in cells if mark in cell]
-        if several and all(part.strip() in alone for cell in several for part in cell.split(mark)):
-            if mark == ",":
-                return mark
+        known = [all(part.strip() in alone for part in cell.split(mark)) for cell in several]
+        if mark == "," and several and all(known):
+            return mark
+        if any(known) or (several and mark != " "):
             raise UserError(
-                f'{path} has cells such as "{several[0]}", whose parts are labels of other photos: say what separates '
-                f'labels, such as --label_separator "{mark}"'
+                f'{path} has cells such as "{several[0]}": say what separates labels, such as --label_separator '
+                f'"{mark}", or --label_separator ";" if each cell is one label'
             )
     return ""
 
 
 def _of_columns(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]], options: Options) -> Export:
     """A column for each class."""
+    if strange := next((row for row in rows if len(row) != len(head)), None):
+        raise UserError(
+            f"{path} has a row of {len(strange)} cells ({', '.join(strange)[:80]}), but its header has {len(head)}"
+        )
 
     def counts(value: str) -> bool:
         if value.lower() in (*_YES, *_NO):
@@ -674,6 +698,19 @@ def without_upload(reference: str) -> str:
     return _UPLOAD.sub("", reference.rpartition("/")[2])
 
 
+def read(form: Format, path: Path, options: Options) -> Export:
+    """What a file says. Raises UserError where it is not as the tool writes it."""
+    try:
+        return form.read(path, options)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{path} is not {form.title} as wsss knows it ({type(error).__name__}: {error}); export it again, or "
+            "choose another --format"
+        ) from error
+
+
 def candidates(source: Path) -> Iterator[Path]:
     """The files that may hold the tags: the source itself, or those at most two folders deep in it."""
     if source.is_file():
@@ -681,5 +718,7 @@ def candidates(source: Path) -> Iterator[Path]:
         return
     for pattern in ("*", "*/*", "*/*/*"):
         for path in sorted(source.glob(pattern)):
+            if path.name.startswith("."):
+                continue
             if path.suffix.lower() in SUFFIXES or path.name == "synsets.txt":
                 yield path

@@ -91,8 +91,10 @@ def main(words: Sequence[str]) -> int:
         print(export_folder(source, photos, options.classes, options.format, options.output, chosen))
         return 0
     from wsss.export.network import export_onnx, export_torch
+    from wsss.plugins import load_installed
     from wsss.rundir import find_checkpoint
 
+    load_installed()
     checkpoint = find_checkpoint(options.checkpoint, "segmenter")
     if options.what == "onnx":
         print(export_onnx(checkpoint, options.output, options.opset))

@@ -27,8 +27,8 @@ from PIL import Image
 
 from wsss.data.dataset import index_images
 from wsss.data.files import atomic_path, image_size, read_image, read_mask, write_text
-from wsss.data.labels import BACKGROUND, IGNORE
-from wsss.data.names import classes_of
+from wsss.data.labels import BACKGROUND, IGNORE, image_id
+from wsss.data.names import RECORD, classes_of
 from wsss.data.palette import voc_palette
 from wsss.errors import UserError
 
@@ -174,7 +174,7 @@ class Png(Writer):
     def finish(self) -> None:
         """See `Writer`."""
         names = [f"  {index}: {json.dumps(name)}" for index, name in enumerate(self.classes)]
-        lines = ["path: .", "train: images/train", "val: images/train", "masks_dir: masks", "names:", *names]
+        lines = ["train: images/train", "val: images/train", "masks_dir: masks", "names:", *names]
         write_text(self.output / "data.yaml", "\n".join(lines) + "\n")
         write_text(self.output / "metadata.jsonl", "".join(f"{json.dumps(row)}\n" for row in self.rows))
 
@@ -203,7 +203,7 @@ class Yolo(Writer):
     def finish(self) -> None:
         """See `Writer`."""
         names = [f"  {index - 1}: {json.dumps(name)}" for index, name in enumerate(self.classes) if index]
-        lines = ["path: .", "train: images/train", "val: images/train", "names:", *names]
+        lines = ["train: images/train", "val: images/train", "names:", *names]
         write_text(self.output / "data.yaml", "\n".join(lines) + "\n")
 
     def notes(self) -> list[str]:
@@ -257,7 +257,7 @@ class CvatMask(Writer):
                 )
         self.colours = voc_palette()
         self.ids: list[str] = []
-        self.temporary = self.output.with_name(f"{self.output.name}.tmp")
+        self.temporary = self.output.with_name(f".{self.output.name}.{os.getpid()}.tmp")
         self.temporary.parent.mkdir(parents=True, exist_ok=True)
         self.archive = zipfile.ZipFile(self.temporary, "w", zipfile.ZIP_STORED)
 
@@ -393,6 +393,7 @@ class Summary(Writer):
 
     def write(self, item: Masked) -> None:
         """See `Writer`."""
+        before = len(self.rows)
         decided = item.mask.size - int(item.counts[IGNORE])
         for index, part in item.objects(False, self.min_area):
             top, left, inside = box_of(part)
@@ -402,7 +403,7 @@ class Summary(Writer):
             self.rows.append(
                 [safe(item.name), safe(self.classes[index]), index, pixels, share, "", count, *box]
             )
-        if not item.indices:
+        if before == len(self.rows):
             self.rows.append([safe(item.name), "", "", 0, "0", "", 0, "", "", "", ""])
 
     def finish(self) -> None:
@@ -483,7 +484,6 @@ def brush_rle(part: Binary) -> list[int]:
     begin = sum(width for _, width in head)
     offsets = begin + np.concatenate([[0], np.cumsum(bits)[:-1]])
     stream = np.zeros(-(-(begin + int(bits.sum())) // 8) * 8, np.uint8)
-    place_bits(stream, np.array([0]), np.array([0]), 0)
     at = 0
     for value, width in head:
         place_bits(stream, np.array([at]), np.array([value]), width)
@@ -509,12 +509,14 @@ def place_bits(
 
 def place(photo: Path, target: Path) -> None:
     """A photo in a data set: a hard link where the disk allows it, else a copy."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    try:
-        os.link(photo.resolve(), target)
-    except OSError:
-        shutil.copyfile(photo, target)
+    if target.exists() and os.path.samefile(photo, target):
+        return
+    with atomic_path(target) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(photo.resolve(), temporary)
+        except OSError:
+            shutil.copyfile(photo, temporary)
 
 
 def save_png(path: Path, image: Image.Image) -> None:
@@ -553,8 +555,13 @@ def find_pairs(masks: Path, photos: Path) -> list[tuple[str, Path, Path]]:
         raise UserError(f"{masks} is not a folder of masks")
     if not photos.is_dir():
         raise UserError(f"{photos} is not a folder of photos; give it as --photos")
+    own = (
+        {masks / kind for kind in FORMATS} if (masks / RECORD).is_file() else set()
+    )  # of `wsss predict --format`
     found = {
-        path.relative_to(masks).with_suffix("").as_posix(): path for path in sorted(masks.rglob("*.png"))
+        image_id(path.relative_to(masks).as_posix()): path
+        for path in sorted(masks.rglob("*.png"))
+        if not path.name.startswith(".") and not own & set(path.parents)
     }
     if not found:
         raise UserError(f"{masks} has no <id>.png")
@@ -593,12 +600,17 @@ def export_masks(
         UserError: a mask has another size than its photo, or an index without a class; or the output is there already
             and is something else.
     """
-    writer = FORMATS[kind](output, classes, **(options or {}))
-    if output.exists() and output.is_dir() != writer.is_folder:
-        wanted = "a folder" if writer.is_folder else "a file"
+    is_folder = kind not in ENDINGS
+    if output.exists() and output.is_dir() != is_folder:
+        wanted = "a folder" if is_folder else "a file"
         raise UserError(
             f"{output} is there already, and the format {kind} writes {wanted}; choose another --output"
         )
+    if is_folder and photos.resolve().is_relative_to(output.resolve()):
+        raise UserError(
+            f"{output} holds the photos, and files in it would be overwritten; choose another --output"
+        )
+    writer = FORMATS[kind](output, classes, **(options or {}))
     try:
         for name, path, photo in pairs:
             writer.add(_checked(name, path, photo, photos, len(classes)))
@@ -613,7 +625,10 @@ def _checked(name: str, path: Path, photo: Path, photos: Path, classes: int) -> 
     mask, size = read_mask(path), image_size(photo)
     if mask.shape != size:
         raise UserError(f"{path} has {mask.shape[::-1]} pixels, but {photo} has {size[::-1]}")
-    item = Masked(name, photo, os.path.relpath(photo, photos).replace(os.sep, "/"), mask)
+    below = os.path.relpath(photo, photos).replace(os.sep, "/")
+    if below.startswith("../"):
+        raise UserError(f"{photo} is not in {photos}")
+    item = Masked(name, photo, below, mask)
     if item.indices and item.indices[-1] >= classes:
         raise UserError(
             f"{path} has the value {item.indices[-1]}, but there are only {classes - 1} classes; give their names as "

@@ -15,6 +15,10 @@ _BACKBONES = ("backbone.body.", "backbone.", "encoder.")
 _HEADS = (
     "aux_classifier.",
     "decoder.",
+    "mask_decoder.",
+    "prompt_encoder.",
+    "image_encoder.",
+    "sam_mask_decoder.",
     "segmentation_head.",
     "decode_head.",
     "auxiliary_head.",

@@ -202,7 +202,12 @@ def timm_backbone(name: str, option: str = "classifier.architecture") -> Backbon
         raise UserError(
             f"{option} is {name}, but timm has no such network{hint}; `wsss networks WORD` lists them"
         )
-    form = _form(bare)
+    try:
+        form = _form(bare)
+    except RuntimeError as error:
+        raise UserError(
+            f"{option} is {name}, but timm has no such weights ({error}); leave out what follows the dot"
+        ) from error
     if form is None:
         raise UserError(
             f"{option} is {name}, which gives no feature maps of photos; choose another network of timm"
@@ -351,9 +356,22 @@ def _has(model: nn.Module, layer: str) -> bool:
 
 
 def _published(name: str) -> State:
-    """What timm downloads for this network."""
+    """What timm downloads for this network.
+
+    Raises:
+        UserError: it has no weights, or they were trained on masks.
+    """
     import timm
 
+    if name.startswith(("samvit_", "sam2_")):
+        raise UserError(
+            f"the weights of {PREFIX}{name} were trained on masks; choose another network, or `none`"
+        )
+    configuration: Any = timm.get_pretrained_cfg(name)
+    if not (configuration.hf_hub_id or configuration.url):
+        raise UserError(
+            f"there are no published weights of {PREFIX}{name}; give `none` or the path of a file"
+        )
     model = timm.create_model(name, pretrained=True)
     return model.state_dict()
 

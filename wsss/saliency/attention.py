@@ -262,6 +262,8 @@ def _attend(module: nn.MultiheadAttention, tokens: Tensor, take: Callable[..., T
 
 def _blocks(classifier: nn.Module) -> nn.Module:
     own = getattr(classifier, "blocks", None)
+    if getattr(classifier, "attn_pool", None) is not None:
+        raise _refusal("pools by attention")
     layers = getattr(getattr(classifier, "encoder", None), "layers", None)
     if isinstance(layers, nn.Module) and any(isinstance(m, nn.MultiheadAttention) for m in layers.modules()):
         return layers

@@ -196,6 +196,17 @@ def test_the_first_stages_are_frozen_in_the_order_of_the_network() -> None:
     }
 
 
+def test_weights_that_saw_masks_are_refused(tmp_path: Path) -> None:
+    state = bare("tf_efficientnet_lite0").float().state_dict()
+    torch.save({f"image_encoder.{name}": value for name, value in state.items()}, tmp_path / "sam.pth")
+    with pytest.raises(UserError, match="was trained on masks or boxes"):
+        build_classifier(ClassifierConfig(LITE, weights=str(tmp_path / "sam.pth")), 3)
+    with pytest.raises(UserError, match=r"timm:samvit_base_patch16 were trained on masks"):
+        build_classifier(ClassifierConfig("timm:samvit_base_patch16"), 3)
+    with pytest.raises(UserError, match="timm has no such weights"):
+        classifier_backbone("timm:resnet50.wrong_tag")
+
+
 def test_networks_are_listed_with_what_is_known_of_them() -> None:
     (line,) = networks("tf_efficientnet_lite0")[1:]
     assert line.split()[:3] == ["timm:tf_efficientnet_lite0", "4.7", "224"]
