@@ -48,12 +48,12 @@ def _is_own(path: Path) -> bool:
 
 
 LOADERS: dict[str, Loader] = {
-    "auto": load_auto,
     "shapes": load_shapes,
     "voc": load_voc,
     "folder": load_folder,
     "coco": load_coco,
     "imagenet": load_imagenet,
+    "auto": load_auto,
 }
 """``data.kind`` -> its loader."""
 
