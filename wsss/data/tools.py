@@ -701,7 +701,12 @@ def without_upload(reference: str) -> str:
 def read(form: Format, path: Path, options: Options) -> Export:
     """What a file says. Raises UserError where it is not as the tool writes it."""
     try:
-        return form.read(path, options)
+        export = form.read(path, options)
+        for photo in export.photos:
+            for text in (photo.reference, *(photo.labels or ())):
+                if not isinstance(text, str):
+                    raise TypeError(f"{text!r} is no name")
+        return export
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
         if isinstance(error, UserError):
             raise
