@@ -81,7 +81,8 @@ def test_every_kind_reaches_its_loader_and_others_are_refused(tmp_path: Path) ->
     with pytest.raises(UserError, match="imagenet is for evaluation only"):
         load_dataset("imagenet", root, "xml", None, "train", None)
     with pytest.raises(
-        UserError, match=r'data.kind is "ade20k", but must be one of shapes, voc, folder, coco, imagenet, auto$'
+        UserError,
+        match=r'data.kind is "ade20k", but must be one of shapes, voc, folder, coco, imagenet, auto$',
     ):
         load_dataset("ade20k", root, "xml", None, None, None)
 
