@@ -91,7 +91,11 @@ def _configuration(command: str, words: Sequence[str], kind: type[C]) -> C:
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(kind, None, as_group=False)
     spelt = (name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--"))
-    options = [name for name in spelt if not name.endswith(".help")]
+    options = [
+        name
+        for name in spelt
+        if not name.endswith(".help") and name not in ("config", "help", "print_config")
+    ]
     plugins.load_installed()
     given = _understand(words, options, command)
     _refuse_gone(given, options)

@@ -82,6 +82,8 @@ def _to_python(text: str) -> str:
 def _build(tree: ast.expr, text: str, defaults: dict[str, str | None]) -> SaliencyMethod:
     """The method of a syntax tree: a name, or a call with keyword values."""
     name, kind, given = GRAMMAR.read(tree, text, {"base": lambda part: _build(part, text, defaults)})
+    if given.get("layer") == "":
+        raise UserError(f"'{name}' in '{text}' has an empty layer; name one, or leave it out")
     for field in fields(kind):
         fallback = defaults.get(field.name)
         if field.name not in given and fallback is not None:
