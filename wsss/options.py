@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -250,6 +250,9 @@ def _read(path: Path, options: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"{path}{where} is not valid YAML ({what}); correct it there") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no configuration; write `key: value` lines (see configs/shapes.yaml)")
+    for key in _empty_sections(tree):
+        if not any(option.startswith(f"{key}.") for option in options):
+            raise UserError(f"{path}: {_no_option(key, options)}")
     for key, value in leaves(tree):
         if _is_gone(key, options):
             continue
@@ -262,6 +265,13 @@ def _read(path: Path, options: Sequence[str]) -> dict[str, Any]:
         if value is None and not _may_be_null(key):
             raise UserError(f"{path}: {key} is empty; give a value or remove the line")
     return tree
+
+
+def _empty_sections(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of the sections without a key, of which `leaves` says nothing."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _empty_sections(value, f"{prefix}{key}.") if value else (f"{prefix}{key}",)
 
 
 def _without(tree: Mapping[Any, Any], unwanted: Any, prefix: str = "") -> dict[Any, Any]:

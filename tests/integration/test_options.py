@@ -308,5 +308,6 @@ def test_the_expression_that_is_proposed_is_the_very_method_of_the_options_that_
 
 @pytest.mark.parametrize("key", ["config", "help", "print_config"])
 def test_options_of_the_command_line_are_no_keys_of_a_file(key: str, tmp_path: Path, command: Any) -> None:
-    (tmp_path / "own.yaml").write_text(f"{key}: null\n")
-    assert f"own.yaml: there is no option {key}" in command("run", tmp_path / "own.yaml").sentence
+    for value in ("null", "{}", "{a: 1}"):
+        (tmp_path / "own.yaml").write_text(f"{key}: {value}\n")
+        assert f"own.yaml: there is no option {key}" in command("run", tmp_path / "own.yaml").sentence
