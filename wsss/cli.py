@@ -5,10 +5,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 
-from wsss import __version__, commands, plugins
+from wsss import __version__, plugins
+from wsss.commands import data, explain, export, networks, predict, score
 from wsss.errors import UsageError, UserError, escaped
 from wsss.usage import near, stage_help
+
+Command = Callable[[str, list[str]], int | None]
 
 _STAGES = {
     "run": "all stages: image labels in, mIoU out",
@@ -158,18 +162,21 @@ def _helped(name: str, words: list[str]) -> bool:
     return bool(asked)
 
 
-Command = Callable[[str, list[str]], int | None]
+def _tool(module: ModuleType) -> Command:
+    return lambda name, words: module.main(words)
+
+
 COMMANDS: dict[str, tuple[Command, str]] = {
     **{name: (_stage, text) for name, text in _STAGES.items()},
     "compare": (_compare, "leaderboard of saliency methods"),
-    "score": (commands.score, "VOC mIoU of any two folders of masks"),
-    "predict": (commands.predict, "masks for new photos"),
+    "score": (_tool(score), "VOC mIoU of any two folders of masks"),
+    "predict": (_tool(predict), "masks for new photos"),
     "export": (
-        commands.export,
-        "a segmenter as ONNX or as a torch program; an archive for the VOC test server",
+        _tool(export),
+        "a segmenter as ONNX or as a torch program; masks for other tools; an archive for the VOC test server",
     ),
-    "explain": (commands.explain, "where a classifier sees a class in a photo"),
-    "data": (commands.data, "make or check a data set"),
-    "networks": (commands.networks, "networks of timm by name"),
+    "explain": (_tool(explain), "where a classifier sees a class in a photo"),
+    "data": (_tool(data), "make, check or import a data set"),
+    "networks": (_tool(networks), "networks of timm by name"),
 }
 """Command -> (function of the command's name and the words after it, one line of help)."""

@@ -37,9 +37,6 @@ LONGEST_SIDE, SHORTEST_SIDE = 1024, 32
 """Photos are resized to within these bounds, in pixels, unless a size is given. Larger ones need gigabytes at the first
 layers; smaller ones leave nothing for the last layers."""
 
-SIZE = (224, 224)
-"""Of the image on which the last layer of an unknown network is looked for."""
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -57,13 +54,13 @@ class Subject:
 def trained_subject(checkpoint: Path, layer: str | None = None) -> Subject:
     """A multi-label classifier that `wsss classify` trained. UserError if the file is not one."""
     network, classes, _ = load_classifier(checkpoint)
-    return Subject(network, classes, layer or last_layer(network, SIZE), "sigmoid")
+    return Subject(network, classes, layer or last_layer(network), "sigmoid")
 
 
 def imagenet_subject(architecture: str, weights: str, layer: str | None = None) -> Subject:
     """torchvision's classifier of the 1000 ImageNet classes. Raises UserError like `load_imagenet_classifier`."""
     network, classes = load_imagenet_classifier(architecture, weights)
-    return Subject(network, classes, layer or last_layer(network, SIZE), "softmax")
+    return Subject(network, classes, layer or last_layer(network), "softmax")
 
 
 def explain(
@@ -196,19 +193,24 @@ def _ranked(probabilities: Sequence[float]) -> list[int]:
 
 
 def _resized(pixels: Tensor, size: int | None) -> Tensor:
-    """The photo (1, 3, H, W) uint8, resized to a shorter side of `size` or to within bounds. Prints a line if it
-    resizes."""
+    """As `resize_photo`. Prints a line if it resizes without being told to what size."""
+    found = resize_photo(pixels, size)
+    (height, width), (new_height, new_width) = pixels.shape[-2:], found.shape[-2:]
+    if size is None and (height, width) != (new_height, new_width):
+        print(
+            f"resized the photo from {width}x{height} to {new_width}x{new_height} pixels; --size sets another size"
+        )
+    return found
+
+
+def resize_photo(pixels: Tensor, size: int | None = None) -> Tensor:
+    """The photo (1, 3, H, W) uint8, resized to a shorter side of ``size`` pixels; None: to within the bounds."""
     height, width = pixels.shape[-2:]
     shorter, longer = sorted((height, width))
     factor = max(min(1.0, LONGEST_SIDE / longer), SHORTEST_SIDE / shorter) if size is None else size / shorter
     if factor == 1:
         return pixels
-    found = (max(1, round(height * factor)), max(1, round(width * factor)))
-    if size is None:
-        print(
-            f"resized the photo from {width}x{height} to {found[1]}x{found[0]} pixels; --size sets another size"
-        )
-    return resize_pixels(pixels, found)
+    return resize_pixels(pixels, (max(1, round(height * factor)), max(1, round(width * factor))))
 
 
 def resize_pixels(pixels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -19,7 +19,7 @@ from wsss.data.files import read_image, to_pixels
 from wsss.data.labels import BACKGROUND, IGNORE
 from wsss.data.transforms import normalize_image, to_tensor
 from wsss.errors import UserError
-from wsss.explain import Subject, find_class, trained_subject
+from wsss.explain import Subject, find_class, resize_photo, trained_subject
 from wsss.plugins import load_installed
 from wsss.predict import PredictOptions, photo_strips, tile_predictor
 from wsss.rundir import find_checkpoint
@@ -129,7 +129,8 @@ class Run:
             method: as on the command line, such as ``sess(gradcam)``.
 
         Returns:
-            (H, W) float32 in [0, 1]: the map at the photo's size, divided by its maximum.
+            (H, W) float32 in [0, 1]: the map at the photo's size, divided by its maximum. As for `wsss explain`, a
+            photo with a longer side of more than 1024 pixels is shrunk first.
 
         Raises:
             UserError: no classifier, an unknown class or method, or an unreadable photo.
@@ -138,10 +139,10 @@ class Run:
         with self._lock:  # a method puts hooks on the network while it works
             subject = self._classifier()
             chosen = parse_method(method, subject.layer, subject.score)
-            images = normalize_image(pixels.to(runtime.device(self._exact)))
+            images = normalize_image(resize_photo(pixels).to(runtime.device(self._exact)))
             targets = torch.tensor([[0, find_class(name, subject)]])
             maps = chosen(subject.network, images, targets)
-        size = (images.shape[-2], images.shape[-1])
+        size = (pixels.shape[-2], pixels.shape[-1])
         found: npt.NDArray[np.float32] = normalize(upsample(maps, size).clamp(min=0), "max")[0].cpu().numpy()
         return found
 

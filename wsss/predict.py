@@ -191,20 +191,7 @@ def predict_files(
         options, long_side=trained.long_side if options.long_side is None else options.long_side
     )
     record = _record(checkpoint, model, classes, config.mask_pretraining, options)
-    todo = list(photos.items())
-    other = _differences(output / RECORD, record)
-    if options.skip_existing:
-        if other:
-            raise UserError(
-                f"the masks in {output} were made with a different {' and '.join(other)} (see {RECORD}): drop "
-                "--skip_existing to make them again, or choose another --output"
-            )
-        todo = [(name, path) for name, path in todo if not _is_done(name, output, options)]
-    elif other:
-        for (
-            name
-        ) in photos:  # otherwise, if this run is interrupted, the record would claim old masks as its own
-            (output / f"{name}.png").unlink(missing_ok=True)
+    todo = _to_do(photos, output, options, record)
     tags = read_label_csv(Path(options.tags), classes[1:]) if options.tags else {}
     rows = _old_review(output / REVIEW) if options.review and options.skip_existing else {}
     hardware = hardware or RuntimeConfig()
@@ -220,7 +207,7 @@ def predict_files(
         runtime.autocast(hardware),
         runtime.bar(hardware, "predict", len(photos), len(photos) - len(todo)) as bar,
     ):
-        for name, path in todo:
+        for name, path in todo.items():
             remarks: list[str] = []
             try:
                 image = read_image(path, remarks)
@@ -260,6 +247,24 @@ def _record(
         "options": to_dict(options),
         "made_by": f"wsss {__version__}",
     }
+
+
+def _to_do(
+    photos: Mapping[str, Path], output: Path, options: PredictOptions, record: dict[str, Any]
+) -> Mapping[str, Path]:
+    """The photos that are left to predict. Masks of another network or other options are refused, or deleted."""
+    other = _differences(output / RECORD, record)
+    if options.skip_existing:
+        if other:
+            raise UserError(
+                f"the masks in {output} were made with a different {' and '.join(other)} (see {RECORD}): drop "
+                "--skip_existing to make them again, or choose another --output"
+            )
+        return {name: path for name, path in photos.items() if not _is_done(name, output, options)}
+    if other:  # otherwise, if this run is interrupted, the record would claim old masks as its own
+        for name in photos:
+            (output / f"{name}.png").unlink(missing_ok=True)
+    return photos
 
 
 def _differences(path: Path, record: dict[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsss.commands import IMPORTS
+from wsss.commands.data import IMPORTS
 from wsss.data.importing import import_tags, normal_reference
 from wsss.data.tools import FOLDERS, FORMATS, TABLE, Options, read
 from wsss.errors import UserError

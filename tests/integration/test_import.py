@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss.commands import IMPORTS
+from wsss.commands.data import IMPORTS
 from wsss.data.folder import load_folder
 from wsss.data.load import load_dataset
 from wsss.data.tools import FORMATS
@@ -288,6 +288,17 @@ def test_what_a_tool_would_not_write_is_one_sentence(
     done = command("data", "import", source, tmp_path / "out")
     assert message in done.err
     assert (done.status, "Traceback" in done.err) == (1, False)
+
+
+@pytest.mark.parametrize("place", ["data.yaml", "labels/8.txt"])
+def test_a_class_that_is_no_number_is_one_sentence(
+    source: Path, command: Any, tmp_path: Path, place: str
+) -> None:
+    yolo(source)
+    put(source / place, "names: {.inf: cat, 1: dog}" if place == "data.yaml" else "inf 0.5 0.5 0.1 0.1\n")
+    done = command("data", "import", source, tmp_path / "out", "--unlabelled", "none")
+    assert "data.yaml is not a YOLO" in done.sentence
+    assert "OverflowError" in done.sentence
 
 
 def test_other_code_pages_and_other_files_beside_the_export(source: Path, imported: Any) -> None:

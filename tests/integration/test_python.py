@@ -88,6 +88,19 @@ def test_maps_are_those_of_the_command(
     np.testing.assert_allclose(found, raw / max(raw.max(), 1e-12), atol=1e-5)
 
 
+def test_large_photos_are_shrunk_for_their_maps(
+    finished: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsss.explain.LONGEST_SIDE", 48)
+    run, sizes = wsss.load(finished, device="cpu"), []
+    picture = Image.open(photo).resize((96, 72))
+    run.explain(picture, "ball")
+    assert run._subject is not None
+    run._subject.network.register_forward_pre_hook(lambda _, given: sizes.append(tuple(given[0].shape[2:])))
+    found = run.explain(picture, "ball")
+    assert (found.shape, set(sizes)) == ((72, 96), {(36, 48)})
+
+
 def test_a_checkpoint_is_enough(finished: Path, photo: Path) -> None:
     run = wsss.load(finished / "segmenter" / "last.ckpt", device="cpu")
     assert run.predict(photo).mask.shape == read_image(photo).shape[:2]

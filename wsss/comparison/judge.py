@@ -16,9 +16,6 @@ from wsss.saliency import last_layer
 from wsss.tasks.checkpoints import weights_digest
 from wsss.tasks.classification import load_classifier
 
-SIZE = (224, 224)
-"""Of the image on which the last layer of an unknown network is looked for."""
-
 
 @dataclass(frozen=True, eq=False)
 class Judge:
@@ -61,14 +58,14 @@ def load_judge(config: ComparisonConfig) -> Judge:
     if config.compare.classifier == "imagenet":
         model, names = load_imagenet_classifier(settings.architecture, settings.weights)
         source = f"torchvision {settings.architecture}, weights {settings.weights}"
-        return Judge(model, names, "softmax", last_layer(model, SIZE), source, weights_digest(model))
+        return Judge(model, names, "softmax", last_layer(model), source, weights_digest(model))
     if config.compare.classifier == "run":
         path = RunDirectory(Path(config.output)).checkpoint("classifier", config.saliency.checkpoint)
     else:
         path = find_checkpoint(Path(config.compare.classifier), "classifier")
     model, names, trained = load_classifier(path, config.saliency.output_stride)
     source = f"{path} ({trained.architecture}, output stride {trained.output_stride})"
-    return Judge(model, names, "sigmoid", last_layer(model, SIZE), source, weights_digest(model))
+    return Judge(model, names, "sigmoid", last_layer(model), source, weights_digest(model))
 
 
 def match_classes(classes: Sequence[str], judge: Judge) -> Mapping[int, int]:

@@ -199,7 +199,7 @@ def read_instances(path: Path) -> tuple[CocoImage, ...]:
             )
             for image in content["images"]
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{path} is not a COCO instances file ({type(error).__name__}: {error}): download it again"
         ) from error

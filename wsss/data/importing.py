@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from wsss.data.dataset import Dataset, check_labelled, first, index_images, make_records, read_split
-from wsss.data.files import write_text
+from wsss.data.files import atomic_path, write_text
 from wsss.data.folder import find_list, hash_split
 from wsss.data.labels import check_classes, image_id
 from wsss.data.names import read_classes
@@ -33,12 +33,32 @@ from wsss.errors import UserError
 
 
 @dataclass(frozen=True)
-class Found:
+class Source:
     """The files of an export, and their format."""
 
     name: str
     format: Format
     files: tuple[Path, ...]
+
+    @property
+    def title(self) -> str:
+        """What the user sees: the format, and the names of the files."""
+        return f"{self.format.title} ({first([path.name for path in self.files])})"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an export says of the photos that are there."""
+
+    source: Source
+    index: Mapping[str, Path]
+    """Image id -> photo, of all that are there."""
+    placed: Mapping[str, Tagged]
+    """Image id -> what the export says of it."""
+    labelled: Mapping[str, Tagged]
+    """Those whose labels are known."""
+    names: tuple[str, ...]
+    """The classes, without background."""
 
 
 def import_tags(
@@ -72,54 +92,58 @@ def import_tags(
         )
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target} is not empty; give a new folder")
-    options = options or Options()
-    found = find_format(source, kind)
+    found = _read(source, kind, photos, options or Options())
+    write(target, found.labelled, found.index, found.names, copy)
+    return _summary(found, source, target)
+
+
+def _read(source: Path, kind: str, photos: Path | None, options: Options) -> Found:
+    files = find_format(source, kind)
     folder = photos or (source if source.is_dir() else source.parent)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder of photos")
-    export = _merged([read(found.format, path, options) for path in found.files])
+    export = _merged([read(files.format, path, options) for path in files.files])
     index = index_images(folder, nested=True)
-    placed = resolve(export.photos, index, folder, uploads=found.name.startswith("labelstudio"))
+    placed = resolve(export.photos, index, folder, uploads=files.name.startswith("labelstudio"))
     labelled = {identifier: tagged for identifier, tagged in placed.items() if tagged.labels is not None}
     if not labelled:
         raise UserError(f"{source} has no photo with known labels")
-    names = _class_names(export, labelled, source)
-    write(target, labelled, index, names, copy)
-    return _summary(found, source, placed, labelled, len(index), names, target)
+    return Found(files, index, placed, labelled, _class_names(export, labelled, source))
 
 
-def find_format(source: Path, kind: str) -> Found:
+def find_format(source: Path, kind: str) -> Source:
     """The format of an export and its files.
 
     Raises:
         UserError: nothing fits, or files of two formats do.
     """
     if kind == "folders":
-        return Found("folders", FOLDERS, (source,))
-    tables = tuple(path for path in candidates(source) if TABLE.fits(path)) if kind in ("auto", "csv") else ()
+        return Source("folders", FOLDERS, (source,))
+    paths = tuple(candidates(source))
+    tables = tuple(path for path in paths if TABLE.fits(path)) if kind in ("auto", "csv") else ()
     fitting: dict[str, list[Path]] = defaultdict(list)
-    for path in candidates(source):
+    for path in paths:
         for name, form in FORMATS.items():
             if kind in ("auto", name) and form.fits(path):
                 fitting[name].append(path)
     if not fitting:
         if len(tables) == 1:
-            return Found("csv", TABLE, tables)
+            return Source("csv", TABLE, tables)
         if len(tables) > 1:
             raise UserError(
                 f"{source} has {len(tables)} tables ({first([path.name for path in tables])}): name one of them"
             )
         if kind == "auto" and FOLDERS.fits(source):
-            return Found("folders", FOLDERS, (source,))
+            return Source("folders", FOLDERS, (source,))
         wanted = (
             "of a format that wsss knows" if kind in ("auto", "csv") else f"that is {FORMATS[kind].title}"
         )
         raise UserError(f"{source} has no file {wanted} ({', '.join([*FORMATS, 'csv', 'folders'])})")
     if len(fitting) > 1:
-        files = ", ".join(f"{paths[0].name} ({name})" for name, paths in fitting.items())
+        files = ", ".join(f"{some[0].name} ({name})" for name, some in fitting.items())
         raise UserError(f"{source} has files of several formats: {files}; choose one with --format")
-    ((name, paths),) = fitting.items()
-    return Found(name, FORMATS[name], tuple(paths))
+    ((name, chosen),) = fitting.items()
+    return Source(name, FORMATS[name], tuple(chosen))
 
 
 def _merged(exports: list[Export]) -> Export:
@@ -140,12 +164,8 @@ def load_export(root: Path, train: str | None, val: str | None) -> Dataset:
     Raises:
         UserError: as `import_tags`.
     """
-    found = find_format(root, "auto")
-    export = _merged([read(found.format, path, Options()) for path in found.files])
-    index = index_images(root, nested=True)
-    placed = resolve(export.photos, index, root, uploads=found.name.startswith("labelstudio"))
-    labelled = {name: tagged for name, tagged in placed.items() if tagged.labels is not None}
-    names = _class_names(export, labelled, root)
+    found = _read(root, "auto", None, Options())
+    names, index, labelled = found.names, found.index, found.labelled
     known = {
         name: tuple(sorted(names.index(label) + 1 for label in tagged.labels or ()))
         for name, tagged in labelled.items()
@@ -159,10 +179,9 @@ def load_export(root: Path, train: str | None, val: str | None) -> Dataset:
         train_ids, val_ids = hash_split(tuple(known))
     train_ids = train_ids or tuple(name for name in known if name not in set(val_ids or ()))
     val_ids = val_ids or tuple(name for name in known if name not in set(train_ids))
-    files = first([path.name for path in found.files])
     notes = (
-        f"{root} is {found.format.title} ({files}): {len(known)} photos with known labels, {len(placed) - len(known)} "
-        f"without, {len(index) - len(placed)} that it does not name",
+        f"{root} is {found.source.title}: {len(known)} photos with known labels, {len(found.placed) - len(known)} "
+        f"without, {len(index) - len(found.placed)} that it does not name",
     )
     check_labelled(train_ids, known, str(root))
     return Dataset(
@@ -281,11 +300,11 @@ def write(
     for identifier in labelled:
         photo = index[identifier].resolve()
         place = target / "images" / f"{identifier}{index[identifier].suffix}"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if copy:
-            shutil.copyfile(photo, place)
-        else:
-            os.symlink(photo, place)
+        with atomic_path(place) as temporary:
+            if copy:
+                shutil.copyfile(photo, temporary)
+            else:
+                os.symlink(photo, temporary)
     write_text(target / "classes.txt", "".join(f"{name}\n" for name in names))
     if not _reads_back(target / "classes.txt", names):
         write_text(target / "classes.txt", json.dumps(list(names), ensure_ascii=False))
@@ -300,31 +319,23 @@ def write(
     write_text(target / "labels.csv", content.getvalue())
 
 
-def _summary(
-    found: Found,
-    source: Path,
-    placed: Mapping[str, Tagged],
-    labelled: Mapping[str, Tagged],
-    there: int,
-    names: tuple[str, ...],
-    target: Path,
-) -> str:
-    files = first([path.name for path in found.files])
+def _summary(found: Found, source: Path, target: Path) -> str:
+    placed, labelled, there = found.placed, found.labelled, len(found.index)
     counts = Counter(name for tagged in labelled.values() for name in tagged.labels or ())
     none = sum(not tagged.labels for tagged in labelled.values())
     skipped = sum(tagged.skipped for tagged in placed.values())
     unknown = len(placed) - len(labelled) - skipped
     splits = Counter(tagged.split for tagged in labelled.values() if tagged.split)
     lines = [
-        f"{source} is {found.format.title} ({files})",
+        f"{source} is {found.source.title}",
         f"{target}: {len(labelled)} photos with known labels, {none} of them with none",
         f"left out: {unknown} photos of unknown labels, {skipped} that were skipped, {there - len(placed)} that it "
         "does not name",
-        "photos with each class: " + ", ".join(f"{name} {counts[name]}" for name in names),
+        "photos with each class: " + ", ".join(f"{name} {counts[name]}" for name in found.names),
     ]
     if splits:
         lines.append("splits: " + ", ".join(f"{name} {count}" for name, count in splits.items()))
-    if found.name == "folders":
+    if found.source.name == "folders":
         lines.append("every photo has one label: what else it shows is not known")
     words = " ".join(f"--data.{name} {name}" for name in ("train", "val") if splits.get(name))
     return "\n".join([*lines, f"next: wsss run configs/folder.yaml --data.root {target} {words}".rstrip()])

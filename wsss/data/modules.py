@@ -57,7 +57,7 @@ def _rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
-class _Augmented(Dataset[tuple[Tensor, ...]]):
+class Augmented(Dataset[tuple[Tensor, ...]]):
     """Base of the training sets: decodes, then augments with its own generator state."""
 
     def __init__(self, records: Sequence[Record], transform: TrainTransform, seed: int) -> None:
@@ -85,7 +85,7 @@ class _Augmented(Dataset[tuple[Tensor, ...]]):
         return photo, moved
 
 
-class ClassificationData(_Augmented):
+class ClassificationData(Augmented):
     """Augmented photos (3, crop, crop) and multi-hot labels (classes,) float32."""
 
     def __init__(self, records: Sequence[Record], classes: int, transform: TrainTransform, seed: int) -> None:
@@ -97,7 +97,7 @@ class ClassificationData(_Augmented):
         return None, multi_hot(record.labels or (), self.classes)
 
 
-class SegmentationData(_Augmented):
+class SegmentationData(Augmented):
     """Augmented photos (3, crop, crop) and masks (crop, crop) int64 with 255 = ignore.
 
     Args:
@@ -175,7 +175,7 @@ def multi_hot(labels: Sequence[int], classes: int) -> Tensor:
 
 
 def train_loader(
-    data: _Augmented, batch_size: int, seed: int, workers: int, devices: int = 1, pin: bool = False
+    data: Augmented, batch_size: int, seed: int, workers: int, devices: int = 1, pin: bool = False
 ) -> DataLoader[Any]:
     """Loader of augmented batches; ``batch_size`` counts all ``devices`` together and is a multiple of them.
 

@@ -707,7 +707,15 @@ def read(form: Format, path: Path, options: Options) -> Export:
                 if not isinstance(text, str):
                     raise TypeError(f"{text!r} is no name")
         return export
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
+    except (
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        yaml.YAMLError,
+    ) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(

@@ -9,7 +9,7 @@ from wsss.errors import UserError
 from wsss.models.backbone import Backbone, with_layout
 from wsss.models.encoders import Trunk
 from wsss.models.lookup import find_backbone
-from wsss.models.pretraining import sign_of_masks
+from wsss.models.pretraining import refuse_masks
 from wsss.models.weights import load_into, load_weights
 
 
@@ -27,11 +27,8 @@ def build_classifier(config: ClassifierConfig, classes: int, *, pretrained: bool
     backbone = classifier_backbone(config.architecture)
     source = f"classifier.weights {config.weights}"
     state = load_weights(config.weights, backbone, "classifier.weights") if pretrained else None
-    if state is not None and (sign := sign_of_masks(state)) is not None:
-        raise UserError(
-            f"{source} holds a network that was trained on masks or boxes (it has {sign}), so the result would not be "
-            "weakly supervised; give weights that were trained without them"
-        )
+    if state is not None:
+        refuse_masks(state, source)
     if config.pooling == "own":
         model = backbone.classifier(classes, config.output_stride, config.small_images)
         if state is not None:

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from wsss.errors import UserError
 from wsss.models.lookup import find_backbone
-from wsss.models.pretraining import sign_of_masks
+from wsss.models.pretraining import refuse_masks
 from wsss.models.weights import load_into, load_weights
 
 
@@ -76,11 +76,7 @@ def load_features(architecture: str, weights: str, option: str) -> nn.Module:
         raise UserError(
             f"{option}.weights is none, and an untrained network sees nothing: give `imagenet` or a path"
         )
-    if (sign := sign_of_masks(state)) is not None:
-        raise UserError(
-            f"{option}.weights {weights} holds a network that was trained on masks or boxes (it has {sign}); give one "
-            "that was trained without them"
-        )
+    refuse_masks(state, f"{option}.weights {weights}")
     model = backbone.build()
     state = backbone.adapt(state, model) if backbone.remodelled is None else state
     load_into(model, state, ignore=backbone.layout.heads, source=f"{option}.weights {weights}")

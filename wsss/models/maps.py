@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from wsss.errors import UserError
 
 PREFIX = 8
-"""Most tokens before those of the cells. Vision transformers have up to five, for the class and as registers."""
+"""The most tokens that may come before those of the cells: the class token and the registers. Usual vision transformers
+have up to five."""
 COARSEST = 64
 """Pixels. An image with longer sides than this must leave more than one cell: no usual network has a larger stride."""
 

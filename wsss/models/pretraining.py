@@ -58,16 +58,25 @@ def backbone_state(state: State, source: str, allow: bool) -> State:
     Raises:
         UserError: the file holds such a network and ``allow`` is false.
     """
-    sign = sign_of_masks(state)
-    if sign is None:
-        return state
     if not allow:
+        refuse_masks(
+            state,
+            source,
+            "give the weights of an ImageNet classifier, or set --segmenter.allow_mask_pretraining true, and every "
+            "result will then say so",
+        )
+    return state if sign_of_masks(state) is None else _strip(state)
+
+
+def refuse_masks(
+    state: State, source: str, advice: str = "give weights that were trained without them"
+) -> None:
+    """Raises UserError, which ends with the advice, if the state of this source was trained on masks."""
+    if (sign := sign_of_masks(state)) is not None:
         raise UserError(
             f"{source} holds a network that was trained on masks or boxes (it has {sign}), so the result would not be "
-            "weakly supervised; give the weights of an ImageNet classifier, or set --segmenter.allow_mask_pretraining "
-            "true, and every result will then say so"
+            f"weakly supervised; {advice}"
         )
-    return _strip(state)
 
 
 def _strip(state: State) -> State:

@@ -46,7 +46,7 @@ class Sizes:
         )
 
     def examples(self) -> list[tuple[int, int]]:
-        """Two, of other shapes where the network has a choice."""
+        """Two sizes to try it with, of different shapes unless it takes only one."""
         step = self.multiple
         return [self.nearest(max(step, 150), max(2 * step, 217)), self.nearest(max(step, 130), max(step, 96))]
 
@@ -76,7 +76,7 @@ class TimmBackbone(Backbone):
     def classifier(self, classes: int, output_stride: int, small_images: bool) -> nn.Module:
         """See the base class. ``small_images`` has no effect."""
         model = self._create(classes, output_stride, **dict(self.pooling))
-        return with_layout(self._fitted(model), self.classifier_layout)
+        return with_layout(self._prepared(model), self.classifier_layout)
 
     def stride(self, wanted: int) -> int:
         """See the base class. It is measured: some families ignore what they cannot do."""
@@ -88,7 +88,7 @@ class TimmBackbone(Backbone):
         return self.strides[-1] if grid is None else round(images.shape[-1] / grid.width)
 
     def trunk(self, output_stride: int, small_images: bool = False) -> tuple[nn.Module, tuple[str, ...]]:
-        """See the base class. What comes after the last stage is frozen, for it gets no gradient."""
+        """See the base class. Parameters that get no gradient, such as those after the last stage, are frozen."""
         model = self._create(0, output_stride)
         with torch.device("meta"):
             probe = self._create(0, output_stride)
@@ -111,7 +111,7 @@ class TimmBackbone(Backbone):
 
     def complete(self, model: nn.Module) -> nn.Module:
         """See the base class."""
-        return with_layout(self._fitted(model), self.layout)
+        return with_layout(self._prepared(model), self.layout)
 
     def adapt(self, state: State, model: nn.Module) -> State:
         """A published state dict under the names of the model: timm's own filter, where the family has one."""
@@ -124,7 +124,7 @@ class TimmBackbone(Backbone):
             model.register_forward_pre_hook(Resize(self.sizes))
         return model
 
-    def _fitted(self, model: nn.Module) -> nn.Module:
+    def _prepared(self, model: nn.Module) -> nn.Module:
         """The model, behind hooks that bring photos to its size and normalisation."""
         self.fitted(model)
         if (self.mean, self.deviation) != (MEAN, STD):

@@ -73,7 +73,7 @@ class _Output(NamedTuple):
     is_norm: bool
 
 
-def last_layer(classifier: nn.Module, image_size: tuple[int, int]) -> str:
+def last_layer(classifier: nn.Module, image_size: tuple[int, int] = (224, 224)) -> str:
     """The name of the last layer that gives feature maps of an image, and whose places count for the logits.
 
     Known networks (`layout_of`) name theirs. Any other is run once, forward and backward, on an image of noise. The
@@ -90,7 +90,7 @@ def last_layer(classifier: nn.Module, image_size: tuple[int, int]) -> str:
         UserError: it has no such layer.
 
     Example:
-        >>> last_layer(torchvision.models.resnet18(), (224, 224))
+        >>> last_layer(torchvision.models.resnet18())
         'layer4'
     """
     if (layout := layout_of(classifier)) is not None:

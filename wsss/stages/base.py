@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.utils.data import DataLoader
 
+from wsss import runtime
 from wsss.config import Config
 from wsss.data.dataset import Dataset, Record, evenly
 from wsss.data.files import image_size
+from wsss.data.modules import Augmented, train_loader
 from wsss.rundir import RunDirectory, StageState, content_digest, file_stamp
 from wsss.runtime import say
 from wsss.stages.shards import rank_and_world
@@ -84,6 +87,19 @@ def unused(section: str, values: Any, names: Iterable[str], reason: str) -> list
         for name in names
         if getattr(values, name) != getattr(default, name)
     ]
+
+
+def batches(context: Context, data: Augmented, size: int) -> DataLoader[Any]:
+    """Loader of augmented training batches, as `runtime` says; ``size`` counts all devices together."""
+    hardware = context.config.runtime
+    return train_loader(
+        data,
+        size,
+        context.config.seed,
+        runtime.loader_workers(hardware),
+        hardware.devices,
+        pin=runtime.device(hardware).type == "cuda",
+    )
 
 
 # -- stamps -----------------------------------------------------------------------------------------

@@ -8,11 +8,11 @@ from torch.utils.data import DataLoader
 
 from wsss import runtime
 from wsss.config import to_dict
-from wsss.data.modules import ClassificationData, LabelledPhotos, train_loader
+from wsss.data.modules import ClassificationData, LabelledPhotos
 from wsss.data.transforms import RandomLongSide, TrainTransform
 from wsss.rundir import CLASSIFIER, StageState, file_stamp
 from wsss.stages import signs
-from wsss.stages.base import Context, Stage, after, bytes_of_training, train_inputs, weights_stamp
+from wsss.stages.base import Context, Stage, after, batches, bytes_of_training, train_inputs, weights_stamp
 from wsss.tasks import classification
 from wsss.tasks.fit import LOG, fit, is_begun, read_log, rising_loss, validate
 
@@ -26,17 +26,9 @@ def train_classifier(context: Context) -> dict[str, Any]:
     task = classification.new_task(settings, dataset.classes, pretrained=not is_begun(folder))
     transform = TrainTransform(RandomLongSide(*settings.long_side), settings.crop, settings.color_jitter)
     train = ClassificationData(dataset.train, len(dataset.classes), transform, config.seed)
-    workers = runtime.loader_workers(hardware)
     fit(
         task,
-        train_loader(
-            train,
-            settings.batch_size,
-            config.seed,
-            workers,
-            hardware.devices,
-            pin=runtime.device(hardware).type == "cuda",
-        ),
+        batches(context, train, settings.batch_size),
         _labelled_val(context),
         folder,
         epochs=settings.epochs,

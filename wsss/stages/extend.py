@@ -1,8 +1,8 @@
-"""The extension stage: from what the saliency marks to whole objects, without masks.
+"""The extension stage: grows what the saliency marks to whole objects, without masks.
 
-`walk` spreads each photo's saliency by a random walk over cells that the inner layers of the classifier, or of other
-frozen networks, find alike (`extension.affinity`). `pixels` first
-learns what the seeds have in common (`extension.pixels`):
+`walk` spreads each photo's saliency by a random walk. It goes between cells that look alike to the inner layers of the
+classifier, or of other frozen networks (`extension.affinity`). `pixels` first learns what the seeds have in common
+(`extension.pixels`):
 
     1. on some photos, the saliency is walked, and its clear cells become labels
     2. a linear classifier of cells is trained on them, on frozen features
@@ -370,7 +370,7 @@ def _number(power: float | None) -> float:
 
 
 def _check(context: Context, state: StageState) -> int:
-    """Build the other networks, so that what is wrong with them is said before the hours."""
+    """Builds the other networks, so that an error in them is reported before hours of training."""
     if context.config.extension != "none":
         for other in context.config.extend.networks:
             if other.architecture != "classifier":

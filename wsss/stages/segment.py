@@ -15,7 +15,7 @@ from wsss.data.agreement import LOOKED_AT, alien_values, compare_masks, look
 from wsss.data.dataset import Dataset, Record, evenly, first, with_masks
 from wsss.data.files import check_mask_header
 from wsss.data.findings import settle
-from wsss.data.modules import SegmentationData, TrueMasks, train_loader
+from wsss.data.modules import SegmentationData, TrueMasks
 from wsss.data.names import check_recorded
 from wsss.data.transforms import RandomScale, TrainTransform
 from wsss.errors import UserError
@@ -24,6 +24,7 @@ from wsss.rundir import CLASSIFIER, MASKS, SEGMENTER, SUPERVISED, StageState, co
 from wsss.stages.base import (
     Context,
     Stage,
+    batches,
     bytes_of_training,
     tell,
     train_inputs,
@@ -68,14 +69,7 @@ def _train(context: Context, records: Sequence[Record], folder: Path) -> dict[st
     truth = TrueMasks(with_masks(dataset.val), len(dataset.class_names))
     fit(
         task,
-        train_loader(
-            train,
-            settings.batch_size,
-            config.seed,
-            workers,
-            hardware.devices,
-            pin=runtime.device(hardware).type == "cuda",
-        ),
+        batches(context, train, settings.batch_size),
         DataLoader(truth, batch_size=1, num_workers=workers) if len(truth) else None,
         folder,
         epochs=settings.epochs,

@@ -217,6 +217,11 @@ def test_malformed_files_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r'categories that COCO does not have: "unicorn" \(0 objects\)'):
         load_coco(tmp_path, "xml", None, None, None)
+    content["categories"].pop()
+    content["images"][0]["height"] = float("inf")
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"not a COCO instances file \(OverflowError"):
+        load_coco(tmp_path, "xml", None, None, None)
     path.write_text("[]")
     with pytest.raises(UserError, match="not a COCO instances file"):
         load_coco(tmp_path, "xml", None, None, None)

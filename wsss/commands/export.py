@@ -1,4 +1,4 @@
-"""``wsss export``: its options. Nothing heavy is imported before they are parsed."""
+"""``wsss export``."""
 
 import argparse
 from collections.abc import Sequence

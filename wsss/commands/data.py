@@ -1,0 +1,133 @@
+"""``wsss data``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from wsss.config import ShapesConfig
+from wsss.usage import FLAG, ToolParser
+
+IMPORTS = (
+    *("cvat-imagenet", "labelstudio", "labelstudio-min", "cvat", "coco", "roboflow", "yolo", "huggingface"),
+    *("fiftyone", "labelme", "fastai", "vertex", "sagemaker", "openimages", "csv", "folders"),
+)
+"""Formats of tags, see `wsss.data.tools.FORMATS`."""
+
+
+def main(words: Sequence[str]) -> int:
+    """``check`` a data set (status 1 if it has errors), write the procedural one (``shapes``), or ``import`` one."""
+    parser = ToolParser(prog="wsss data", description="Make, check and import data sets.")
+    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _check_parser(commands)
+    _shapes_parser(commands)
+    _import_parser(commands)
+    options = parser.parse_args(words)
+    return {"check": _check, "shapes": _shapes, "import": _import}[options.action](options)
+
+
+def _check_parser(commands: "argparse._SubParsersAction[ToolParser]") -> None:
+    check = commands.add_parser("check", help="find errors: ids, sizes, palettes, labels, splits, duplicates")
+    check.add_argument("root", type=Path, help="data set in VOC or folder layout")
+    check.add_argument(
+        "--classes",
+        type=Path,
+        help="class names, one per line (default: classes.txt in ROOT, or VOC's; folder: the labels of the CSV)",
+    )
+    check.add_argument("--labels", help="`xml` or a label CSV (default: whichever ROOT has)")
+
+
+def _check(options: argparse.Namespace) -> int:
+    from wsss.data.check import check_dataset
+
+    report = check_dataset(options.root, options.classes, options.labels)
+    print(report)
+    return 0 if report.ok else 1
+
+
+def _shapes_parser(commands: "argparse._SubParsersAction[ToolParser]") -> None:
+    shapes = commands.add_parser("shapes", help="write the procedural data set")
+    shapes.add_argument("root", type=Path, help="folder to write to")
+    defaults = ShapesConfig()
+    for key, text in (
+        ("train", "training images"),
+        ("val", "validation images"),
+        ("size", "height and width in pixels"),
+        ("seed", "seed"),
+    ):
+        shapes.add_argument(
+            f"--{key}", type=int, default=getattr(defaults, key), help=f"{text} (default %(default)s)"
+        )
+    shapes.add_argument(
+        "--layout",
+        choices=("voc", "folder"),
+        default="voc",
+        help="voc: PASCAL VOC's; folder: a folder of tagged photos, with the validation images untagged "
+        "(default %(default)s)",
+    )
+    shapes.add_argument("--masks", **FLAG, help="with layout folder: also write true masks, for scoring only")
+
+
+def _shapes(options: argparse.Namespace) -> int:
+    from wsss.data.shapes import write_shapes
+
+    write_shapes(
+        options.root,
+        train=options.train,
+        val=options.val,
+        size=options.size,
+        seed=options.seed,
+        layout=options.layout,
+        masks=options.masks,
+        progress=sys.stderr.isatty(),
+    )
+    print(options.root)
+    return 0
+
+
+def _import_parser(commands: "argparse._SubParsersAction[ToolParser]") -> None:
+    parser = commands.add_parser(
+        "import",
+        help="tags of a labelling tool to photos, labels.csv and classes.txt",
+        description="Read the tags of photos as a labelling tool exports them, and make a folder for "
+        "`--data.kind folder`: links to the photos, labels.csv, classes.txt, and lists of the splits where the export "
+        "has them.",
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="the export: a file, or a folder with it")
+    parser.add_argument("target", type=Path, metavar="DEST", help="the new folder")
+    parser.add_argument(
+        "--format",
+        choices=("auto", *IMPORTS),
+        default="auto",
+        metavar="NAME",
+        help="auto (by the content of the files), " + ", ".join(IMPORTS),
+    )
+    parser.add_argument(
+        "--photos", type=Path, metavar="DIR", help="where the photos are (default: at SOURCE)"
+    )
+    parser.add_argument("--copy", **FLAG, help="copy the photos instead of linking to them")
+    parser.add_argument("--field", metavar="NAME", help="of several groups of tags, the one to take")
+    parser.add_argument(
+        "--annotators",
+        choices=("newest", "union"),
+        help="what counts where people disagree (default: an error)",
+    )
+    parser.add_argument(
+        "--unlabelled",
+        choices=("none", "unknown"),
+        help="what a photo without a tag is where the format does not say: it shows none of the classes, or nobody "
+        "knows",
+    )
+    parser.add_argument("--threshold", type=float, metavar="X", help="confidence from which a tag counts")
+    parser.add_argument("--label_separator", metavar="TEXT", help="between the labels of a cell of a table")
+
+
+def _import(options: argparse.Namespace) -> int:
+    from wsss.data.importing import import_tags
+    from wsss.data.tools import Options
+
+    own = Options(
+        options.field, options.annotators, options.unlabelled, options.threshold, options.label_separator
+    )
+    print(import_tags(options.source, options.target, options.format, options.photos, own, options.copy))
+    return 0
