@@ -34,6 +34,8 @@ def escaped(text: str, keep: str = "\n\t") -> str:
 
     So do characters that turn the direction of the text and bytes that are no text. ``keep`` lists exceptions.
     """
+    if text.isprintable():
+        return text
     return "".join(
         char.encode("unicode_escape", "surrogatepass").decode()
         if _is_control(char) and char not in keep

@@ -285,6 +285,7 @@ def _describe(context: Context, arguments: Sequence[str]) -> None:
     manifest["weights"] = {**manifest.get("weights", {}), **weights_digests(config)}
     manifest["plugins"] = plugins.LOADED
     manifest["classes"] = list(context.dataset.classes)
+    manifest["looked_at"] = context.dataset.looked_at
     manifest["precision"] = "bf16" if runtime.uses_bf16(config.runtime) else "float32"
     manifest["device"] = str(runtime.device(config.runtime))
     write_json(run.manifest, manifest)

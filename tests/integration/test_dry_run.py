@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -156,6 +157,7 @@ def check(command: Any, given: Sequence[object], output: Path) -> None:
     assert (output / "report.html").read_text().count(NOTE) >= 10
     dataset = prepare_dataset(parse_config("run", [str(word) for word in given]))
     assert len(dataset.train) == LIMIT
+    assert json.loads((output / "manifest.json").read_text())["looked_at"] == dataset.looked_at
     for folder in ("pseudo_masks", "predictions", "predictions_ms_flip", "predictions_crf"):
         expected = dataset.train if folder == "pseudo_masks" else dataset.val
         assert {path.stem for path in (output / folder).glob("*.png")} == {record.id for record in expected}
@@ -188,6 +190,23 @@ def test_a_part_of_the_photos_is_evenly_spaced(shapes_words: Callable[..., list[
     assert part.val == tuple(whole.val[index] for index in (0, 1, 3, 4))
     assert part.classes == whole.classes
     assert prepare_dataset(parse_config("run", shapes_words("--data.limit", 99))) == whole
+
+
+def test_headers_of_the_same_photos_are_read_once(
+    shapes_words: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    read = Mock()
+    monkeypatch.setattr("wsss.stages.prepare.check_photos", read)
+    config = parse_config("run", shapes_words("--output", tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "manifest.json").write_text(
+        json.dumps({"looked_at": prepare_dataset(config).looked_at})
+    )
+    assert read.call_count == 1
+    prepare_dataset(config)
+    assert read.call_count == 1
+    prepare_dataset(parse_config("run", shapes_words("--output", tmp_path / "run", "--data.limit", 4)))
+    assert read.call_count == 2
 
 
 def test_no_stage_of_a_dry_run_is_taken_for_that_of_a_whole_run(

@@ -13,6 +13,10 @@ from wsss.data.files import check_photo, read_truth
 from wsss.data.findings import Problem, Severity
 from wsss.data.labels import BACKGROUND, IGNORE
 from wsss.data.names import CLASS_FILES, listed, nearest, plain
+from wsss.parallel import pool
+
+MANY = 5000
+"""Up to this many headers of photos are read faster than worker processes start."""
 
 LOOKED_AT = 100
 """So many true masks, evenly spaced, are read at the start of a run. The doctor reads all."""
@@ -36,17 +40,25 @@ class Seen:
     labels: tuple[int, ...] | None
 
 
+def check_photos(dataset: Dataset, workers: int) -> None:
+    """Reads the header of every photo, in processes if there are thousands. Raises UserError for one that has none."""
+    images = [record.image for record in (*dataset.train, *dataset.val)]
+    with pool(workers if len(images) > MANY else 0) as executor:
+        for _ in (
+            map(check_photo, images) if executor is None else executor.map(check_photo, images, chunksize=200)
+        ):
+            pass
+
+
 def examine(dataset: Dataset) -> list[Problem]:
-    """What is wrong with a loaded data set: unreadable headers of photos, labels, and true masks.
+    """What is wrong with a loaded data set: labels and true masks.
 
     Raises:
-        UserError: a photo or a mask cannot be read, or a mask has another size than its photo.
+        UserError: a mask cannot be read, or has another size than its photo.
     """
     if dataset.evaluation_only:
         return []
     records = (*dataset.train, *dataset.val)
-    for record in records:
-        check_photo(record.image)
     train, val = ([record.labels for record in split] for split in (dataset.train, dataset.val))
     seen = look(evenly(with_masks(records), LOOKED_AT))
     no_val = "there are no validation photos: nothing will tell how well the networks do on other photos"

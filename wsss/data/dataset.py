@@ -38,7 +38,8 @@ class Dataset:
 
     An `evaluation_only` data set (ImageNet's val) has its images in val, nothing to train on, no masks, and
     any number of classes; commands that train refuse it (`check_trainable`). `notes` are sentences for the user: files
-    and names that are left out.
+    and names that are left out. `looked_at` is a digest of the photos whose headers were read. The manifest keeps it,
+    so that they are not read at every start.
 
     Raises:
         UserError: no training image, an invalid class list, or an image that is in both splits.
@@ -49,6 +50,7 @@ class Dataset:
     val: tuple[Record, ...]
     evaluation_only: bool = False
     notes: tuple[str, ...] = ()
+    looked_at: str = ""
 
     def __post_init__(self) -> None:
         check_classes(self.classes, "the class list (data.classes)", masks=not self.evaluation_only)
@@ -132,7 +134,7 @@ def walk_images(folder: Path, *, nested: bool, exclude: Sequence[Path] = ()) -> 
         exclude: sub-folders that are not entered.
     """
     files = _walk(folder, nested, exclude)
-    return sorted((image_id(name), path) for name, path in files if _has_suffix(path, IMAGE_SUFFIXES))
+    return sorted((image_id(name), folder / name) for name in files if name.lower().endswith(IMAGE_SUFFIXES))
 
 
 def left_out(folder: Path, *, nested: bool, exclude: Sequence[Path] = ()) -> tuple[str, ...]:
@@ -141,11 +143,11 @@ def left_out(folder: Path, *, nested: bool, exclude: Sequence[Path] = ()) -> tup
     Hidden files and text (`NOTES`) are not counted.
     """
     kinds: dict[str, list[str]] = defaultdict(list)
-    for name, path in _walk(folder, True, exclude):
+    for name in _walk(folder, True, exclude):
         if not nested and "/" in name:
             kinds["in sub-folders"].append(name)
-        elif not _has_suffix(path, (*IMAGE_SUFFIXES, *NOTES)):
-            kinds[path.suffix.lower() or "without ending"].append(name)
+        elif not name.lower().endswith((*IMAGE_SUFFIXES, *NOTES)):
+            kinds[Path(name).suffix.lower() or "without ending"].append(name)
     if not kinds:
         return ()
     parts = [f"{len(names)} {kind} ({first(sorted(names))})" for kind, names in sorted(kinds.items())]
@@ -153,12 +155,8 @@ def left_out(folder: Path, *, nested: bool, exclude: Sequence[Path] = ()) -> tup
     return (f"{folder}: {number} left out: {', '.join(parts)}; wsss reads {PHOTO_KINDS}",)
 
 
-def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
-    return path.name.lower().endswith(suffixes)
-
-
-def _walk(folder: Path, nested: bool, exclude: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """(path relative to `folder`, file) of every file; see `walk_images`."""
+def _walk(folder: Path, nested: bool, exclude: Sequence[Path]) -> Iterator[str]:
+    """The path relative to `folder` of every file, with "/"; see `walk_images`."""
     left_out = {path.absolute() for path in exclude}
     for top, folders, names in os.walk(folder, followlinks=True):
         here = Path(top)
@@ -173,7 +171,7 @@ def _walk(folder: Path, nested: bool, exclude: Sequence[Path]) -> Iterator[tuple
             )  # a link to a folder above it: a circle
         ]
         prefix = "" if here == folder else here.relative_to(folder).as_posix() + "/"
-        yield from ((prefix + name, here / name) for name in names if not name.startswith("."))
+        yield from (prefix + name for name in names if not name.startswith("."))
 
 
 def index_images(folder: Path, *, nested: bool, exclude: Sequence[Path] = ()) -> dict[str, Path]:

@@ -39,7 +39,9 @@ class _Copy:
     mask: Path | None
 
 
-def with_copies(dataset: Dataset, folder: Path, long_side: int, workers: int, progress: Any) -> Dataset:
+def with_copies(
+    dataset: Dataset, folder: Path, long_side: int, workers: int, progress: Any, *, known: bool = False
+) -> Dataset:
     """The data set, in which the records of large photos point to copies in ``folder``; small photos stay as they are.
 
     A copy is made again when its original or `long_side` changed.
@@ -50,17 +52,19 @@ def with_copies(dataset: Dataset, folder: Path, long_side: int, workers: int, pr
         long_side: pixels; photos whose longer side is larger get a copy of this longer side, averaged; masks sampled.
         workers: processes.
         progress: context manager factory ``progress(total, done)`` of a bar with ``update``.
+        known: all copies were made before with this `long_side`; their headers are not read again.
 
     Raises:
         UserError: an unreadable photo or mask, a mask of another size than its photo, the disk refuses, or a copy would
             replace a file of the data set.
     """
     train, val = (
-        [_planned(record, folder, long_side) for record in split] for split in (dataset.train, dataset.val)
+        [_planned(record, folder, long_side, known) for record in split]
+        for split in (dataset.train, dataset.val)
     )
     plans = [plan for plan in (*train, *val) if isinstance(plan, _Copy)]
     _check_targets(plans)
-    todo = [plan for plan in plans if not _is_fresh(plan, long_side)]
+    todo = [plan for plan in plans if not _is_fresh(plan, long_side, known)]
     if todo:
         make = partial(_make, long_side, len(dataset.class_names))
         with (
@@ -72,11 +76,11 @@ def with_copies(dataset: Dataset, folder: Path, long_side: int, workers: int, pr
     return replace(dataset, train=_records(train), val=_records(val))
 
 
-def _planned(record: Record, folder: Path, long_side: int) -> Record | _Copy:
-    if max(image_size(record.image)) <= long_side:
+def _planned(record: Record, folder: Path, long_side: int, known: bool) -> Record | _Copy:
+    photo = folder / PHOTOS / f"{record.id}.jpg"
+    if not (known and photo.is_file()) and max(image_size(record.image)) <= long_side:
         return record
-    mask = None if record.mask is None else folder / MASKS / f"{record.id}.png"
-    return _Copy(record, folder / PHOTOS / f"{record.id}.jpg", mask)
+    return _Copy(record, photo, None if record.mask is None else folder / MASKS / f"{record.id}.png")
 
 
 def _check_targets(plans: Sequence[_Copy]) -> None:
@@ -98,18 +102,13 @@ def _records(plans: Sequence[Record | _Copy]) -> tuple[Record, ...]:
     )
 
 
-def _is_fresh(plan: _Copy, long_side: int) -> bool:
+def _is_fresh(plan: _Copy, long_side: int, known: bool) -> bool:
     pairs = [(plan.record.image, plan.photo), *([(plan.record.mask, plan.mask)] if plan.mask else [])]
-    return (
-        all(
-            # Whole seconds: not every file system stores fractions of the time that the copy gets.
-            copy.is_file()
-            and original is not None
-            and int(copy.stat().st_mtime) == int(original.stat().st_mtime)
-            for original, copy in pairs
-        )
-        and max(image_size(plan.photo)) == long_side
-    )
+    return all(
+        # Whole seconds: not every file system stores fractions of the time that the copy gets.
+        copy.is_file() and original is not None and int(copy.stat().st_mtime) == int(original.stat().st_mtime)
+        for original, copy in pairs
+    ) and (known or max(image_size(plan.photo)) == long_side)
 
 
 def _make(long_side: int, classes: int, plan: _Copy) -> None:

@@ -7,15 +7,16 @@ from pathlib import Path
 
 from wsss import runtime
 from wsss.config import Config
-from wsss.data.agreement import NO_LABELS, examine
+from wsss.data.agreement import NO_LABELS, check_photos, examine
 from wsss.data.dataset import Dataset, evenly, resolve_file
 from wsss.data.files import image_size
 from wsss.data.findings import settle
 from wsss.data.load import check_layout, load_dataset
 from wsss.data.shapes import write_shapes
 from wsss.data.working import with_copies
-from wsss.rundir import RunDirectory
-from wsss.stages.base import tell
+from wsss.rundir import RunDirectory, fingerprint
+from wsss.stages.base import tell, train_inputs, val_inputs
+from wsss.stages.shards import rank_and_world
 
 LARGE = 2_500_000
 """From this many pixels per photo on, a run tells how to work on smaller copies."""
@@ -49,18 +50,25 @@ def prepare_dataset(config: Config) -> Dataset:
     if data.limit is not None:
         train, val = (tuple(evenly(split, data.limit)) for split in (dataset.train, dataset.val))
         dataset = replace(dataset, train=train, val=val)
+    run = RunDirectory(Path(config.output))
+    looked_at = fingerprint(data.long_side, train_inputs(dataset), val_inputs(dataset))
+    known = run.read_manifest().get("looked_at") == looked_at
+    if not (known or dataset.evaluation_only or rank_and_world()[0]):
+        check_photos(dataset, runtime.workers(config.runtime))
     problems = examine(dataset)
     if config.segmenter.masks is not None:  # such a run may do without labels
         problems = [problem for problem in problems if problem.kind != NO_LABELS]
     tell((*dataset.notes, *settle(problems)))
+    dataset = replace(dataset, looked_at=looked_at)
     if data.long_side is None:
         return dataset
     return with_copies(
         dataset,
-        RunDirectory(Path(config.output)).resized,
+        run.resized,
         data.long_side,
         runtime.workers(config.runtime),
         partial(runtime.bar, config.runtime, "shrink photos"),
+        known=known,
     )
 
 

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss.data.agreement import Seen, alien_values, compare_labels, compare_masks, compare_names, examine
+from wsss.data import agreement
+from wsss.data.agreement import (
+    Seen,
+    alien_values,
+    check_photos,
+    compare_labels,
+    compare_masks,
+    compare_names,
+    examine,
+)
 from wsss.data.dataset import Dataset, Record
 from wsss.data.files import write_mask
 from wsss.data.findings import Problem, settle
@@ -155,6 +164,20 @@ def test_masks_in_another_order_than_the_class_list_are_an_error() -> None:
     assert found(compare_masks(mixed, CLASSES)) == [("warning", "masks of other classes than the labels")]
 
 
+@pytest.mark.parametrize("many", [1, 0])
+def test_every_photo_has_a_readable_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    monkeypatch.setattr(agreement, "MANY", many)  # 0: in two processes
+    for name in "ab":
+        Image.new("RGB", (4, 3)).save(tmp_path / f"{name}.png")
+    one, two = (Record(name, tmp_path / f"{name}.png", (1,), None) for name in "ab")
+    check_photos(Dataset(("cat",), (one,), (two,)), workers=2)
+    (tmp_path / "b.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"b\.png is an empty file"):
+        check_photos(Dataset(("cat",), (one,), (two,)), workers=2)
+
+
 def test_a_data_set_is_examined_before_a_run(tmp_path: Path) -> None:
     for name in "ab":
         Image.new("RGB", (4, 3)).save(tmp_path / f"{name}.png")
@@ -162,8 +185,5 @@ def test_a_data_set_is_examined_before_a_run(tmp_path: Path) -> None:
     train = (Record("a", tmp_path / "a.png", (1,), tmp_path / "mask.png"),)
     val = (Record("b", tmp_path / "b.png", (1,), None),)
     assert found(examine(Dataset(("cat",), train, val))) == [("error", "masks of 0 and 255 only")]
-    (tmp_path / "b.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"b\.png is an empty file"):
-        examine(Dataset(("cat",), train, val))
     assert examine(Dataset(("cat",), (), val, evaluation_only=True)) == []
     assert ("warning", "no validation images") in found(examine(Dataset(("cat",), train, ())))
