@@ -371,7 +371,8 @@ class RuntimeConfig:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Device to compute on."""
     devices: int = 1
-    """Devices for training; more than one trains with DistributedDataParallel."""
+    """GPUs, or processes on a CPU, that share every stage: trainings by DistributedDataParallel, the others photo by
+    photo. torchrun and srun start as many as they are told, whatever this says."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """auto: bf16 autocast if the hardware supports bf16 (Ampere or newer, AVX512-BF16, AMX), else float32."""
     workers: int | None = None

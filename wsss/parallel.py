@@ -55,12 +55,12 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
     if workers <= 1:
         yield None
         return
-    with _environment(ENVIRONMENT), _processes(workers) as executor:
+    with environment(ENVIRONMENT), _processes(workers) as executor:
         yield executor
 
 
 @contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
+def environment(values: dict[str, str]) -> Iterator[None]:
     """Set environment variables for what starts in the block, and restore them afterwards."""
     before = {name: os.environ[name] for name in values if name in os.environ}
     os.environ.update(values)

@@ -2,6 +2,8 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -52,7 +54,7 @@ def run_command(
             would be replaced.
     """
     check_names(config)
-    if command in shards.SHARED and shards.rank_and_world()[0] > 0:
+    if runtime.rank_and_world()[0] > 0:
         _help(config, command)
         return
     run = RunDirectory(Path(config.output))
@@ -63,6 +65,8 @@ def run_command(
         warn_of_large_photos(dataset)
     context = Context(config, dataset, run)
     runtime.device(config.runtime)  # fails before anything is written
+    if (world := runtime.rank_and_world()[1]) > 1:  # likewise, if a batch cannot be split over them
+        replace(config, runtime=replace(config.runtime, devices=world))
     with run.locked():
         for name, stage in STAGES.items():
             run.take_back(name, stage.writes)  # a process was killed while it moved them aside
@@ -75,8 +79,10 @@ def run_command(
             marks = {"data_limit": config.data.limit, "data_long_side": config.data.long_side}
             if any(run.read_metrics().get(name) != value for name, value in marks.items()):
                 run.update_metrics(**marks)
-        for name in stages:
-            _run_stage(name, context, expected, command)
+        joined = any(_is_joined(name) and _state(name, context, expected) != "done" for name in stages)
+        with shards.helpers(command, run, config.plugins, config.runtime.devices if joined else 1):
+            for name in stages:
+                _run_stage(name, context, expected, command)
         if command in ("run", "evaluate", "report"):
             build_report(config, dataset, run)
             print_summary(context)
@@ -108,13 +114,21 @@ def stages_of(command: str, config: Config) -> list[str]:
 
 
 def _help(config: Config, command: str) -> None:
-    """Do this process's shard of a stage that process 0 runs (see ``shards``)."""
+    """Do this process's part of the stages that process 0 runs (see ``shards``)."""
+    shards.end_with_parent()
     dataset = prepare_dataset(config)
     context = Context(config, dataset, RunDirectory(Path(config.output)))
-    expected = fingerprints(config, dataset)
-    for name in STAGES_OF[command]:
-        shards.wait_for_stage(name, expected[name], context.run)
-        STAGES[name].work(context)
+    expected, patience = fingerprints(config, dataset), shards.PATIENCE
+    for name in filter(_is_joined, stages_of(command, config)):
+        state = partial(_state, name, context, expected)
+        if shards.wait_for_stage(name, expected[name], context.run, state, patience):
+            STAGES[name].work(context)
+        patience = shards.LONG_PATIENCE
+
+
+def _is_joined(name: str) -> bool:
+    """Whether several processes work on a stage."""
+    return STAGES[name].shared or STAGES[name].trains
 
 
 def fingerprints(config: Config, dataset: Dataset) -> dict[str, str]:
@@ -269,7 +283,7 @@ def _run_stage(name: str, context: Context, expected: dict[str, str], command: s
         "partial": " (continued)",
     }[state]
     say(f"{name}: {stage.title}{verb}")
-    shared = command in shards.SHARED and shards.rank_and_world()[1] > 1
+    shared = stage.shared and runtime.rank_and_world()[1] > 1
     with run.running(name, expected[name], stage.writes, shared=shared) as facts:
         facts.update(stage.work(context))
         facts["metrics"] = [entry for entry in metrics_of(name) if entry in run.read_metrics()]

@@ -20,6 +20,23 @@ MOST_LOADERS = 16
 """Processes that decode photos for a GPU, unless the user gives a number."""
 
 
+def rank_and_world() -> tuple[int, int]:
+    """Index of this process and number of processes that share a command, from torchrun or Slurm's srun, or started by
+    ``runtime.devices`` (see ``stages.shards``); (0, 1) without them."""
+    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+        if rank in os.environ and world in os.environ:
+            return int(os.environ[rank]), max(1, int(os.environ[world]))
+    return 0, 1
+
+
+def processes_here() -> int:
+    """How many of these processes are on this machine and share its cores."""
+    world = rank_and_world()[1]
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return int(os.environ["LOCAL_WORLD_SIZE"])
+    return max(1, world // int(os.environ.get("SLURM_STEP_NUM_NODES", 1)))
+
+
 def device(config: RuntimeConfig) -> torch.device:
     """The device of the per-image stages.
 
@@ -85,7 +102,8 @@ def workers(config: RuntimeConfig) -> int:
     """Number of worker processes."""
     if config.workers is not None:
         return config.workers
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes_here())
 
 
 def loader_workers(config: RuntimeConfig) -> int:
@@ -96,7 +114,7 @@ def loader_workers(config: RuntimeConfig) -> int:
     """
     if config.workers is not None:
         return config.workers
-    share = workers(config) // config.devices
+    share = workers(config)
     return max(1, share - 1) if device(config).type == "cpu" else max(1, min(share, MOST_LOADERS))
 
 
@@ -116,7 +134,7 @@ def _style(config: RuntimeConfig) -> dict[str, Any]:
     terminal = os.isatty(2)
     return {
         "unit": "img",
-        "disable": not config.progress,
+        "disable": not config.progress or rank_and_world()[0] > 0,
         "mininterval": 0.1 if terminal else 30.0,
         "dynamic_ncols": terminal,
     }

@@ -137,12 +137,13 @@ def test_more_gpus_than_there_are_is_explained(monkeypatch: pytest.MonkeyPatch) 
     assert runtime.device(RuntimeConfig(devices=2)).type == "cuda"
 
 
-@pytest.mark.parametrize(("cores", "devices", "expected"), [(64, 1, 16), (64, 8, 8), (2, 4, 1)])
+@pytest.mark.parametrize(("cores", "processes", "expected"), [(64, 1, 16), (64, 8, 8), (2, 4, 1)])
 def test_loaders_are_shared_among_devices_and_bounded(
-    monkeypatch: pytest.MonkeyPatch, cores: int, devices: int, expected: int
+    monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, expected: int
 ) -> None:
     cuda(monkeypatch, True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda process: range(cores))
-    assert runtime.loader_workers(RuntimeConfig(devices=devices)) == expected
-    assert runtime.loader_workers(RuntimeConfig(devices=devices, workers=40)) == 40
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert runtime.loader_workers(RuntimeConfig()) == expected
+    assert runtime.loader_workers(RuntimeConfig(workers=40)) == 40

@@ -18,8 +18,7 @@ from wsss.data.dataset import Dataset, Record, evenly
 from wsss.data.files import image_size
 from wsss.data.modules import Augmented, train_loader
 from wsss.rundir import RunDirectory, StageState, content_digest, file_stamp
-from wsss.runtime import say
-from wsss.stages.shards import rank_and_world
+from wsss.runtime import rank_and_world, say
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,8 @@ class Stage:
     its state, unless it is done, before anything is written."""
     trains: bool = False
     """Whether it trains a network. A finished one is replaced only with ``--overwrite``."""
+    shared: bool = False
+    """Whether several processes write its files (see ``shards``). A training is always shared."""
 
 
 def after(*names: str) -> Callable[[Config], tuple[str, ...]]:
@@ -97,7 +98,7 @@ def batches(context: Context, data: Augmented, size: int) -> DataLoader[Any]:
         size,
         context.config.seed,
         runtime.loader_workers(hardware),
-        hardware.devices,
+        rank_and_world()[1],
         pin=runtime.device(hardware).type == "cuda",
     )
 

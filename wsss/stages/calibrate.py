@@ -21,8 +21,9 @@ from wsss.refine.background import background_threshold, prepare_maps, seed_mask
 from wsss.refine.calibrate import CANDIDATES, Evidence, describe, evidence_of_seeds, mean_evidence
 from wsss.refine.parameters import BackgroundParameters, RefineParameters
 from wsss.rundir import CLASSIFIER, SALIENCY, RunDirectory
+from wsss.runtime import rank_and_world
 from wsss.stages.base import Context
-from wsss.stages.shards import rank_and_world, wait_for
+from wsss.stages.shards import wait_for
 from wsss.stages.workers import load_maps
 from wsss.tasks.classification import load_classifier
 

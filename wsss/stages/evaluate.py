@@ -20,9 +20,11 @@ from wsss.models.segmenter import Segmenter, predict_probabilities
 from wsss.parallel import pool, unordered
 from wsss.refine.parameters import CRFParameters
 from wsss.rundir import CRF, MS_FLIP, PLAIN, SEGMENTER, SUPERVISED, SUPERVISED_PLAIN
+from wsss.runtime import rank_and_world
 from wsss.stages import signs
 from wsss.stages.base import Context, Stage, after, bytes_of_masks, tell, unused, val_inputs
 from wsss.stages.score import measure
+from wsss.stages.shards import shares
 from wsss.stages.workers import write_crf
 from wsss.tasks import segmentation
 
@@ -32,6 +34,8 @@ def evaluate(context: Context) -> dict[str, Any]:
     if not context.config.evaluate.ms_flip:
         tell(unused("evaluate", context.config.evaluate, ["scales"], "evaluate.ms_flip is false"))
     _predict(context, SEGMENTER, "", context.config.evaluate)
+    if rank_and_world()[0] > 0:
+        return {}
     measure(context, "evaluate")
     some = evenly(context.dataset.val, signs.LOOKED_AT)
     masks = (read_mask(context.run.mask(PLAIN, record.id)) for record in some)
@@ -43,6 +47,8 @@ def evaluate_supervised(context: Context) -> dict[str, Any]:
     """Single-scale predictions of the supervised twin, and ``supervised`` and ``retention``."""
     prefix = SUPERVISED_PLAIN.removesuffix(PLAIN)
     _predict(context, SUPERVISED, prefix, replace(context.config.evaluate, ms_flip=False, crf=False))
+    if rank_and_world()[0] > 0:
+        return {}
     measure(context, "evaluate_supervised")
     return {"images": len(context.dataset.val)}
 
@@ -92,18 +98,17 @@ def predict_records(
         return not all(write(folder, record.id).is_file() for folder in asked)
 
     batches = same_size_batches(records, 1 if config.ms_flip else 4)
-    todo = [batch for batch in batches if any(map(missing, batch))]
-    left = sum(map(len, todo))
+    left = sum(len(batch) for batch in batches if any(map(missing, batch)))
     model = runtime.prepare(model, hardware)  # type: ignore[assignment]
     workers = runtime.workers(hardware)
     with (
         runtime.bar(hardware, title, len(records), len(records) - left) as bar,
-        pool(workers if config.crf and todo else 0) as executor,
+        pool(workers if config.crf and left else 0) as executor,
         torch.inference_mode(),
         runtime.autocast(hardware),
     ):
 
-        def jobs() -> Any:
+        def jobs(todo: Sequence[Sequence[Record]]) -> Any:
             for photos in load_batches(todo, workers=runtime.loader_workers(hardware)):
                 images = normalize_image(torch.stack([p.image for p in photos]).to(runtime.device(hardware)))
                 plain = predict_probabilities(model, images)
@@ -121,8 +126,10 @@ def predict_records(
                     if config.crf:
                         yield photo.record.image, best[index].cpu().numpy(), write(CRF, identifier)
 
-        for _ in unordered(executor, partial(write_crf, crf), jobs(), ahead=2 * workers):
-            pass
+        for part in shares(batches):
+            todo = [batch for batch in part if any(map(missing, batch))]
+            for _ in unordered(executor, partial(write_crf, crf), jobs(todo), ahead=2 * workers):
+                pass
 
 
 def label_map(probabilities: torch.Tensor) -> npt.NDArray[np.uint8]:
@@ -144,6 +151,7 @@ EVALUATE = Stage(
     reads=_reads,
     follows=after("segment"),
     writes=(PLAIN, MS_FLIP, CRF),
+    shared=True,
     files=lambda context: [
         context.run.mask(folder, record.id)
         for record in context.dataset.val
@@ -158,6 +166,7 @@ EVALUATE_SUPERVISED = Stage(
     reads=lambda config, data: val_inputs(data),
     follows=after("supervise"),
     writes=(SUPERVISED_PLAIN,),
+    shared=True,
     files=lambda context: [context.run.mask(SUPERVISED_PLAIN, record.id) for record in context.dataset.val],
     wanted=lambda config: config.segmenter.supervised,
 )

@@ -44,9 +44,10 @@ from wsss.extension.pixels import fit, probabilities, probable_labels, seed_labe
 from wsss.models.imagenet_classifier import load_features
 from wsss.models.maps import find_layer
 from wsss.rundir import CALIBRATION, CLASSIFIER, EXTENDED, EXTENSION, RunDirectory, StageState
+from wsss.runtime import rank_and_world
 from wsss.saliency import normalize, upsample
 from wsss.stages.base import Context, Stage, after, tell, unused, weights_stamp
-from wsss.stages.shards import rank_and_world, shares, wait_for_file
+from wsss.stages.shards import shares, wait_for_file
 from wsss.tasks.classification import load_classifier
 
 LEARN_STRIDE, WALK_STRIDE = 16, 8
@@ -398,6 +399,7 @@ EXTEND = Stage(
     reads=lambda config, data: _settings(config),
     follows=after("saliency"),
     writes=(EXTENDED, EXTENSION, CALIBRATION),
+    shared=True,
     files=lambda context: [
         context.run.maps(EXTENDED, record.id)
         for record in context.dataset.train

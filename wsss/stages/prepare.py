@@ -15,8 +15,8 @@ from wsss.data.load import check_layout, load_dataset
 from wsss.data.shapes import write_shapes
 from wsss.data.working import with_copies
 from wsss.rundir import RunDirectory, fingerprint
+from wsss.runtime import rank_and_world
 from wsss.stages.base import tell, train_inputs, val_inputs
-from wsss.stages.shards import rank_and_world
 
 LARGE = 2_500_000
 """From this many pixels per photo on, a run tells how to work on smaller copies."""

@@ -18,10 +18,11 @@ from wsss.parallel import pool, unordered
 from wsss.refine.parameters import RefineParameters
 from wsss.refine.refiners import Place, Refiner, build_refiner, refiner_class, unused_settings
 from wsss.rundir import EXTENDED, LABELS, MASKS, SALIENCY, RunDirectory
+from wsss.runtime import rank_and_world
 from wsss.stages import signs
 from wsss.stages.base import Context, Stage, after, bytes_of_masks, tell
 from wsss.stages.calibrate import chosen_rule
-from wsss.stages.shards import rank_and_world, shares
+from wsss.stages.shards import shares
 from wsss.stages.workers import is_done, refine_one
 
 GPU_THREADS = 4
@@ -129,6 +130,7 @@ REFINE = Stage(
     reads=lambda config, data: to_dict(config.refine),
     follows=after("extend"),
     writes=(LABELS, MASKS),
+    shared=True,
     files=lambda context: [
         context.run.mask(folder, record.id) for record in context.dataset.train for folder in (LABELS, MASKS)
     ],

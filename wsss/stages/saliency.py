@@ -16,11 +16,12 @@ from wsss.data.transforms import normalize_image
 from wsss.errors import UserError
 from wsss.models.backbone import layout_of
 from wsss.rundir import CALIBRATION, CLASSIFIER, SALIENCY, RunDirectory
+from wsss.runtime import rank_and_world
 from wsss.saliency import SESS, ClassSubtraction, MultiScale, SaliencyMethod, normalize
 from wsss.saliency.parse import parse_method
 from wsss.stages import signs
 from wsss.stages.base import Context, Stage, after, tell, unused
-from wsss.stages.shards import rank_and_world, shares
+from wsss.stages.shards import shares
 from wsss.tasks.classification import load_classifier
 
 
@@ -149,5 +150,6 @@ SALIENCY_STAGE = Stage(
     reads=lambda config, data: _settings(config.saliency),
     follows=after("classify"),
     writes=(SALIENCY, CALIBRATION),
+    shared=True,
     files=lambda context: [context.run.saliency(record.id) for record in context.dataset.train],
 )

@@ -21,6 +21,7 @@ from wsss.data.transforms import RandomScale, TrainTransform
 from wsss.errors import UserError
 from wsss.models.segmenter import split_architecture
 from wsss.rundir import CLASSIFIER, MASKS, SEGMENTER, SUPERVISED, StageState, content_digest
+from wsss.runtime import rank_and_world
 from wsss.stages.base import (
     Context,
     Stage,
@@ -155,7 +156,8 @@ def _classifier(config: Config) -> tuple[str, ...]:
 def _check_batch(context: Context, images: int) -> None:
     """DeepLab's image pooling has one value per channel, which BatchNorm cannot normalise over one image."""
     settings = context.config.segmenter
-    share = min(settings.batch_size, images) // context.config.runtime.devices
+    world = max(rank_and_world()[1], context.config.runtime.devices)
+    share = min(settings.batch_size, images) // world
     if settings.architecture != "light" and share < 2:
         raise UserError(
             f"{settings.architecture} cannot be trained on batches of one image per device; use more photos or a "

@@ -1,34 +1,42 @@
-"""Sharing a per-image stage among processes that were started together.
+"""Sharing the stages of a command among processes, on one file system.
 
-`torchrun --nproc-per-node 4 -m wsss saliency ...` or `srun -n 4 wsss refine ...` on one file system: process 0
-owns the run directory and its manifest, the others only write files of their shard. A file that exists is done, so no
-process waits for another. After its own shard, process 0 makes what is still missing, even if another process died.
+`--runtime.devices 4`, `torchrun --nproc-per-node 4 -m wsss run ...` and `srun -n 4 wsss run ...` all mean four
+processes of the same command. Process 0 owns the run directory, its manifest and everything that exists once. The
+others help with the stages that are shared: they train with it, or write the files of their shard. A file that exists
+is done, so no process waits for another. After its own shard, process 0 makes what is still missing, even if another
+process died.
 """
 
+import json
 import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
+
+import torch
 
 from wsss.errors import UserError
-from wsss.rundir import RunDirectory
+from wsss.parallel import environment
+from wsss.rundir import RunDirectory, StageState
+from wsss.runtime import rank_and_world
 
 T = TypeVar("T")
 
-SHARED = ("saliency", "refine")
-"""The commands whose work is shared."""
-
 PATIENCE = 600.0
-"""Seconds that a helping process waits for process 0 to begin the stage."""
+"""Seconds that a helping process waits for process 0 to begin its first stage."""
 
+LONG_PATIENCE = 86_400.0
+"""The same for a later stage: what comes before it may be work that process 0 does alone."""
 
-def rank_and_world() -> tuple[int, int]:
-    """Index of this process and number of processes, from torchrun or Slurm's srun; (0, 1) without them."""
-    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
-        if rank in os.environ and world in os.environ:
-            return int(os.environ[rank]), max(1, int(os.environ[world]))
-    return 0, 1
+GRACE = 10.0
+"""Seconds for a process to end by itself."""
 
 
 def shares(items: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -43,18 +51,34 @@ def shares(items: Sequence[T]) -> Iterator[Sequence[T]]:
         yield items if world == 1 else items[::-1]
 
 
-def wait_for_stage(stage: str, expected: str, run: RunDirectory, patience: float = PATIENCE) -> None:
-    """Return when process 0 has begun the stage (or finished it) with the `expected` fingerprint.
+# -- waiting for process 0 --------------------------------------------------------------------------
+
+
+def wait_for_stage(
+    stage: str, expected: str, run: RunDirectory, state: Callable[[], StageState], patience: float = PATIENCE
+) -> bool:
+    """Return when process 0 has begun or finished the stage with the `expected` fingerprint.
+
+    Args:
+        stage: its name.
+        expected: its fingerprint.
+        run: the run directory.
+        state: looks at the manifest and at the files of the stage.
+        patience: seconds.
+
+    Returns:
+        Whether there is something to help with.
 
     Raises:
         UserError: process 0 has not begun it within `patience` seconds.
     """
 
     def begun() -> bool:
-        entry = run.read_manifest().get("stages", {}).get(stage, {})
-        return entry.get("fingerprint") == expected and entry.get("state") in ("running", "done")
+        entry = run.stage_entry(stage)
+        return entry.get("fingerprint") == expected and (entry.get("state") == "running" or state() == "done")
 
     wait_for(begun, f"begin the stage {stage} in {run.root}", patience)
+    return run.stage_entry(stage).get("state") == "running"
 
 
 def wait_for_file(path: Path, patience: float = PATIENCE) -> None:
@@ -72,3 +96,122 @@ def wait_for(ready: Callable[[], bool], what: str, patience: float = PATIENCE) -
                 "WORLD_SIZE to run alone"
             )
         time.sleep(0.2)
+
+
+# -- starting the other processes -------------------------------------------------------------------
+
+
+@contextmanager
+def helpers(command: str, run: RunDirectory, plugins: Sequence[str], devices: int) -> Iterator[None]:
+    """Run the block as process 0 of ``devices``, with the others started as `wsss COMMAND --config RUN/config.yaml`.
+
+    Without effect for one device, and where torchrun or srun started the processes.
+
+    Raises:
+        UserError: another process failed or was killed; the message is its own.
+    """
+    if devices == 1 or rank_and_world()[1] > 1:
+        yield
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads, before = max(1, cores // devices), torch.get_num_threads()
+    variables = {
+        "WORLD_SIZE": str(devices),
+        "LOCAL_WORLD_SIZE": str(devices),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "OMP_NUM_THREADS": str(threads),
+    }
+    words = [sys.executable, "-m", "wsss", command, "--config", str(run.config)]
+    words += ["--plugins", json.dumps(list(plugins))] if plugins else []
+    with tempfile.TemporaryFile("w+") as said, environment({**variables, "RANK": "0", "LOCAL_RANK": "0"}):
+        others = [
+            subprocess.Popen(
+                words,
+                env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), PARENT: str(os.getpid())},
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+            )
+            for rank in range(1, devices)
+        ]
+        torch.set_num_threads(threads)
+        ended = threading.Event()
+        threading.Thread(target=_watch, args=(others, said, ended), daemon=True).start()
+        try:
+            yield
+            for process in others:
+                process.wait(LONG_PATIENCE)
+        except Exception as error:
+            if message := _failure(others, said):
+                raise UserError(message) from error
+            raise
+        finally:
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+            ended.set()
+            torch.set_num_threads(before)
+            for process in others:
+                process.terminate()
+            for process in others:
+                _end(process)
+
+
+PARENT = "WSSS_PARENT"
+"""Environment variable with the process number of process 0, for the processes that it started."""
+
+
+def end_with_parent() -> None:
+    """End this process when process 0, which started it, has gone."""
+    parent = int(os.environ.get(PARENT, 0))
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    if parent:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _watch(others: Sequence["subprocess.Popen[bytes]"], said: IO[str], ended: threading.Event) -> None:
+    """End this process if another one failed and the work here does not notice, because it waits for that one."""
+    while not ended.wait(0.5):
+        if any(process.poll() for process in others):
+            if ended.wait(GRACE):
+                return
+            print(f"wsss: error: {_failure(others, said)}", file=sys.stderr, flush=True)
+            for process in others:
+                process.kill()
+            os._exit(1)
+
+
+def _failure(others: Sequence["subprocess.Popen[bytes]"], said: IO[str]) -> str:
+    """What ended the first process that failed: its own last line, or the signal; empty if none failed."""
+    deadline = time.monotonic() + 1  # a process whose connection broke may still be ending
+    while not (codes := [code for process in others if (code := process.poll())]):
+        if time.monotonic() > deadline:
+            return ""
+        time.sleep(0.05)
+    if codes[0] < 0:
+        return (
+            f"a process of runtime.devices was killed by signal {-codes[0]}, probably because memory ran out; use a "
+            "smaller batch_size or fewer --runtime.workers and run it again (finished work is kept)"
+        )
+    said.seek(0)
+    lines = [line for line in said.read().splitlines() if "error: " in line] or ["error: a process failed"]
+    return lines[-1].partition("error: ")[2]
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

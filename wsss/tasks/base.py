@@ -101,7 +101,15 @@ class BaseTask(LightningModule):
 
     def log_loss(self, loss: Tensor, images: Tensor) -> Tensor:
         """Add the loss of a batch of photos to the epoch's mean ``train_loss``; returns it."""
-        self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(images))
+        self.log(
+            "train_loss",
+            loss,
+            prog_bar=True,
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(images),
+            sync_dist=True,
+        )
         return loss
 
     def scores(self, images: Tensor) -> Tensor:

@@ -41,8 +41,9 @@ class ClassificationTask(BaseTask):
         freeze_stages(self.model, self.layout, (0 if fresh else 2) if frozen is None else frozen)
         self.loss = nn.MultiLabelSoftMarginLoss()
         # torchmetrics needs at least two labels, so a single class gets an empty second column.
+        # Every process of a training sees all validation photos, and process 0 alone scores them afterwards.
         self.average_precision = MultilabelAveragePrecision(
-            max(2, self.classes), average=None, thresholds=None
+            max(2, self.classes), average=None, thresholds=None, sync_on_compute=False
         )
         self.ap_per_class: list[float | None] | None = None
 

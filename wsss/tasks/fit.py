@@ -13,9 +13,11 @@ from typing import Any, cast
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 from torch.utils.data import DataLoader
 
 from wsss import runtime
@@ -221,46 +223,39 @@ def is_begun(folder: Path) -> bool:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Undo what Lightning and torch do to Ctrl-C and to errors in DDP's processes.
-
-    Raises:
-        UserError: of a process, or one was killed.
-        MemoryError: a process ran out of memory.
-    """
+    """Undo what Lightning does to Ctrl-C."""
     try:
         yield
     except SystemExit as stop:  # Lightning exits with status 1 on Ctrl-C
         raise KeyboardInterrupt from stop
-    except ProcessRaisedException as error:
-        if f"{UserError.__module__}.{UserError.__name__}: " in str(error):
-            raise UserError(str(error)) from error
-        if "out of memory" in str(error).lower() or "MemoryError" in str(error):
-            raise MemoryError(str(error)) from error
-        raise
-    except ProcessExitedException as error:
-        raise UserError(
-            f"a process of the training was killed ({error}), probably because memory ran out; use a smaller "
-            "batch_size or fewer --runtime.workers and run it again (finished epochs are kept)"
-        ) from error
 
 
 def validate(task: LightningModule, val: DataLoader[Any], config: RuntimeConfig) -> None:
     """Run the task's validation once, on one device."""
     with quiet_lightning():
-        one = RuntimeConfig(accelerator=config.accelerator, precision=config.precision)
-        _trainer(one, [], False).validate(task, val, verbose=False)
+        _trainer(config, [], False, alone=True).validate(task, val, verbose=False)
 
 
-def _trainer(config: RuntimeConfig, callbacks: list[Callback], bar: bool, **arguments: Any) -> Trainer:
+def _trainer(
+    config: RuntimeConfig, callbacks: list[Callback], bar: bool, *, alone: bool = False, **arguments: Any
+) -> Trainer:
+    """A trainer for this process, or for all the processes that share the command (see ``stages.shards``)."""
+    world, here = (1, 1) if alone else (runtime.rank_and_world()[1], runtime.processes_here())
+    # Under Slurm, Lightning by itself would take the job's tasks for the processes of the training.
+    environment: ClusterEnvironment = LightningEnvironment()
+    if world > 1:
+        environment = (
+            TorchElasticEnvironment() if "RANK" in os.environ else SLURMEnvironment(auto_requeue=False)
+        )
     return Trainer(
         accelerator=_ACCELERATORS[runtime.device(config).type],
-        devices=config.devices,
-        # spawn: DDP's default launcher would run the whole command again on every rank
-        strategy="ddp_spawn" if config.devices > 1 else "auto",
+        devices=here,
+        num_nodes=world // here,
+        strategy="ddp" if world > 1 else "auto",
+        sync_batchnorm=world > 1 and runtime.device(config).type == "cuda",  # torch has it for GPUs only
         precision="bf16-mixed" if runtime.uses_bf16(config) else "32-true",
         callbacks=callbacks,
-        # LightningEnvironment: under Slurm, Lightning would take the job's tasks for the processes of the training.
-        plugins=[AtomicCheckpoints(), LightningEnvironment()],
+        plugins=[AtomicCheckpoints(), environment],
         logger=False,
         enable_progress_bar=bar,
         enable_model_summary=False,
@@ -291,6 +286,7 @@ class quiet_lightning(warnings.catch_warnings):
             ".*compute.* method of metric.*was called before the .*update.*",
             ".*isinstance.treespec, LeafSpec.*",
             ".*No positive samples found in target.*",
+            ".*recommended to use .self.log.*sync_dist=True.*",  # every process has all validation photos
             ".*Found keys that are not in the model state dict.*",
             ".*The dirpath has changed.*",  # a run that was moved
         ):

@@ -4,7 +4,9 @@ import pytest
 
 from wsss.errors import UserError
 from wsss.rundir import RunDirectory
-from wsss.stages.shards import rank_and_world, shares, wait_for_stage
+from wsss.runtime import processes_here, rank_and_world
+from wsss.stages import shards
+from wsss.stages.shards import helpers, shares, wait_for_stage
 
 VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
 
@@ -33,12 +35,68 @@ def test_shards_are_disjoint_and_process_0_looks_after_the_rest(monkeypatch, ran
     assert sorted(own) == items
 
 
-def test_a_helper_does_not_wait_for_ever(tmp_path):
+def test_a_helper_waits_for_the_same_stage_but_not_for_ever(tmp_path):
     run = RunDirectory(tmp_path)
+
+    def wait(state):
+        return wait_for_stage("refine", "f", run, lambda: state, patience=0)
+
     with pytest.raises(UserError, match="process 0 did not begin the stage refine"):
-        wait_for_stage("refine", "f", run, patience=0)
+        wait("missing")
     run.record("refine", fingerprint="other", state="running")
     with pytest.raises(UserError, match="unset RANK"):
-        wait_for_stage("refine", "f", run, patience=0)
+        wait("stale")
     run.record("refine", fingerprint="f", state="running")
-    wait_for_stage("refine", "f", run, patience=0)
+    assert wait("partial")
+    run.record("refine", state="done")
+    assert not wait("done")
+    with pytest.raises(
+        UserError, match="did not begin"
+    ):  # somebody removed a file: process 0 will begin again
+        wait("partial")
+
+
+def test_processes_of_one_machine_share_its_cores(monkeypatch):
+    for name, value in (("SLURM_PROCID", "5"), ("SLURM_STEP_NUM_TASKS", "8"), ("SLURM_STEP_NUM_NODES", "2")):
+        monkeypatch.setenv(name, value)
+    assert processes_here() == 4
+
+
+def started(monkeypatch, tmp_path, script):
+    """Let the helping processes be a shell script."""
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(shards.sys, "executable", str(program))
+    return helpers("run", RunDirectory(tmp_path), ["a.py"], 3)
+
+
+def test_helping_processes_know_their_place(monkeypatch, tmp_path):
+    script = f'echo "$RANK/$WORLD_SIZE $*" > {tmp_path}/$RANK.txt'
+    with started(monkeypatch, tmp_path, script):
+        assert rank_and_world() == (0, 3)
+        assert processes_here() == 3
+    words = f'-m wsss run --config {tmp_path}/config.yaml --plugins ["a.py"]'
+    assert [(tmp_path / f"{rank}.txt").read_text().strip() for rank in (1, 2)] == [
+        f"1/3 {words}",
+        f"2/3 {words}",
+    ]
+    assert rank_and_world() == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        ("echo 'wsss run: error: no memory; use less' >&2; exit 1", "no memory; use less"),
+        ("kill -9 $$", r"killed by signal 9.*smaller batch_size"),
+        ("exit 1", "a process failed"),
+    ],
+)
+def test_the_sentence_of_a_process_that_failed_is_told(monkeypatch, tmp_path, script, sentence):
+    with pytest.raises(UserError, match=sentence), started(monkeypatch, tmp_path, script):
+        raise RuntimeError("Connection closed by peer")
+
+
+def test_errors_of_process_0_stay(monkeypatch, tmp_path):
+    with pytest.raises(RuntimeError, match="own"), started(monkeypatch, tmp_path, "sleep 60"):
+        raise RuntimeError("own")
