@@ -463,6 +463,7 @@ def test_other_weights_at_the_same_path_are_noticed(tiny: list[str], tmp_path: P
         "segment",
         "supervise",
         "evaluate",
+        "score_tags",
         "evaluate_supervised",
     }
 

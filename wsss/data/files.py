@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from wsss.data.labels import IGNORE
+from wsss.data.labels import BACKGROUND, IGNORE
 from wsss.data.palette import voc_palette
 from wsss.errors import UserError
 
@@ -320,6 +320,12 @@ def read_mask(path: Path) -> npt.NDArray[np.uint8]:
     with _opened(path) as image:
         _check_indices(path, image)
         return np.array(image, dtype=np.uint8, order="C")
+
+
+def classes_in(mask: npt.NDArray[np.uint8]) -> list[int]:
+    """The classes (neither background nor 255) that have at least one pixel of a mask, rising."""
+    found = np.flatnonzero(np.bincount(mask.ravel())).tolist()
+    return [index for index in found if index not in (BACKGROUND, IGNORE)]
 
 
 def _check_indices(path: Path, image: Image.Image) -> None:

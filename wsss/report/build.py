@@ -8,6 +8,7 @@ from wsss.config import NOT_WEAK, Config
 from wsss.data.dataset import Dataset, Record, evenly
 from wsss.data.files import read_image, read_mask, read_saliency
 from wsss.data.palette import voc_palette
+from wsss.metrics.table import DASH
 from wsss.refine.background import prepare_maps
 from wsss.report.chart import Chart
 from wsss.report.html import (
@@ -22,7 +23,7 @@ from wsss.report.html import (
 )
 from wsss.report.overlay import Picture, overlay_mask, overlay_saliency
 from wsss.rundir import CRF, MASKS, MS_FLIP, PLAIN, RunDirectory
-from wsss.stages.score import METRICS, Metric
+from wsss.stages.score import METRICS, Metric, tags_without_pixel
 
 GALLERY_ROWS = 12
 
@@ -75,7 +76,7 @@ def build_report(config: Config, dataset: Dataset, run: RunDirectory) -> None:
             )
             for metric, entry in _scored(metrics)
         ),
-        classes=_class_table(dataset, metrics),
+        tables=(*_class_table(dataset, metrics), *_tag_table(dataset, metrics)),
         legend=tuple((name, _colour(index)) for index, name in enumerate(dataset.class_names) if index),
         charts=_charts(metrics.get("mask") or {}),
         galleries=tuple(gallery for gallery in _galleries(dataset, run) if gallery.rows),
@@ -126,16 +127,36 @@ def _charts(mask: dict[str, Any]) -> tuple[Chart, ...]:
     )
 
 
-def _class_table(dataset: Dataset, metrics: Mapping[str, Any]) -> ClassTable | None:
+def _class_table(dataset: Dataset, metrics: Mapping[str, Any]) -> list[ClassTable]:
     scored = _scored(metrics)
     if not scored:
-        return None
+        return []
     rows = tuple(
         (name, _colour(index), tuple(entry["per_class"].get(name) for _, entry in scored))
         for index, name in enumerate(dataset.class_names)
     )
     means = tuple(metric.value(entry) for metric, entry in scored)
-    return ClassTable(tuple(metric.name for metric, _ in scored), rows, means)
+    note = f"Intersection over union in percent; {DASH} = the class does not occur in the ground truth."
+    return [ClassTable("Per class", tuple(metric.name for metric, _ in scored), rows, means, note)]
+
+
+def _tag_table(dataset: Dataset, metrics: Mapping[str, Any]) -> list[ClassTable]:
+    """How well the predictions agree with the tags of the validation photos."""
+    entry = metrics.get("tags")
+    if not entry:
+        return []
+    parts = [entry[key] for key in ("per_class", "precision", "recall")]
+    rows = tuple(
+        (name, _colour(index), tuple(part[name] for part in parts))
+        for index, name in enumerate(dataset.classes, 1)
+    )
+    note = (
+        f"Single-scale predictions of {entry['images']} validation photos against their tags, in percent; no mask is "
+        "used. A class is predicted if it has a pixel. Precision: of the photos where it is predicted, the share with "
+        f"the tag. Recall: of the photos with the tag, the share where it is predicted. {DASH} = no such photo. Tags "
+        f"without a pixel: {tags_without_pixel(entry)}."
+    )
+    return [ClassTable("Tags in the predictions", ("F1", "precision", "recall"), rows, (), note)]
 
 
 def _galleries(dataset: Dataset, run: RunDirectory) -> tuple[Gallery, Gallery]:

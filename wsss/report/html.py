@@ -54,13 +54,15 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class ClassTable:
-    """IoU of each class in each stage."""
+    """Measures of each class."""
 
+    title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, Colour, tuple[float | None, ...]], ...]
-    """Class name, its colour, one IoU in [0, 1] for each column."""
+    """Class name, its colour, one measure in [0, 1] for each column."""
     means: tuple[float | None, ...] = ()
-    """mIoU of each column (over the classes with ground truth); empty = no such row."""
+    """Mean of each column over the classes that have a value; empty = no such row."""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Report:
     """What looks wrong, a sentence each."""
     tiles: tuple[Tile, ...] = ()
     summary: tuple[SummaryRow, ...] = ()
-    classes: ClassTable | None = None
+    tables: tuple[ClassTable, ...] = ()
     legend: tuple[tuple[str, Colour], ...] = ()
     """Names and colours of the classes, for the galleries."""
     charts: tuple[Chart, ...] = ()
@@ -136,7 +138,7 @@ def render(report: Report) -> str:
     sections = [
         ("warnings", "What looks wrong", _warnings(report.warnings)),
         ("summary", "Summary", _summary(report.summary)),
-        ("classes", "Per class", _classes(report.classes)),
+        *((f"classes-{index}", table.title, _classes(table)) for index, table in enumerate(report.tables)),
         *((f"chart-{index}", chart.title, _chart(chart)) for index, chart in enumerate(report.charts)),
         *galleries,
         ("run", "Run", run_section(report.facts, report.config)),
@@ -236,9 +238,7 @@ def _summary(rows: tuple[SummaryRow, ...]) -> str:
     )
 
 
-def _classes(table: ClassTable | None) -> str:
-    if table is None:
-        return ""
+def _classes(table: ClassTable) -> str:
     rows = [
         f'<tr><th scope="row">{_dot(colour)}{escape(name)}</th>{_heat_cells(name, values, table)}</tr>'
         for name, colour, values in table.rows
@@ -249,8 +249,7 @@ def _classes(table: ClassTable | None) -> str:
         )
     head = "".join(f'<th class="heat">{escape(column)}</th>' for column in table.columns)
     return (
-        '<p class="note">Intersection over union in percent; '
-        f"{DASH} = the class does not occur in the ground truth.</p>"
+        f'<p class="note">{escape(table.note)}</p>'
         f'<div class="card"><table class="even"><thead><tr><th>Class</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
