@@ -15,13 +15,12 @@ from PIL import Image
 
 from wsss import runtime
 from wsss.config import RuntimeConfig
-from wsss.data.files import read_image, to_pixels
-from wsss.data.labels import BACKGROUND, IGNORE
+from wsss.data.files import classes_in, read_image, to_pixels
 from wsss.data.transforms import normalize_image, to_tensor
 from wsss.errors import UserError
 from wsss.explain import Subject, find_class, resize_photo, trained_subject
 from wsss.plugins import load_installed
-from wsss.predict import PredictOptions, photo_strips, tile_predictor
+from wsss.predict import PredictOptions, decide, photo_strips, tile_predictor
 from wsss.rundir import find_checkpoint
 from wsss.saliency import normalize, upsample
 from wsss.saliency.parse import parse_method
@@ -44,6 +43,10 @@ class Prediction:
     so."""
     classes: tuple[str, ...]
     """Names by index, background first."""
+    confidence: float
+    """Mean probability of the preferred class, over all pixels."""
+    per_class: dict[str, float]
+    """The same over the pixels of each class in the mask, by name, background included."""
     compute: Callable[[], npt.NDArray[np.float32]] = field(repr=False)
     """Makes `probabilities`."""
 
@@ -55,9 +58,7 @@ class Prediction:
     @property
     def found(self) -> tuple[str, ...]:
         """Names of the classes that have pixels, without the background."""
-        return tuple(
-            self.classes[index] for index in np.unique(self.mask) if index not in (BACKGROUND, IGNORE)
-        )
+        return tuple(self.classes[index] for index in classes_in(self.mask))
 
 
 class Run:
@@ -155,12 +156,10 @@ class Run:
                 return torch.cat([part for _, part in photo_strips(pixels, predict, options)], dim=1).numpy()
 
         with torch.inference_mode(), runtime.autocast(self._hardware):
-            rows = []
-            for _, part in photo_strips(pixels, predict, options):
-                best, labels = part.max(0)
-                unsure = best < (options.unsure or 0)
-                rows.append(labels.to(torch.uint8).masked_fill(unsure, IGNORE))
-        return Prediction(torch.cat(rows).numpy(), trained.classes, compute)
+            strips = photo_strips(pixels, predict, options)
+            mask, confidence = decide(strips, tuple(pixels.shape[1:]), options.unsure)
+        per_class = {trained.classes[index]: value for index, value in confidence.classes.items()}
+        return Prediction(mask, trained.classes, confidence.photo, per_class, compute)
 
     def _segmenter(self) -> Trained:
         if self._trained is not None:

@@ -227,7 +227,8 @@ def test_large_photos_are_tiled_and_crf_and_long_side_keep_their_size(
         assert done.status == 0, done.err
         assert read(tmp_path / "m" / "a.png").shape == (200, 333)
     with Image.open(tmp_path / "m" / "a_overlay.jpg") as overlay:
-        assert overlay.size == (111, 67)
+        assert overlay.width == 111
+        assert overlay.height > 67  # the legend is below
 
 
 def test_bf16_can_be_turned_off(

@@ -153,6 +153,11 @@ def left_out(folder: Path, *, nested: bool, exclude: Sequence[Path] = ()) -> tup
     return (f"{folder}: {number} left out: {', '.join(parts)}; wsss reads {PHOTO_KINDS}",)
 
 
+def other_files(folder: Path, exclude: Sequence[Path] = ()) -> list[Path]:
+    """Every file that `walk_images` leaves out, text too, but not the hidden ones; sorted."""
+    return sorted(path for _, path in _walk(folder, True, exclude) if not _has_suffix(path, IMAGE_SUFFIXES))
+
+
 def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
     return path.name.lower().endswith(suffixes)
 

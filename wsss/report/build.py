@@ -7,7 +7,7 @@ from typing import Any
 from wsss.config import NOT_WEAK, Config
 from wsss.data.dataset import Dataset, Record, evenly
 from wsss.data.files import read_image, read_mask, read_saliency
-from wsss.data.palette import voc_palette
+from wsss.data.palette import colour_of
 from wsss.metrics.table import DASH
 from wsss.refine.background import prepare_maps
 from wsss.report.chart import Chart
@@ -77,7 +77,7 @@ def build_report(config: Config, dataset: Dataset, run: RunDirectory) -> None:
             for metric, entry in _scored(metrics)
         ),
         tables=(*_class_table(dataset, metrics), *_tag_table(dataset, metrics)),
-        legend=tuple((name, _colour(index)) for index, name in enumerate(dataset.class_names) if index),
+        legend=tuple((name, colour_of(index)) for index, name in enumerate(dataset.class_names) if index),
         charts=_charts(metrics.get("mask") or {}),
         galleries=tuple(gallery for gallery in _galleries(dataset, run) if gallery.rows),
         facts=_facts(manifest),
@@ -132,7 +132,7 @@ def _class_table(dataset: Dataset, metrics: Mapping[str, Any]) -> list[ClassTabl
     if not scored:
         return []
     rows = tuple(
-        (name, _colour(index), tuple(entry["per_class"].get(name) for _, entry in scored))
+        (name, colour_of(index), tuple(entry["per_class"].get(name) for _, entry in scored))
         for index, name in enumerate(dataset.class_names)
     )
     means = tuple(metric.value(entry) for metric, entry in scored)
@@ -147,7 +147,7 @@ def _tag_table(dataset: Dataset, metrics: Mapping[str, Any]) -> list[ClassTable]
         return []
     parts = [entry[key] for key in ("per_class", "precision", "recall")]
     rows = tuple(
-        (name, _colour(index), tuple(part[name] for part in parts))
+        (name, colour_of(index), tuple(part[name] for part in parts))
         for index, name in enumerate(dataset.classes, 1)
     )
     note = (
@@ -199,11 +199,6 @@ def _overlay(image: Picture, mask: Path | None) -> Picture | None:
 
 def _names(record: Record, dataset: Dataset) -> tuple[str, ...]:
     return tuple(dataset.class_names[label] for label in record.labels or ())
-
-
-def _colour(index: int) -> tuple[int, int, int]:
-    red, green, blue = (int(value) for value in voc_palette()[index])
-    return red, green, blue
 
 
 def _facts(manifest: dict[str, Any]) -> tuple[Facts, ...]:
