@@ -16,16 +16,6 @@ from wsss.tasks.segmentation import new_task
 CLASSES = ("background", "disc", "square")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained segmenter, saved as Lightning saves it: quick to make, and as sensitive to its input."""
-    torch.manual_seed(0)
-    task = new_task(SegmenterConfig(architecture="light", weights="none"), CLASSES)
-    path = tmp_path_factory.mktemp("predict") / "last.ckpt"
-    torch.save({"hyper_parameters": dict(task.hparams), "state_dict": task.state_dict()}, path)
-    return path
-
-
 @pytest.fixture
 def predict(command: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Calls ``wsss predict WORDS...`` in float32."""

@@ -6,9 +6,9 @@ from typing import Any
 
 from wsss.config import NOT_WEAK, Config
 from wsss.data.dataset import Dataset, Record, evenly
-from wsss.data.files import read_image, read_mask, read_saliency
+from wsss.data.files import classes_in, read_confidence, read_image, read_mask, read_saliency
 from wsss.data.palette import colour_of
-from wsss.metrics.table import DASH
+from wsss.metrics.table import DASH, percent
 from wsss.refine.background import prepare_maps
 from wsss.report.chart import Chart
 from wsss.report.html import (
@@ -25,7 +25,7 @@ from wsss.report.overlay import Picture, overlay_mask, overlay_saliency
 from wsss.rundir import CRF, MASKS, MS_FLIP, PLAIN, RunDirectory
 from wsss.stages.score import METRICS, Metric, tags_without_pixel
 
-GALLERY_ROWS = 12
+GALLERY_ROWS, LEAST_CERTAIN = 12, 6
 
 
 def dry_run_note(metrics: dict[str, Any]) -> str:
@@ -159,7 +159,7 @@ def _tag_table(dataset: Dataset, metrics: Mapping[str, Any]) -> list[ClassTable]
     return [ClassTable("Tags in the predictions", ("F1", "precision", "recall"), rows, (), note)]
 
 
-def _galleries(dataset: Dataset, run: RunDirectory) -> tuple[Gallery, Gallery]:
+def _galleries(dataset: Dataset, run: RunDirectory) -> tuple[Gallery, ...]:
     labelled = [record for record in dataset.train if record.labels]
     train = Gallery(
         "Training photos: from saliency to pseudo-mask",
@@ -174,7 +174,37 @@ def _galleries(dataset: Dataset, run: RunDirectory) -> tuple[Gallery, Gallery]:
         tuple(_val_row(record, dataset, run) for record in evenly(dataset.val, GALLERY_ROWS)),
         "Evenly spaced over the validation list; no image label is used here.",
     )
-    return train, val
+    return train, val, _least_certain(dataset, run)
+
+
+def _least_certain(dataset: Dataset, run: RunDirectory) -> Gallery:
+    """The validation photos of whose prediction the network is least sure."""
+    paths = {record: run.mask(PLAIN, record.id) for record in dataset.val}
+    sure = {record: read_confidence(path) for record, path in paths.items() if path.is_file()}
+    known = sorted((one.photo, record.id, record, one) for record, one in sure.items() if one is not None)
+    rows = []
+    for value, name, record, one in known[:LEAST_CERTAIN]:
+        image, mask = read_image(record.image), read_mask(paths[record])
+        per_class = [
+            f"{dataset.class_names[index]} {percent(one.classes.get(index))}" for index in classes_in(mask)
+        ]
+        absent = [
+            dataset.class_names[label] for label in record.labels or () if label not in classes_in(mask)
+        ]
+        note = _joined(
+            f"confidence {percent(value)} %",
+            ", ".join(per_class),
+            f"no pixel of {', '.join(absent)}" * bool(absent),
+        )
+        rows.append(GalleryRow(name, _names(record, dataset), (image, overlay_mask(image, mask)), note))
+    return Gallery(
+        "Validation photos to look at first",
+        ("photo", "prediction"),
+        tuple(rows),
+        "The single-scale predictions with the lowest confidence: the mean probability of the preferred class, over "
+        "all pixels and over those of each class.",
+        cards=True,
+    )
 
 
 def _train_row(record: Record, dataset: Dataset, run: RunDirectory) -> GalleryRow:

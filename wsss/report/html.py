@@ -102,6 +102,8 @@ class Gallery:
     columns: tuple[str, ...]
     rows: tuple[GalleryRow, ...]
     note: str = ""
+    cards: bool = False
+    """Several rows side by side where there is room: for a few pictures of many images."""
 
 
 @dataclass(frozen=True)
@@ -311,7 +313,8 @@ def gallery_section(
     if not gallery.rows:
         return ""
     note = f'<p class="note">{escape(gallery.note)}</p>' if gallery.note else ""
-    return note + _legend(legend, heat) + "".join(_gallery_row(row, gallery.columns) for row in gallery.rows)
+    rows = "".join(_gallery_row(row, gallery.columns) for row in gallery.rows)
+    return note + _legend(legend, heat) + (f'<div class="cards">{rows}</div>' if gallery.cards else rows)
 
 
 def _gallery_row(row: GalleryRow, columns: tuple[str, ...]) -> str:

@@ -55,12 +55,10 @@ class Predicted:
         sure = 2.0 if self.confidence is None else self.confidence.photo
         return not self.failed, not self.problem, sure, self.name
 
-    def described(self, names: Sequence[str]) -> list[str]:
-        """Each class with its confidence."""
+    def described(self, names: Sequence[str], form: Callable[[float], str]) -> list[str]:
+        """Each class with its confidence, where it is known."""
         sure = {} if self.confidence is None else self.confidence.classes
-        return [
-            f"{names[index]} {sure[index]:.3f}" if index in sure else names[index] for index in self.classes
-        ]
+        return [names[index] + (f" {form(sure[index])}" if index in sure else "") for index in self.classes]
 
 
 def write_review(path: Path, photos: Iterable[Predicted], names: Sequence[str]) -> None:
@@ -69,7 +67,7 @@ def write_review(path: Path, photos: Iterable[Predicted], names: Sequence[str]) 
         [
             one.name,
             "" if one.confidence is None else f"{one.confidence.photo:.4f}",
-            "; ".join(one.described(names)),
+            "; ".join(one.described(names, "{:.3f}".format)),
             one.problem,
         ]
         for one in sorted(photos, key=lambda one: one.order)
@@ -117,7 +115,8 @@ def write_page(
         ("photo", "prediction"),
         tuple(_row(path.parent, one, names, ending) for one in masks),
         "Problems first, then the least certain. Confidence: mean probability of the preferred class, over all pixels "
-        "of the photo, and over those of each class.",
+        "of the photo, and over those of each class, in percent.",
+        cards=True,
     )
     legend = tuple((name, colour_of(index)) for index, name in enumerate(names) if index)
     found = [(name, _of_class(masks, index)) for index, name in enumerate(names) if index != BACKGROUND]
@@ -129,7 +128,7 @@ def write_page(
         ("run", "Run", run_section([Facts("What made the masks", tuple(facts))])),
     ]
     footer = "Made by wsss predict."
-    write_text(path, page(f"wsss: {path.parent.name}", subtitle, sections, footer, images=BESIDE))
+    write_text(path, page(f"Predictions: {path.parent.name}", subtitle, sections, footer, images=BESIDE))
 
 
 def _row(folder: Path, one: Predicted, names: Sequence[str], ending: str) -> GalleryRow:
@@ -137,7 +136,7 @@ def _row(folder: Path, one: Predicted, names: Sequence[str], ending: str) -> Gal
     pictures = tuple(Linked(name, image_size(folder / name)) for name in small)
     sure = DASH if one.confidence is None else f"{percent(one.confidence.photo)} %"
     note = f"confidence {sure}" + (f"; {one.problem}" if one.problem else "")
-    return GalleryRow(one.name, tuple(one.described(names)), pictures, note, f"{one.name}{ending}")
+    return GalleryRow(one.name, tuple(one.described(names, percent)), pictures, note, f"{one.name}{ending}")
 
 
 def _of_class(masks: Sequence[Predicted], index: int) -> str:
