@@ -6,7 +6,7 @@ from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from threading import RLock
-from typing import Literal, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,17 @@ from wsss.saliency import normalize, upsample
 from wsss.saliency.parse import parse_method
 from wsss.tasks.segmentation import Trained, load_trained
 
-SHAPING = ("ms_flip", "crf", "scales", "tile", "long_side", "unsure")
-"""The options of `wsss predict` that shape a mask."""
+
+class Shaping(TypedDict, total=False):
+    """The options of `wsss predict` that shape a mask, see `wsss.predict.PredictOptions`."""
+
+    ms_flip: bool
+    crf: bool
+    scales: tuple[float, ...]
+    tile: int
+    long_side: int | None
+    unsure: float | None
+
 
 Pixels = npt.NDArray[np.uint8]
 Picture = str | PathLike[str] | Image.Image | Pixels
@@ -85,20 +94,21 @@ class Run:
         return self._segmenter().classes
 
     @overload
-    def predict(self, images: Picture, **options: object) -> Prediction: ...
+    def predict(self, images: Picture, **options: Unpack[Shaping]) -> Prediction: ...
 
     @overload
-    def predict(self, images: list[Picture] | tuple[Picture, ...], **options: object) -> list[Prediction]: ...
+    def predict(
+        self, images: list[Picture] | tuple[Picture, ...], **options: Unpack[Shaping]
+    ) -> list[Prediction]: ...
 
     def predict(
-        self, images: Picture | list[Picture] | tuple[Picture, ...], **options: object
+        self, images: Picture | list[Picture] | tuple[Picture, ...], **options: Unpack[Shaping]
     ) -> Prediction | list[Prediction]:
         """Masks of photos, as `wsss predict` makes them.
 
         Args:
             images: a photo, or a list of photos.
-            options: fields of `wsss.predict.PredictOptions`: ``ms_flip``, ``crf``, ``scales``, ``tile``, ``long_side``,
-                ``unsure``.
+            options: see `Shaping`.
 
         Returns:
             A `Prediction`, or a list of them for a list.
@@ -107,16 +117,15 @@ class Run:
             UserError: no segmenter, an unreadable photo, or an unknown option.
         """
         trained = self._segmenter()
-        if other := sorted(set(options) - set(SHAPING)):
+        known = Shaping.__annotations__
+        if other := sorted(set(options) - set(known)):
             raise UserError(
-                f"predict: {', '.join(other)} has no effect here; the options are {', '.join(SHAPING)}"
+                f"predict: {', '.join(other)} has no effect here; the options are {', '.join(known)}"
             )
         try:
             chosen = PredictOptions(**{"long_side": trained.long_side, **options})  # type: ignore[arg-type]
-        except TypeError as error:
-            raise UserError(
-                f"predict: {error}; the options are those of wsss.predict.PredictOptions"
-            ) from error
+        except TypeError as error:  # a value of another type
+            raise UserError(f"predict: {error}; see wsss.predict.PredictOptions for the options") from error
         if isinstance(images, list | tuple):
             return [self._predict(trained, image, chosen) for image in images]
         return self._predict(trained, images, chosen)
