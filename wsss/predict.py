@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -337,14 +338,14 @@ def _check_strangers(photos: Mapping[str, Path], output: Path, options: PredictO
     """Raises UserError if an output file exists that `wsss predict` did not write: true masks, perhaps."""
     if options.skip_existing or (output / RECORD).is_file():
         return
-    for name in photos:
-        for file in options.files(name):
-            target = output / file
-            if target.is_file():
-                raise UserError(
-                    f"{target} exists, and wsss predict did not write it ({output} has no {RECORD}); choose another "
-                    "--output, remove it, or keep it with --skip_existing"
-                )
+    lists = [*([REVIEW] if options.review else []), *([PAGE] if options.html else [])]
+    for file in chain(lists, *(options.files(name) for name in photos)):
+        target = output / file
+        if target.is_file():
+            raise UserError(
+                f"{target} exists, and wsss predict did not write it ({output} has no {RECORD}); choose another "
+                "--output, remove it, or keep it with --skip_existing"
+            )
 
 
 def _summary(found: Mapping[int, int], classes: Sequence[str], new: int, kept: int, output: Path) -> str:

@@ -91,6 +91,14 @@ def test_the_page_has_every_file_that_was_given(predict: Any, folder: Path, tmp_
     assert not (output / "film.png").exists()
 
 
+@pytest.mark.parametrize(("option", "name"), [("--html", "predictions.html"), ("--review", "review.csv")])
+def test_a_list_of_the_users_is_not_replaced(predict: Any, tmp_path: Path, option: str, name: str) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / name).write_text("mine")
+    assert f"{name} exists, and wsss predict did not write it" in predict(tmp_path / "m", option).sentence
+    assert (tmp_path / "m" / name).read_text() == "mine"
+
+
 def test_continued_it_is_the_same_page(predict: Any, folder: Path, tmp_path: Path) -> None:
     (folder / "cut.jpg").unlink()
     output = tmp_path / "m"

@@ -213,7 +213,9 @@ def summary(config: Config, metrics: Mapping[str, Any]) -> list[str]:
         oracle = entry.get(f"oracle_{metric.headline}") if isinstance(entry, dict) else None
         titles = (metric.title.format(best=_best(config)), metric.value(entry)), (metric.oracle, oracle)
         lines += [f"  {title:<44}{value:.4f}" for title, value in titles if title and value is not None]
-        lines += [f"     {line}" for line in (metric.details(metrics) if entry else [])]
+        lines += [
+            f"     {line}" for line in (metric.details(metrics) if metric.value(entry) is not None else [])
+        ]
     if any(isinstance(entry, dict) and entry.get("mask_pretraining") for entry in metrics.values()):
         lines.append(f"  {NOT_WEAK}")
     return lines

@@ -199,6 +199,7 @@ def test_the_summary_lists_the_tags_class_by_class_where_there_are_no_masks() ->
     assert lines[-2].split() == ["c1", "90.0", "90.0", "4", "of", "4"]
     assert lines[-1].strip() == "1 more"
     assert len(summary(CONFIG, {"tags": entry, "val": {"miou": 0.5}})) == 2
+    assert summary(CONFIG, {"tags": {**entry, "f1": None}}) == []  # no tag, nothing predicted
 
 
 def test_retention_is_the_share_of_the_supervised_number(records: list[Record], run: RunDirectory) -> None:
