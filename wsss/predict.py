@@ -236,22 +236,13 @@ def predict_files(
             odd += [f"{path} {remark}" for remark in remarks]
             bar.update(1)
     if options.review or options.html:
-        shown = [_predicted(output, name, tags.get(name), classes, broken.get(name)) for name in photos]
-        if options.review:
-            write_review(output / REVIEW, shown, classes)
-        if options.html:
-            facts = [("checkpoint", str(checkpoint)), ("weights, SHA-256", record["weights_sha256"])]
-            facts += [(name, f"{value}") for name, value in record["options"].items()]
-            facts += [("note", NOT_WEAK)] if config.mask_pretraining else []
-            others = [
-                f"{file}"
-                for path in paths
-                if path.is_dir()
-                for file in other_files(path, _no_photos(path, output))
-            ]
-            write_page(
-                output / PAGE, shown, classes, others, facts, ".png" if options.overlay == "none" else OVERLAY
-            )
+        _write_lists(
+            [_predicted(output, name, tags.get(name), classes, broken.get(name)) for name in photos],
+            [file for path in paths if path.is_dir() for file in other_files(path, _no_photos(path, output))],
+            record,
+            output,
+            options,
+        )
     if odd:
         runtime.say(f"{len(odd)} odd photos: {first(odd)}")
     if broken:
@@ -259,6 +250,27 @@ def predict_files(
         raise UserError(f"{len(broken)} of {len(photos)} photos could not be read: {named}")
     text = _summary(found, classes, len(todo), len(photos) - len(todo), output)
     return f"{text}\n{NOT_WEAK}" if config.mask_pretraining else text
+
+
+def _write_lists(
+    photos: Sequence[Predicted],
+    others: Sequence[Path],
+    record: Mapping[str, Any],
+    output: Path,
+    options: PredictOptions,
+) -> None:
+    """``REVIEW`` and ``PAGE``, as asked for; ``others`` are the files in the given folders that are no photos."""
+    classes = record["classes"]
+    if options.review:
+        write_review(output / REVIEW, photos, classes)
+    if options.html:
+        facts = {"checkpoint": record["checkpoint"], "weights, SHA-256": record["weights_sha256"]}
+        facts |= {name: str(value) for name, value in record["options"].items()}
+        facts |= {"note": NOT_WEAK} if record["mask_pretraining"] else {}
+        ending = ".png" if options.overlay == "none" else OVERLAY
+        write_page(
+            output / PAGE, photos, classes, [str(path) for path in others], list(facts.items()), ending
+        )
 
 
 def _record(
@@ -430,7 +442,7 @@ def _predict_file(
     draw = OVERLAYS.get(options.overlay, overlay_mask)
     if options.overlay != "none":
         drawn = draw(shrink(image, OVERLAY_SIDE), shrink(mask, OVERLAY_SIDE))
-        _write_jpeg(output / f"{name}{OVERLAY}", with_legend(drawn, legend_of(mask, classes)))
+        _write_jpeg(output / f"{name}{OVERLAY}", with_legend(drawn, _legend_of(mask, classes)))
     if options.html:
         write_thumbnails(output, name, image, mask, draw)
     if stored is not None:
@@ -439,7 +451,7 @@ def _predict_file(
     return mask
 
 
-def legend_of(
+def _legend_of(
     mask: npt.NDArray[np.uint8], classes: Sequence[str]
 ) -> list[tuple[str, tuple[int, int, int] | None]]:
     """Names and colours of what is in a mask; 255 has no colour."""
