@@ -6,7 +6,7 @@ from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from threading import RLock
-from typing import Literal, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,20 +15,28 @@ from PIL import Image
 
 from wsss import runtime
 from wsss.config import RuntimeConfig
-from wsss.data.files import read_image, to_pixels
-from wsss.data.labels import BACKGROUND, IGNORE
+from wsss.data.files import classes_in, read_image, to_pixels
 from wsss.data.transforms import normalize_image, to_tensor
 from wsss.errors import UserError
 from wsss.explain import Subject, find_class, resize_photo, trained_subject
 from wsss.plugins import load_installed
-from wsss.predict import PredictOptions, photo_strips, tile_predictor
+from wsss.predict import PredictOptions, decide, photo_strips, tile_predictor
 from wsss.rundir import find_checkpoint
 from wsss.saliency import normalize, upsample
 from wsss.saliency.parse import parse_method
 from wsss.tasks.segmentation import Trained, load_trained
 
-SHAPING = ("ms_flip", "crf", "scales", "tile", "long_side", "unsure")
-"""The options of `wsss predict` that shape a mask."""
+
+class Shaping(TypedDict, total=False):
+    """The options of `wsss predict` that shape a mask, see `wsss.predict.PredictOptions`."""
+
+    ms_flip: bool
+    crf: bool
+    scales: tuple[float, ...]
+    tile: int
+    long_side: int | None
+    unsure: float | None
+
 
 Pixels = npt.NDArray[np.uint8]
 Picture = str | PathLike[str] | Image.Image | Pixels
@@ -44,6 +52,10 @@ class Prediction:
     so."""
     classes: tuple[str, ...]
     """Names by index, background first."""
+    confidence: float
+    """Mean probability of the preferred class, over all pixels."""
+    per_class: dict[str, float]
+    """The same over the pixels of each class in the mask, by name, background included."""
     compute: Callable[[], npt.NDArray[np.float32]] = field(repr=False)
     """Makes `probabilities`."""
 
@@ -55,9 +67,7 @@ class Prediction:
     @property
     def found(self) -> tuple[str, ...]:
         """Names of the classes that have pixels, without the background."""
-        return tuple(
-            self.classes[index] for index in np.unique(self.mask) if index not in (BACKGROUND, IGNORE)
-        )
+        return tuple(self.classes[index] for index in classes_in(self.mask))
 
 
 class Run:
@@ -84,20 +94,21 @@ class Run:
         return self._segmenter().classes
 
     @overload
-    def predict(self, images: Picture, **options: object) -> Prediction: ...
+    def predict(self, images: Picture, **options: Unpack[Shaping]) -> Prediction: ...
 
     @overload
-    def predict(self, images: list[Picture] | tuple[Picture, ...], **options: object) -> list[Prediction]: ...
+    def predict(
+        self, images: list[Picture] | tuple[Picture, ...], **options: Unpack[Shaping]
+    ) -> list[Prediction]: ...
 
     def predict(
-        self, images: Picture | list[Picture] | tuple[Picture, ...], **options: object
+        self, images: Picture | list[Picture] | tuple[Picture, ...], **options: Unpack[Shaping]
     ) -> Prediction | list[Prediction]:
         """Masks of photos, as `wsss predict` makes them.
 
         Args:
             images: a photo, or a list of photos.
-            options: fields of `wsss.predict.PredictOptions`: ``ms_flip``, ``crf``, ``scales``, ``tile``, ``long_side``,
-                ``unsure``.
+            options: see `Shaping`.
 
         Returns:
             A `Prediction`, or a list of them for a list.
@@ -106,16 +117,15 @@ class Run:
             UserError: no segmenter, an unreadable photo, or an unknown option.
         """
         trained = self._segmenter()
-        if other := sorted(set(options) - set(SHAPING)):
+        known = Shaping.__annotations__
+        if other := sorted(set(options) - set(known)):
             raise UserError(
-                f"predict: {', '.join(other)} has no effect here; the options are {', '.join(SHAPING)}"
+                f"predict: {', '.join(other)} has no effect here; the options are {', '.join(known)}"
             )
         try:
             chosen = PredictOptions(**{"long_side": trained.long_side, **options})  # type: ignore[arg-type]
-        except TypeError as error:
-            raise UserError(
-                f"predict: {error}; the options are those of wsss.predict.PredictOptions"
-            ) from error
+        except TypeError as error:  # a value of another type
+            raise UserError(f"predict: {error}; see wsss.predict.PredictOptions for the options") from error
         if isinstance(images, list | tuple):
             return [self._predict(trained, image, chosen) for image in images]
         return self._predict(trained, images, chosen)
@@ -155,12 +165,10 @@ class Run:
                 return torch.cat([part for _, part in photo_strips(pixels, predict, options)], dim=1).numpy()
 
         with torch.inference_mode(), runtime.autocast(self._hardware):
-            rows = []
-            for _, part in photo_strips(pixels, predict, options):
-                best, labels = part.max(0)
-                unsure = best < (options.unsure or 0)
-                rows.append(labels.to(torch.uint8).masked_fill(unsure, IGNORE))
-        return Prediction(torch.cat(rows).numpy(), trained.classes, compute)
+            strips = photo_strips(pixels, predict, options)
+            mask, confidence = decide(strips, tuple(pixels.shape[1:]), options.unsure)
+        per_class = {trained.classes[index]: value for index, value in confidence.classes.items()}
+        return Prediction(mask, trained.classes, confidence.photo, per_class, compute)
 
     def _segmenter(self) -> Trained:
         if self._trained is not None:

@@ -8,6 +8,7 @@
     supervise   only on request: the same network on the true masks, as a ceiling
     score_masks seeds and pseudo-masks against the true masks, where there are any
     evaluate    predict the validation photos, score them
+    score_tags  the predictions against the tags of the validation photos
     report      one page with everything
 
 Each stage is a file in ``stages/``: its work, and what it reads, follows and writes. A finished stage is skipped, one
@@ -20,7 +21,7 @@ from wsss.stages.evaluate import EVALUATE, EVALUATE_SUPERVISED
 from wsss.stages.extend import EXTEND
 from wsss.stages.refine import REFINE
 from wsss.stages.saliency import SALIENCY_STAGE
-from wsss.stages.score import SCORE_MASKS
+from wsss.stages.score import SCORE_MASKS, SCORE_TAGS
 from wsss.stages.segment import SEGMENT, SUPERVISE
 
 STAGES: dict[str, Stage] = {
@@ -33,6 +34,7 @@ STAGES: dict[str, Stage] = {
     "supervise": SUPERVISE,
     "score_masks": SCORE_MASKS,
     "evaluate": EVALUATE,
+    "score_tags": SCORE_TAGS,
     "evaluate_supervised": EVALUATE_SUPERVISED,
 }
 """All stages except the report, in order."""

@@ -1,12 +1,11 @@
 """Masks for any photos, from a trained segmenter."""
 
-import csv
-import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +16,21 @@ from torch.nn import functional
 
 from wsss import __version__, runtime
 from wsss.config import NOT_WEAK, EvaluateConfig, RuntimeConfig, to_dict
-from wsss.data.dataset import first, left_out, walk_images
-from wsss.data.files import atomic_path, read_image, read_object, write_json, write_mask, write_text
-from wsss.data.labels import BACKGROUND, IGNORE, PHOTO_KINDS, read_text
+from wsss.data.confidence import Confidence, Tally
+from wsss.data.dataset import first, left_out, other_files, walk_images
+from wsss.data.files import (
+    atomic_path,
+    classes_in,
+    read_confidence,
+    read_image,
+    read_mask,
+    read_object,
+    write_json,
+    write_mask,
+)
+from wsss.data.labels import BACKGROUND, IGNORE, PHOTO_KINDS
 from wsss.data.names import RECORD
+from wsss.data.palette import colour_of
 from wsss.data.tags import read_label_csv
 from wsss.data.transforms import normalize_image, resize_long_side, to_tensor
 from wsss.data.working import shrink
@@ -29,12 +39,34 @@ from wsss.models.segmenter import predict_probabilities
 from wsss.models.tiling import SMALLEST_TILE, blended_rows
 from wsss.refine.crf import crf_probabilities
 from wsss.refine.parameters import CRFParameters, RefineParameters
-from wsss.report.overlay import overlay_mask
+from wsss.report.figure import with_legend
+from wsss.report.overlay import overlay_contour, overlay_mask
+from wsss.report.predictions import (
+    MASK,
+    PHOTO,
+    THUMBNAILS,
+    Predicted,
+    write_page,
+    write_review,
+    write_thumbnails,
+)
 from wsss.tasks.checkpoints import weights_digest
 from wsss.tasks.segmentation import load_trained
 
+OVERLAY = "_overlay.jpg"
+"""Ending of an overlay."""
+
 OVERLAY_SIDE = 2048
 """Longest side of an overlay in pixels: enough for a screen."""
+
+PAGE = "predictions.html"
+"""The page of ``html``."""
+
+OVERLAYS: dict[str, Callable[..., npt.NDArray[np.uint8]]] = {
+    "filled": overlay_mask,
+    "contour": overlay_contour,
+}
+"""How masks are drawn over photos."""
 
 SHOWN = 8
 """At most this many unreadable photos are named; all are counted."""
@@ -43,23 +75,6 @@ REVIEW = "review.csv"
 """What to look at first: image, confidence (mean probability of the chosen classes), per class, and what disagrees."""
 
 Strips = Iterator[tuple[int, Tensor]]
-
-
-@dataclass
-class Answer:
-    """What the network says about a photo."""
-
-    mask: npt.NDArray[np.uint8]
-    """(H, W)."""
-    sums: npt.NDArray[np.float64]
-    """(C,): over the pixels of each class, the sum of its probability."""
-    pixels: npt.NDArray[np.int64]
-    """(C,): how many they are."""
-
-    def confidence(self, index: int | None = None) -> float:
-        """Mean probability of the chosen class, over all pixels, or those of one class."""
-        some = slice(None) if index is None else index
-        return float(np.sum(self.sums[some]) / max(1, int(np.sum(self.pixels[some]))))
 
 
 @dataclass(frozen=True)
@@ -77,8 +92,8 @@ class PredictOptions:
     long_side: int | None = None
     """Shrink larger photos to this longer side for predicting; results have the photo's own size. None: as the
     training's photos were shrunk (``data.long_side``), if they were; 0: never shrink."""
-    overlay: bool = False
-    """Also write ``<name>_overlay.jpg``, its longer side at most ``OVERLAY_SIDE``."""
+    overlay: Literal["none", "filled", "contour"] = "none"
+    """Also write ``<name>_overlay.jpg`` with a legend, the photo's longer side at most ``OVERLAY_SIDE``."""
     probabilities: bool = False
     """Also write ``<name>.npz``."""
     unsure: float | None = None
@@ -87,6 +102,8 @@ class PredictOptions:
     """A label CSV: the classes that a photo may have. Photos that it does not name may have all."""
     review: bool = False
     """Also write ``REVIEW``: photos by confidence, the least certain first."""
+    html: bool = False
+    """Also write ``PAGE``, which shows all of them in that order, and its pictures in ``THUMBNAILS``."""
     skip_existing: bool = False
     """Skip photos whose files all exist; they must come from the same network and options."""
 
@@ -108,13 +125,13 @@ class PredictOptions:
         if self.unsure is not None and not 0 < self.unsure <= 1:
             raise UserError(f"--unsure is {self.unsure}, but must be a probability above 0 and at most 1")
 
-    @property
-    def endings(self) -> tuple[str, ...]:
-        """Endings that turn a photo's name into its files' names. The mask comes last, because it is written last."""
+    def files(self, name: str) -> tuple[str, ...]:
+        """The files of a photo, in the output. The mask comes last, because it is written last."""
         return (
-            *(("_overlay.jpg",) if self.overlay else ()),
-            *((".npz",) if self.probabilities else ()),
-            ".png",
+            *((f"{name}{OVERLAY}",) if self.overlay != "none" else ()),
+            *((f"{THUMBNAILS}/{name}{ending}" for ending in (PHOTO, MASK)) if self.html else ()),
+            *((f"{name}.npz",) if self.probabilities else ()),
+            f"{name}.png",
         )
 
 
@@ -193,14 +210,13 @@ def predict_files(
     record = _record(checkpoint, model, classes, config.mask_pretraining, options)
     todo = _to_do(photos, output, options, record)
     tags = read_label_csv(Path(options.tags), classes[1:]) if options.tags else {}
-    rows = _old_review(output / REVIEW) if options.review and options.skip_existing else {}
     hardware = hardware or RuntimeConfig()
     model = runtime.prepare(model, hardware)
     device = runtime.device(hardware)
     if todo:
         write_json(output / RECORD, record)
     found: Counter[int] = Counter()
-    broken: list[str] = []
+    broken: dict[str, str] = {}
     odd: list[str] = []
     with (
         torch.inference_mode(),
@@ -212,24 +228,49 @@ def predict_files(
             try:
                 image = read_image(path, remarks)
             except UserError as error:
-                broken.append(str(error))
+                broken[name] = str(error)
             else:
                 predict = tile_predictor(model, device, options, tags.get(name))
-                answer = _predict_file(image, predict, classes, output / name, options)
-                seen = np.flatnonzero(np.bincount(answer.mask.ravel())).tolist()
-                found.update(index for index in seen if index != IGNORE)
-                rows[name] = _review_row(name, answer, classes, tags.get(name))
+                mask = _predict_file(image, predict, classes, output, name, options)
+                found.update(index for index in np.unique(mask).tolist() if index != IGNORE)
             odd += [f"{path} {remark}" for remark in remarks]
             bar.update(1)
-    if options.review:
-        _write_review(output / REVIEW, rows.values())
+    if options.review or options.html:
+        _write_lists(
+            [_predicted(output, name, tags.get(name), classes, broken.get(name)) for name in photos],
+            [file for path in paths if path.is_dir() for file in other_files(path, _no_photos(path, output))],
+            record,
+            output,
+            options,
+        )
     if odd:
         runtime.say(f"{len(odd)} odd photos: {first(odd)}")
     if broken:
-        shown = "; ".join(broken[:SHOWN]) + "; …" * (len(broken) > SHOWN)
-        raise UserError(f"{len(broken)} of {len(photos)} photos could not be read: {shown}")
+        named = "; ".join(list(broken.values())[:SHOWN]) + "; …" * (len(broken) > SHOWN)
+        raise UserError(f"{len(broken)} of {len(photos)} photos could not be read: {named}")
     text = _summary(found, classes, len(todo), len(photos) - len(todo), output)
     return f"{text}\n{NOT_WEAK}" if config.mask_pretraining else text
+
+
+def _write_lists(
+    photos: Sequence[Predicted],
+    others: Sequence[Path],
+    record: Mapping[str, Any],
+    output: Path,
+    options: PredictOptions,
+) -> None:
+    """``REVIEW`` and ``PAGE``, as asked for; ``others`` are the files in the given folders that are no photos."""
+    classes = record["classes"]
+    if options.review:
+        write_review(output / REVIEW, photos, classes)
+    if options.html:
+        facts = {"checkpoint": record["checkpoint"], "weights, SHA-256": record["weights_sha256"]}
+        facts |= {name: str(value) for name, value in record["options"].items()}
+        facts |= {"note": NOT_WEAK} if record["mask_pretraining"] else {}
+        ending = ".png" if options.overlay == "none" else OVERLAY
+        write_page(
+            output / PAGE, photos, classes, [str(path) for path in others], list(facts.items()), ending
+        )
 
 
 def _record(
@@ -281,6 +322,7 @@ def _differences(path: Path, record: dict[str, Any]) -> list[str]:
         "long_side",
         "unsure",
         "tags",
+        *(("overlay",) if "none" not in (made.get("overlay", "none"), wanted["overlay"]) else ()),
     )
     other = [f"--{key}" for key in shaping if made.get(key, wanted[key]) != wanted[key]]
     if before.get("weights_sha256", record["weights_sha256"]) != record["weights_sha256"]:
@@ -289,15 +331,15 @@ def _differences(path: Path, record: dict[str, Any]) -> list[str]:
 
 
 def _is_done(name: str, output: Path, options: PredictOptions) -> bool:
-    return all((output / f"{name}{ending}").is_file() for ending in options.endings)
+    return all((output / file).is_file() for file in options.files(name))
 
 
 def _check_targets(photos: Mapping[str, Path], output: Path, options: PredictOptions) -> None:
     """Raises UserError if an output file would replace one of the photos."""
     originals = {path.resolve() for path in photos.values()}
     for name in photos:
-        for ending in options.endings:
-            target = output / f"{name}{ending}"
+        for file in options.files(name):
+            target = output / file
             if target.resolve() in originals:
                 raise UserError(
                     f"{target} is one of the photos and would be overwritten; choose another --output"
@@ -308,14 +350,14 @@ def _check_strangers(photos: Mapping[str, Path], output: Path, options: PredictO
     """Raises UserError if an output file exists that `wsss predict` did not write: true masks, perhaps."""
     if options.skip_existing or (output / RECORD).is_file():
         return
-    for name in photos:
-        for ending in options.endings:
-            target = output / f"{name}{ending}"
-            if target.is_file():
-                raise UserError(
-                    f"{target} exists, and wsss predict did not write it ({output} has no {RECORD}); choose another "
-                    "--output, remove it, or keep it with --skip_existing"
-                )
+    lists = [*([REVIEW] if options.review else []), *([PAGE] if options.html else [])]
+    for file in chain(lists, *(options.files(name) for name in photos)):
+        target = output / file
+        if target.is_file():
+            raise UserError(
+                f"{target} exists, and wsss predict did not write it ({output} has no {RECORD}); choose another "
+                "--output, remove it, or keep it with --skip_existing"
+            )
 
 
 def _summary(found: Mapping[int, int], classes: Sequence[str], new: int, kept: int, output: Path) -> str:
@@ -359,69 +401,77 @@ def _refined(probabilities: Tensor, tile: Tensor, constants: CRFParameters) -> T
     return torch.from_numpy(crf_probabilities(probabilities.numpy(), photo, constants))
 
 
+def decide(
+    strips: Strips,
+    size: tuple[int, ...],
+    unsure: float | None,
+    stored: npt.NDArray[np.float16] | None = None,
+) -> tuple[npt.NDArray[np.uint8], Confidence]:
+    """The mask (H, W) of a photo from its probabilities, and how sure it is.
+
+    Args:
+        strips: of `photo_strips`.
+        size: (H, W) of the photo.
+        unsure: pixels whose highest probability is below it become 255.
+        stored: (C, H, W), gets the probabilities; None: nobody needs them.
+    """
+    mask, tally = np.empty(size, np.uint8), Tally()
+    for top, probabilities in strips:
+        rows = slice(top, top + probabilities.shape[1])
+        best, labels = probabilities.max(0)
+        mask[rows] = labels.to(torch.uint8).masked_fill(best < (unsure or 0), IGNORE).numpy()
+        tally.add(best.numpy(), mask[rows])
+        if stored is not None:
+            stored[:, rows] = probabilities.numpy()
+    return mask, tally.confidence()
+
+
 def _predict_file(
     image: npt.NDArray[np.uint8],
     predict: Callable[[Tensor], Tensor],
     classes: Sequence[str],
-    target: Path,
+    output: Path,
+    name: str,
     options: PredictOptions,
-) -> Answer:
-    """Predict one photo and write its files."""
+) -> npt.NDArray[np.uint8]:
+    """Predict one photo and write its files; returns the mask."""
+    size = image.shape[:2]
+    stored = np.empty((len(classes), *size), np.float16) if options.probabilities else None
     strips = photo_strips(to_tensor(image), predict, options)
-    mask, count = np.empty(image.shape[:2], np.uint8), len(classes)
-    answer = Answer(mask, np.zeros(count), np.zeros(count, np.int64))
-    stored = np.empty((len(classes), *mask.shape), np.float16) if options.probabilities else None
-    for top, probabilities in strips:
-        rows = slice(top, top + probabilities.shape[1])
-        best, labels = probabilities.max(0)
-        answer.sums += np.bincount(labels.ravel(), best.ravel(), minlength=count)
-        answer.pixels += np.bincount(labels.ravel(), minlength=count)
-        mask[rows] = labels.to(torch.uint8).numpy()
-        if options.unsure is not None:
-            mask[rows][best.numpy() < options.unsure] = IGNORE
-        if stored is not None:
-            stored[:, rows] = probabilities.numpy()
-    if options.overlay:
-        drawn = overlay_mask(shrink(image, OVERLAY_SIDE), shrink(mask, OVERLAY_SIDE))
-        _write_jpeg(_beside(target, "_overlay.jpg"), drawn)
+    mask, confidence = decide(strips, size, options.unsure, stored)
+    draw = OVERLAYS.get(options.overlay, overlay_mask)
+    if options.overlay != "none":
+        drawn = draw(shrink(image, OVERLAY_SIDE), shrink(mask, OVERLAY_SIDE))
+        _write_jpeg(output / f"{name}{OVERLAY}", with_legend(drawn, _legend_of(mask, classes)))
+    if options.html:
+        write_thumbnails(output, name, image, mask, draw)
     if stored is not None:
-        write_probabilities(_beside(target, ".npz"), stored, classes)
-    write_mask(_beside(target, ".png"), mask)
-    return answer
+        write_probabilities(output / f"{name}.npz", stored, classes)
+    write_mask(output / f"{name}.png", mask, confidence)
+    return mask
 
 
-def _review_row(name: str, answer: Answer, classes: Sequence[str], tags: Sequence[int] | None) -> list[str]:
-    """Image, confidence, confidence of each class that has pixels, and tags without a pixel."""
-    some = [index for index in np.flatnonzero(answer.pixels).tolist() if index != BACKGROUND]
-    per_class = "; ".join(f"{classes[index]} {answer.confidence(index):.3f}" for index in some)
-    absent = [classes[index] for index in tags or () if not answer.pixels[index]]
-    return [
-        name,
-        f"{answer.confidence():.4f}",
-        per_class,
-        f"no pixel of {', '.join(absent)}" if absent else "",
+def _legend_of(
+    mask: npt.NDArray[np.uint8], classes: Sequence[str]
+) -> list[tuple[str, tuple[int, int, int] | None]]:
+    """Names and colours of what is in a mask; 255 has no colour."""
+    found: list[tuple[str, tuple[int, int, int] | None]] = [
+        (classes[index], colour_of(index)) for index in classes_in(mask)
     ]
+    return found + ([("not decided", None)] if IGNORE in mask else [])
 
 
-def _old_review(path: Path) -> dict[str, list[str]]:
-    """The rows of a review, by image."""
-    if not path.is_file():
-        return {}
-    return {row[0]: row for row in list(csv.reader(io.StringIO(read_text(path))))[1:] if row}
-
-
-def _write_review(path: Path, rows: Iterable[list[str]]) -> None:
-    """Photos whose tags and masks disagree first, then the least certain."""
-    content = io.StringIO()
-    writer = csv.writer(content, lineterminator="\n")
-    writer.writerow(["image", "confidence", "classes", "problem"])
-    in_order: list[list[str]] = sorted(rows, key=lambda row: (not row[3], float(row[1]), row[0]))
-    writer.writerows(in_order)
-    write_text(path, content.getvalue())
-
-
-def _beside(target: Path, ending: str) -> Path:
-    return target.with_name(f"{target.name}{ending}")
+def _predicted(
+    output: Path, name: str, tags: Sequence[int] | None, classes: Sequence[str], error: str | None
+) -> Predicted:
+    """What is known of a photo, from its mask's file."""
+    if error is not None:
+        return Predicted(name, problem=error, failed=True)
+    path = output / f"{name}.png"
+    found = classes_in(read_mask(path))
+    absent = [classes[index] for index in tags or () if index not in found]
+    problem = f"no pixel of {', '.join(absent)}" if absent else ""
+    return Predicted(name, tuple(found), read_confidence(path), problem)
 
 
 def photo_strips(image: Tensor, predict: Callable[[Tensor], Tensor], options: PredictOptions) -> Strips:

@@ -32,7 +32,7 @@ STAGES_OF: dict[str, tuple[str, ...]] = {
     "saliency": ("saliency",),
     "refine": ("extend", "refine"),
     "segment": ("segment", "supervise"),
-    "evaluate": ("score_masks", "evaluate", "evaluate_supervised"),
+    "evaluate": ("score_masks", "evaluate", "score_tags", "evaluate_supervised"),
     "report": (),
 }
 """Command -> the stages that it runs; `run`, `evaluate` and `report` also write the report."""
@@ -106,7 +106,7 @@ def stages_of(command: str, config: Config) -> list[str]:
     """
     asked = STAGES_OF[command]
     if command == "run" and config.segmenter.masks is not None:
-        needed = set(STAGES_OF["segment"]) | {"evaluate", "evaluate_supervised"}
+        needed = set(STAGES_OF["segment"]) | set(STAGES_OF["evaluate"]) - {"score_masks"}
         for name in reversed(STAGES):
             needed |= set(STAGES[name].follows(config)) if name in needed else set()
         asked = tuple(name for name in STAGES if name in needed)
@@ -153,12 +153,8 @@ def _optional(command: str, config: Config) -> dict[str, tuple[str, str]]:
     """Stage -> the stage without which the command skips it, and the message then."""
     if command != "evaluate":
         return {}
-    without = {
-        "evaluate": (
-            "segment",
-            "no finished segmenter with this configuration, so only seeds and pseudo-masks are scored",
-        )
-    }
+    reason = "no finished segmenter with this configuration, so only seeds and pseudo-masks are scored"
+    without = {"evaluate": ("segment", reason), "score_tags": ("segment", "no predictions")}
     if config.segmenter.masks is not None:
         without["score_masks"] = (
             "refine",

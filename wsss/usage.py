@@ -97,8 +97,10 @@ class ToolParser(argparse.ArgumentParser):
             name, equals, value = word.partition("=")
             if name.startswith("--"):
                 name = self._option(name)
-                if self._option_string_actions[name].nargs == "?" and not equals:
-                    equals, value = "=", left.pop(0) if left and left[0] in ("true", "false") else "true"
+                action = self._option_string_actions[name]
+                if action.nargs == "?" and not equals:
+                    known = {"true", "false", *(action.choices or ())}
+                    equals, value = "=", left.pop(0) if left and left[0] in known else "true"
             result.append(f"{name}{equals}{value}")
         return result
 

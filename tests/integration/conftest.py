@@ -130,6 +130,19 @@ def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained segmenter, saved as Lightning saves it: quick to make, and as sensitive to its input."""
+    from wsss.config import SegmenterConfig
+    from wsss.tasks.segmentation import new_task
+
+    torch.manual_seed(0)
+    task = new_task(SegmenterConfig(architecture="light", weights="none"), ("background", "disc", "square"))
+    path = tmp_path_factory.mktemp("predict") / "last.ckpt"
+    torch.save({"hyper_parameters": dict(task.hparams), "state_dict": task.state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def mask_pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoint of an untrained segmenter whose configuration allowed weights that had seen masks."""
     from wsss.config import SegmenterConfig

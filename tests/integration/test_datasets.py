@@ -37,7 +37,7 @@ def test_folder_without_masks_runs_to_the_end(
     output = tmp_path / "r"
     done = command("run", *folder_words(folder), *QUICK, "--output", output)
     assert done.status == 0, done.err
-    assert set(metrics(output)) == {"classifier"}
+    assert set(metrics(output)) == {"classifier", "tags"}
     assert set(metrics(output)["classifier"]["per_class"]) == {"blue", "red", "square"}
     masks = {
         path.relative_to(output / "pseudo_masks").as_posix() for path in output.glob("pseudo_masks/**/*.png")
@@ -53,7 +53,7 @@ def test_folder_without_masks_runs_to_the_end(
         assert read_mask(output / "pseudo_masks" / name).shape == image_size(photo)
     assert (output / "report.html").is_file()
     again = command("run", *folder_words(folder), *QUICK, "--output", output)
-    assert again.err.count("already done") == 8
+    assert again.err.count("already done") == 9
 
 
 def test_folder_with_masks_is_scored(folder: Path, folder_words: Words, tmp_path: Path, command: Any) -> None:
@@ -171,20 +171,20 @@ def test_class_that_no_photo_has_is_reported_as_unknown(
 def test_numbers_that_cannot_be_known_are_left_out(
     shapes_copy: Path, voc_words: Words, tmp_path: Path, command: Any, what: str
 ) -> None:
-    words, expected = voc_words(shapes_copy), {"classifier", "seed", "mask", "val"}
+    words, expected = voc_words(shapes_copy), {"classifier", "seed", "mask", "val", "tags"}
     if what == "no val split":
         keep(shapes_copy, "val", [])
         (shapes_copy / "ImageSets" / "Segmentation" / "val.txt").unlink()
         words, expected = [*words, "--data.train", "train"], {"seed", "mask"}
     elif what == "no masks":
         shutil.rmtree(shapes_copy / "SegmentationClass")
-        expected = {"classifier"}
+        expected = {"classifier", "tags"}
     else:
         lines = (shapes_copy / "labels.csv").read_text().splitlines()
         (shapes_copy / "labels.csv").write_text(
             "\n".join(line for line in lines if "val_" not in line) + "\n"
         )
-        expected -= {"classifier"}
+        expected -= {"classifier", "tags"}
     output = tmp_path / "r"
     done = command("run", *words, *QUICK, "--output", output)
     assert done.status == 0, done.err

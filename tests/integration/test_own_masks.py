@@ -31,6 +31,7 @@ def test_a_run_trains_on_them_without_the_stages_that_nothing_reads(
         "classify",
         "segment",
         "evaluate",
+        "score_tags",
     }  # the light network starts from the classifier
     assert not (run / "saliency").exists()
     first, second = (json.loads((where / "metrics.json").read_text()) for where in (finished, run))

@@ -16,16 +16,6 @@ from wsss.tasks.segmentation import new_task
 CLASSES = ("background", "disc", "square")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained segmenter, saved as Lightning saves it: quick to make, and as sensitive to its input."""
-    torch.manual_seed(0)
-    task = new_task(SegmenterConfig(architecture="light", weights="none"), CLASSES)
-    path = tmp_path_factory.mktemp("predict") / "last.ckpt"
-    torch.save({"hyper_parameters": dict(task.hparams), "state_dict": task.state_dict()}, path)
-    return path
-
-
 @pytest.fixture
 def predict(command: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Calls ``wsss predict WORDS...`` in float32."""
@@ -227,7 +217,8 @@ def test_large_photos_are_tiled_and_crf_and_long_side_keep_their_size(
         assert done.status == 0, done.err
         assert read(tmp_path / "m" / "a.png").shape == (200, 333)
     with Image.open(tmp_path / "m" / "a_overlay.jpg") as overlay:
-        assert overlay.size == (111, 67)
+        assert overlay.width == 111
+        assert overlay.height > 67  # the legend is below
 
 
 def test_bf16_can_be_turned_off(

@@ -12,7 +12,7 @@ from PIL import Image
 import wsss
 from wsss.data.files import read_image, read_mask
 from wsss.errors import UserError
-from wsss.inference import Prediction, Run, read_picture
+from wsss.inference import Prediction, Run, Shaping, read_picture
 
 
 @pytest.fixture
@@ -109,14 +109,36 @@ def test_a_checkpoint_is_enough(finished: Path, photo: Path) -> None:
     assert wsss.load(finished / "classifier" / "last.ckpt", device="cpu").explain(photo, "ball").max() <= 1
 
 
-def test_threads_share_a_run(finished: Path, photo: Path) -> None:
-    run, alone = wsss.load(finished, device="cpu"), wsss.load(finished, device="cpu")
-    mask, map_ = alone.predict(photo).mask, alone.explain(photo, "ball")
-    with ThreadPoolExecutor(4) as pool:
-        masks = [pool.submit(run.predict, photo) for _ in range(8)]
-        maps = [pool.submit(run.explain, photo, "ball") for _ in range(8)]
-    assert all(np.array_equal(one.result().mask, mask) for one in masks)
-    assert all(np.allclose(one.result(), map_, atol=1e-6) for one in maps)
+def test_threads_share_a_run(finished: Path, shapes: Path, checkpoint: Path) -> None:
+    """Many at once, with several options, while others explain: the same as one after the other."""
+    photos = sorted(shapes.glob("JPEGImages/*"))[:6]
+    words: list[Shaping] = [{}, {"ms_flip": True, "scales": (0.5, 1.0)}, {"unsure": 0.36}, {"crf": True}]
+    jobs = [(photo, options) for photo in photos for options in words]
+    run, alone = wsss.load(checkpoint, device="cpu"), wsss.load(checkpoint, device="cpu")
+    why, why_alone = wsss.load(finished, device="cpu"), wsss.load(finished, device="cpu")
+    maps = [why_alone.explain(photo, "ball") for photo in photos]
+    expected = [alone.predict(photo, **options) for photo, options in jobs]
+    assert len({one.mask.tobytes() for one in expected}) > len(photos)  # not all the same
+    with ThreadPoolExecutor(8) as pool:  # networks are read by whichever comes first
+        masks = [pool.submit(run.predict, photo, **options) for photo, options in jobs]
+        explained = [pool.submit(why.explain, photo, "ball") for photo in photos]
+        again = [pool.submit(lambda one: one.probabilities, future.result()) for future in masks[:4]]
+    for future, one in zip(masks, expected, strict=True):
+        assert np.array_equal(future.result().mask, one.mask)
+        assert (future.result().confidence, future.result().per_class) == (one.confidence, one.per_class)
+    for future, map_ in zip(explained, maps, strict=True):
+        np.testing.assert_allclose(future.result(), map_, atol=1e-6)
+    for future, one in zip(again, expected[:4], strict=True):
+        np.testing.assert_allclose(future.result(), one.probabilities, atol=1e-6)
+
+
+def test_the_confidence_is_the_mean_of_the_highest_probabilities(loaded: Run, photo: Path) -> None:
+    result = loaded.predict(photo)
+    best = result.probabilities.max(0)
+    assert result.confidence == pytest.approx(best.mean(), abs=1e-5)
+    assert set(result.per_class) == {"background", *result.found}
+    for name, value in result.per_class.items():
+        assert value == pytest.approx(best[result.mask == result.classes.index(name)].mean(), abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_pseudo_masks_hold_only_the_classes_on_the_label(finished: Path) -> None
 
 def test_metrics_have_the_keys_of_the_contract(finished: Path) -> None:
     numbers = metrics(finished)
-    assert set(numbers) == {"classifier", "seed", "mask", "val", "val_ms_flip", "val_crf"}
+    assert set(numbers) == {"classifier", "seed", "mask", "val", "val_ms_flip", "val_crf", "tags"}
     assert set(numbers["classifier"]) == {"mAP", "per_class"}
     names = ["background", *SHAPES_CLASSES]
     for entry in ("seed", "mask", "val", "val_ms_flip", "val_crf"):
@@ -190,6 +190,7 @@ def test_manifest_tells_what_was_done_where(finished: Path, stages: Stages) -> N
         "segment",
         "score_masks",
         "evaluate",
+        "score_tags",
     ]
     assert list(entries) == done
     for name, entry in entries.items():
@@ -197,7 +198,8 @@ def test_manifest_tells_what_was_done_where(finished: Path, stages: Stages) -> N
         assert re.fullmatch("[0-9a-f]{64}", entry["fingerprint"])
         assert entry["seconds"] >= 0
         assert entry["peak_memory_mib"]["process"] > 0
-        assert entry["images"] == {"score_classifier": 6, "evaluate": 6, "extend": 0}.get(name, 16)
+        of_val = dict.fromkeys(("score_classifier", "evaluate", "score_tags"), 6)
+        assert entry["images"] == {**of_val, "extend": 0}.get(name, 16)
     assert "GradCAM" in entries["saliency"]["method"]
 
 

@@ -56,7 +56,7 @@ def test_running_again_skips_everything(run: Path, tiny: list[str], command: Any
     before, numbers = times(run), metrics(run)
     done = command("run", *tiny, "--output", run)
     assert done.status == 0
-    assert done.err.count("already done") == 8
+    assert done.err.count("already done") == 9
     assert times(run) == before
     assert metrics(run) == numbers
 
@@ -66,14 +66,14 @@ def test_the_stored_configuration_continues_the_run(run: Path, command: Any) -> 
     stored = yaml.safe_load((run / "config.yaml").read_text())
     done = command("run", "--config", run / "config.yaml", "--output", run)
     assert done.status == 0
-    assert done.err.count("already done") == 8
+    assert done.err.count("already done") == 9
     assert times(run) == before
     assert yaml.safe_load((run / "config.yaml").read_text()) == {**stored, "output": str(run)}
 
 
 def test_where_it_computes_does_not_make_anything_stale(run: Path, tiny: list[str], command: Any) -> None:
     done = command("run", *tiny, "--output", run, "--runtime.workers", 1, "--runtime.precision", "bf16")
-    assert done.err.count("already done") == 8
+    assert done.err.count("already done") == 9
 
 
 def test_another_threshold_redoes_refine_and_what_follows(
@@ -153,7 +153,7 @@ def test_supervised_trains_only_the_twin_and_adds_its_numbers(
     before, numbers = times(run), metrics(run)
     done = command("run", *tiny, "--output", run, "--segmenter.supervised", "true")
     assert done.status == 0
-    assert done.err.count("already done") == 8
+    assert done.err.count("already done") == 9
     assert times(run) == before
     after = metrics(run)
     assert {name: after[name] for name in numbers} == numbers
@@ -169,7 +169,7 @@ def test_supervised_trains_only_the_twin_and_adds_its_numbers(
 def test_numbers_that_are_no_longer_asked_for_leave_metrics(run: Path, tiny: list[str], command: Any) -> None:
     done = command("run", *tiny, "--output", run, "--evaluate.ms_flip", "false", "--evaluate.crf", "false")
     assert done.status == 0
-    assert set(metrics(run)) == {"classifier", "seed", "mask", "val"}
+    assert set(metrics(run)) == {"classifier", "seed", "mask", "val", "tags"}
     assert not (run / "predictions_ms_flip").exists()
 
 
@@ -217,7 +217,7 @@ def test_a_new_photo_makes_the_run_stale(run: Path, shapes_copy: Path, tiny: lis
 def test_a_run_directory_may_move(run: Path, tiny: list[str], command: Any, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     os.rename(run, moved)
-    assert command("run", *tiny, "--output", moved).err.count("already done") == 8
+    assert command("run", *tiny, "--output", moved).err.count("already done") == 9
 
 
 def test_calibrated_masks_are_those_of_the_rule_with_the_largest_gain(
@@ -463,6 +463,7 @@ def test_other_weights_at_the_same_path_are_noticed(tiny: list[str], tmp_path: P
         "segment",
         "supervise",
         "evaluate",
+        "score_tags",
         "evaluate_supervised",
     }
 

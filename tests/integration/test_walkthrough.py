@@ -145,7 +145,7 @@ def test_large_photos_are_worked_on_as_copies_and_predicted_at_full_size(
         found = list((output / folder).rglob("*.png"))
         assert found
         assert {max(read_mask(path).shape) for path in found} == {64}
-    assert command("run", *words).err.count("already done") == 8
+    assert command("run", *words).err.count("already done") == 9
     photo = next(path for path in camera.rglob("*.jpg"))
     options = ["--checkpoint", output / "segmenter" / "last.ckpt", "--device", "cpu"]
     assert command("predict", photo, *options, "--output", tmp_path / "m").status == 0

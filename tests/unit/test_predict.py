@@ -13,7 +13,7 @@ from wsss.data.transforms import normalize_image, resize_long_side
 from wsss.errors import UserError
 from wsss.models.segmenter import predict_probabilities
 from wsss.predict import PredictOptions, enlarged_rows, photo_strips, tile_predictor, write_probabilities
-from wsss.refine.crf import CRFParameters, crf_labels
+from wsss.refine.crf import CRFParameters, crf_probabilities
 
 CPU = torch.device("cpu")
 
@@ -71,7 +71,8 @@ def test_the_crf_gives_the_labels_of_the_evaluation(network: nn.Module, photo: T
     small = photo[:, 60:160, 100:220].contiguous()
     with torch.inference_mode():
         plain = predict_probabilities(network, normalize_image(small[None]))[0].numpy()
-    expected = crf_labels(plain, small.permute(1, 2, 0).numpy().copy(), CRFParameters(10, 1, 3, 67, 3, 4))
+    constants = CRFParameters(10, 1, 3, 67, 3, 4)
+    expected = crf_probabilities(plain, small.permute(1, 2, 0).numpy().copy(), constants).argmax(0)
     np.testing.assert_array_equal(whole(small, network, PredictOptions(crf=True)).argmax(0).numpy(), expected)
 
 
@@ -118,5 +119,11 @@ def test_impossible_sizes_are_refused(values: dict[str, Any], part: str) -> None
 
 
 def test_the_mask_is_the_last_of_a_photos_files() -> None:
-    assert PredictOptions().endings == (".png",)
-    assert PredictOptions(overlay=True, probabilities=True).endings == ("_overlay.jpg", ".npz", ".png")
+    assert PredictOptions().files("a") == ("a.png",)
+    assert PredictOptions(overlay="filled", html=True, probabilities=True).files("a") == (
+        "a_overlay.jpg",
+        "predictions_files/a_photo.jpg",
+        "predictions_files/a_mask.jpg",
+        "a.npz",
+        "a.png",
+    )

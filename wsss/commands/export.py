@@ -65,7 +65,7 @@ formats:
   labelstudio  predictions as brush RLE; the labelling configuration is written beside the JSON
   labelme      a JSON a photo, exact masks
   cutout       every object as RGBA PNG, cropped, and cutouts.csv
-  csv          a row for each photo and class: pixels, share, components, box
+  csv          a row for each photo and class: pixels, share, confidence (of masks by wsss), components, box
 Background is no object. Pixels with 255 (not decided) become background where the format has no value for them;
 the last line says how many. Cells of a CSV that a spreadsheet would take for a formula begin with an apostrophe.
 """

@@ -9,7 +9,7 @@ from wsss.usage import FLAG, ToolParser, numbers
 
 _EXAMPLES = """\
 examples:
-  wsss predict holiday.jpg photos/ --checkpoint runs/voc --output masks --overlay
+  wsss predict holiday.jpg photos/ --checkpoint runs/voc --output masks --overlay contour --html
   wsss predict photos/ --checkpoint runs/voc --output masks --ms_flip --crf --skip_existing
 
 Reads JPEG, PNG, WebP, BMP, TIFF, GIF and AVIF, and HEIC with pip install "wsss[heic]"; grey, CMYK, 16-bit
@@ -74,7 +74,22 @@ def _parser() -> ToolParser:
         **FLAG,
         help="also write review.csv: photos whose tags and masks disagree (with --tags), then the least certain",
     )
-    parser.add_argument("--overlay", **FLAG, help="also write <name>_overlay.jpg")
+    parser.add_argument(
+        "--overlay",
+        nargs="?",
+        const="filled",
+        default="none",
+        type=lambda word: {"true": "filled", "false": "none"}.get(word, word),
+        choices=("none", "filled", "contour"),
+        help="also write <name>_overlay.jpg with a legend: the classes as colours over the photo, or as contours "
+        "(default: none; without a value: filled)",
+    )
+    parser.add_argument(
+        "--html",
+        **FLAG,
+        help="also write predictions.html: every photo with its mask and confidence, in the order of review.csv, and "
+        "every file that was not predicted",
+    )
     parser.add_argument(
         "--probabilities",
         **FLAG,
@@ -126,6 +141,7 @@ def main(words: Sequence[str]) -> int:
         tags=options.tags,
         review=options.review,
         overlay=options.overlay,
+        html=options.html,
         probabilities=options.probabilities,
         skip_existing=options.skip_existing,
     )

@@ -155,6 +155,12 @@ def left_out(folder: Path, *, nested: bool, exclude: Sequence[Path] = ()) -> tup
     return (f"{folder}: {number} left out: {', '.join(parts)}; wsss reads {PHOTO_KINDS}",)
 
 
+def other_files(folder: Path, exclude: Sequence[Path] = ()) -> list[Path]:
+    """Every file that `walk_images` leaves out, text too, but not the hidden ones; sorted."""
+    names = _walk(folder, True, exclude)
+    return sorted(folder / name for name in names if not name.lower().endswith(IMAGE_SUFFIXES))
+
+
 def _walk(folder: Path, nested: bool, exclude: Sequence[Path]) -> Iterator[str]:
     """The path relative to `folder` of every file, with "/"; see `walk_images`."""
     left_out = {path.absolute() for path in exclude}

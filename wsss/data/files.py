@@ -5,13 +5,15 @@ pixels of the original image (after EXIF orientation). Every write goes to a tem
 folder and is renamed, so a reader sees a complete file or none.
 """
 
+import csv
 import errno
+import io
 import json
 import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -20,9 +22,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from wsss.data.labels import IGNORE
+from wsss.data.confidence import CHUNK, Confidence, from_text
+from wsss.data.labels import BACKGROUND, IGNORE
 from wsss.data.palette import voc_palette
 from wsss.errors import UserError
 
@@ -102,9 +105,33 @@ def _write_fix(error: OSError) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text, atomically. Raises UserError if the file cannot be written."""
+    """Writes UTF-8 text, atomically; bytes of file names that are no UTF-8 become \\udcXX.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a table for people and spreadsheets, atomically.
+
+    Text that a spreadsheet would take for a formula gets an apostrophe in front, so lists that are read back are
+    written otherwise.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerows([_no_formula(cell) for cell in row] for row in rows)
+    write_text(path, content.getvalue())
+
+
+def _no_formula(cell: Any) -> Any:
+    is_formula = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{cell}" if is_formula else cell
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -322,6 +349,26 @@ def read_mask(path: Path) -> npt.NDArray[np.uint8]:
         return np.array(image, dtype=np.uint8, order="C")
 
 
+def read_confidence(path: Path) -> Confidence | None:
+    """The confidence that `write_mask` put into a mask's file; None if there is none.
+
+    Raises:
+        UserError: naming the file: see `read_mask`; or the confidence is damaged.
+    """
+    with _opened(path) as image:
+        text = image.info.get(CHUNK)
+    try:
+        return from_text(text) if isinstance(text, str) else None
+    except ValueError as error:
+        raise UserError(f'{path} has a damaged text "{CHUNK}": predict this photo again') from error
+
+
+def classes_in(mask: npt.NDArray[np.uint8]) -> list[int]:
+    """The classes (neither background nor 255) that have at least one pixel of a mask, rising."""
+    found = np.flatnonzero(np.bincount(mask.ravel())).tolist()
+    return [index for index in found if index not in (BACKGROUND, IGNORE)]
+
+
 def _check_indices(path: Path, image: Image.Image) -> None:
     """Raises UserError if an opened mask cannot hold class indices."""
     if image.format in ("JPEG", "MPO", "WEBP"):
@@ -378,12 +425,13 @@ def read_truth(path: Path, photo: Path, classes: int | None = None) -> npt.NDArr
     return mask
 
 
-def write_mask(path: Path, mask: npt.NDArray[np.uint8]) -> None:
+def write_mask(path: Path, mask: npt.NDArray[np.uint8], confidence: Confidence | None = None) -> None:
     """Writes class indices as a mode-P PNG with the VOC palette, atomically.
 
     Args:
         path: the PNG file.
         mask: (H, W) uint8, 0 = background, 1..C = classes, 255 = ignore.
+        confidence: of the network that made it; kept in the file, see `read_confidence`.
 
     Raises:
         ValueError: another shape or dtype.
@@ -393,8 +441,11 @@ def write_mask(path: Path, mask: npt.NDArray[np.uint8]) -> None:
         raise ValueError(f"a mask is (H, W) uint8, got {mask.shape} {mask.dtype}")
     image = Image.fromarray(np.ascontiguousarray(mask))
     image.putpalette(voc_palette().tobytes())  # turns the grey image into mode P, indices unchanged
+    notes = PngImagePlugin.PngInfo()
+    if confidence is not None:
+        notes.add_text(CHUNK, confidence.to_text())
     with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG")
+        image.save(temporary, format="PNG", pnginfo=notes)
 
 
 @dataclass(frozen=True, eq=False)

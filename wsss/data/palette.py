@@ -27,3 +27,9 @@ def voc_palette() -> npt.NDArray[np.uint8]:
         index >>= 3
     palette.flags.writeable = False
     return palette
+
+
+def colour_of(index: int) -> tuple[int, int, int]:
+    """Red, green, blue of a class, 0..255."""
+    red, green, blue = (int(value) for value in voc_palette()[index])
+    return red, green, blue

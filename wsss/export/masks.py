@@ -6,7 +6,6 @@ it, those pixels count as background, and the last line says how many.
 """
 
 import base64
-import csv
 import io
 import json
 import os
@@ -25,8 +24,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from wsss.data.confidence import Confidence
 from wsss.data.dataset import index_images
-from wsss.data.files import atomic_path, image_size, read_image, read_mask, write_text
+from wsss.data.files import (
+    atomic_path,
+    image_size,
+    read_confidence,
+    read_image,
+    read_mask,
+    write_csv,
+    write_text,
+)
 from wsss.data.labels import BACKGROUND, IGNORE, image_id
 from wsss.data.names import RECORD, classes_of
 from wsss.data.palette import voc_palette
@@ -46,6 +54,8 @@ class Masked:
     """The photo's path below its folder, with suffix."""
     mask: npt.NDArray[np.uint8]
     """(H, W): 0 background, 1.. classes, 255 not decided."""
+    confidence: Confidence | None = None
+    """Of the network that made it, if known."""
 
     @cached_property
     def counts(self) -> npt.NDArray[np.int64]:
@@ -373,9 +383,7 @@ class CutOut(Writer):
             name = f"{item.id}_{number}_{self.classes[index].replace('/', '_')}.png"
             crop = np.concatenate([pixels[top:bottom, left:right] * (alpha > 0), alpha], axis=2)
             save_png(self.output / name, Image.fromarray(crop))
-            self.rows.append(
-                [safe(name), safe(item.name), safe(self.classes[index]), index, left, top, right, bottom]
-            )
+            self.rows.append([name, item.name, self.classes[index], index, left, top, right, bottom])
 
     def finish(self) -> None:
         """See `Writer`."""
@@ -384,7 +392,8 @@ class CutOut(Writer):
 
 @dataclass
 class Summary(Writer):
-    """One CSV: a row for each photo and class, with pixels, share of the decided pixels, components and box."""
+    """One CSV: a row for each photo and class, with pixels, share of the decided pixels, the network's mean probability
+    where the mask's file has it (`wsss predict`), components and box."""
 
     def __post_init__(self) -> None:
         self.is_folder, self.keeps_undecided = False, True
@@ -400,11 +409,10 @@ class Summary(Writer):
             count, pixels = len(list(parts_of(part))), int(part.sum())
             box = [left, top, left + inside.shape[1], top + inside.shape[0]]
             share = f"{pixels / decided:.6f}"
-            self.rows.append(
-                [safe(item.name), safe(self.classes[index]), index, pixels, share, "", count, *box]
-            )
+            sure = "" if item.confidence is None else f"{item.confidence.classes.get(index, 0):.6f}"
+            self.rows.append([item.name, self.classes[index], index, pixels, share, sure, count, *box])
         if before == len(self.rows):
-            self.rows.append([safe(item.name), "", "", 0, "0", "", 0, "", "", "", ""])
+            self.rows.append([item.name, "", "", 0, "0", "", 0, "", "", "", ""])
 
     def finish(self) -> None:
         """See `Writer`."""
@@ -525,18 +533,6 @@ def save_png(path: Path, image: Image.Image) -> None:
         image.save(temporary, format="PNG", bits=8)
 
 
-def write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    """Write rows, atomically."""
-    content = io.StringIO()
-    csv.writer(content, lineterminator="\n").writerows(rows)
-    write_text(path, content.getvalue())
-
-
-def safe(text: str) -> str:
-    """Text for a cell that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
-
-
 def escape_text(text: str) -> str:
     """Text between XML tags."""
     return quoteattr(text)[1:-1]
@@ -628,7 +624,7 @@ def _checked(name: str, path: Path, photo: Path, photos: Path, classes: int) -> 
     below = os.path.relpath(photo, photos).replace(os.sep, "/")
     if below.startswith("../"):
         raise UserError(f"{photo} is not in {photos}")
-    item = Masked(name, photo, below, mask)
+    item = Masked(name, photo, below, mask, read_confidence(path))
     if item.indices and item.indices[-1] >= classes:
         raise UserError(
             f"{path} has the value {item.indices[-1]}, but there are only {classes - 1} classes; give their names as "

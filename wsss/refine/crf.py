@@ -193,14 +193,14 @@ def _infer(
     return infer(clipped, writable, parameters, device) if images else []
 
 
-def crf_labels(
+def crf_probabilities(
     probabilities: npt.NDArray[np.float32],
     image: npt.NDArray[np.uint8],
     parameters: CRFParameters,
     backend: str = "auto",
     device: str | None = None,
-) -> npt.NDArray[np.uint8]:
-    """Labels of a prediction after the CRF. Only classes with a probability of at least 0.1 at some pixel take part.
+) -> npt.NDArray[np.float32]:
+    """A prediction after the CRF. Only classes with a probability of at least 0.1 at some pixel take part.
 
     Args:
         probabilities: `(C, H, W)` float32, sums to one over C.
@@ -210,22 +210,8 @@ def crf_labels(
         device: as of `dense_crf`.
 
     Returns:
-        `(H, W)` uint8 in 0..C - 1.
-    """
-    refined = crf_probabilities(probabilities, image, parameters, backend, device)
-    return np.asarray(refined.argmax(axis=0), dtype=np.uint8)
-
-
-def crf_probabilities(
-    probabilities: npt.NDArray[np.float32],
-    image: npt.NDArray[np.uint8],
-    parameters: CRFParameters,
-    backend: str = "auto",
-    device: str | None = None,
-) -> npt.NDArray[np.float32]:
-    """The probabilities behind `crf_labels`: `(C, H, W)` float32, 0 for classes that take no part.
-
-    If fewer than two classes take part there is nothing to refine, and it returns the probabilities themselves.
+        `(C, H, W)` float32, 0 for classes that take no part. If fewer than two do, there is nothing to refine: then
+        the probabilities themselves.
     """
     possible = np.flatnonzero(probabilities.max(axis=(1, 2)) >= CRF_MIN_PROBABILITY)
     if len(possible) < 2:

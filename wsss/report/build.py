@@ -6,8 +6,9 @@ from typing import Any
 
 from wsss.config import NOT_WEAK, Config
 from wsss.data.dataset import Dataset, Record, evenly
-from wsss.data.files import read_image, read_mask, read_saliency
-from wsss.data.palette import voc_palette
+from wsss.data.files import classes_in, read_confidence, read_image, read_mask, read_saliency
+from wsss.data.palette import colour_of
+from wsss.metrics.table import DASH, percent
 from wsss.refine.background import prepare_maps
 from wsss.report.chart import Chart
 from wsss.report.html import (
@@ -22,9 +23,9 @@ from wsss.report.html import (
 )
 from wsss.report.overlay import Picture, overlay_mask, overlay_saliency
 from wsss.rundir import CRF, MASKS, MS_FLIP, PLAIN, RunDirectory
-from wsss.stages.score import METRICS, Metric
+from wsss.stages.score import METRICS, Metric, tags_without_pixel
 
-GALLERY_ROWS = 12
+GALLERY_ROWS, LEAST_CERTAIN = 12, 6
 
 
 def dry_run_note(metrics: dict[str, Any]) -> str:
@@ -75,8 +76,8 @@ def build_report(config: Config, dataset: Dataset, run: RunDirectory) -> None:
             )
             for metric, entry in _scored(metrics)
         ),
-        classes=_class_table(dataset, metrics),
-        legend=tuple((name, _colour(index)) for index, name in enumerate(dataset.class_names) if index),
+        tables=(*_class_table(dataset, metrics), *_tag_table(dataset, metrics)),
+        legend=tuple((name, colour_of(index)) for index, name in enumerate(dataset.class_names) if index),
         charts=_charts(metrics.get("mask") or {}),
         galleries=tuple(gallery for gallery in _galleries(dataset, run) if gallery.rows),
         facts=_facts(manifest),
@@ -126,19 +127,39 @@ def _charts(mask: dict[str, Any]) -> tuple[Chart, ...]:
     )
 
 
-def _class_table(dataset: Dataset, metrics: Mapping[str, Any]) -> ClassTable | None:
+def _class_table(dataset: Dataset, metrics: Mapping[str, Any]) -> list[ClassTable]:
     scored = _scored(metrics)
     if not scored:
-        return None
+        return []
     rows = tuple(
-        (name, _colour(index), tuple(entry["per_class"].get(name) for _, entry in scored))
+        (name, colour_of(index), tuple(entry["per_class"].get(name) for _, entry in scored))
         for index, name in enumerate(dataset.class_names)
     )
     means = tuple(metric.value(entry) for metric, entry in scored)
-    return ClassTable(tuple(metric.name for metric, _ in scored), rows, means)
+    note = f"Intersection over union in percent; {DASH} = the class does not occur in the ground truth."
+    return [ClassTable("Per class", tuple(metric.name for metric, _ in scored), rows, means, note)]
 
 
-def _galleries(dataset: Dataset, run: RunDirectory) -> tuple[Gallery, Gallery]:
+def _tag_table(dataset: Dataset, metrics: Mapping[str, Any]) -> list[ClassTable]:
+    """How well the predictions agree with the tags of the validation photos."""
+    entry = metrics.get("tags")
+    if not entry:
+        return []
+    parts = [entry[key] for key in ("per_class", "precision", "recall")]
+    rows = tuple(
+        (name, colour_of(index), tuple(part[name] for part in parts))
+        for index, name in enumerate(dataset.classes, 1)
+    )
+    note = (
+        f"Single-scale predictions of {entry['images']} validation photos against their tags, in percent; no mask is "
+        "used. A class is predicted if it has a pixel. Precision: of the photos where it is predicted, the share with "
+        f"the tag. Recall: of the photos with the tag, the share where it is predicted. {DASH} = no such photo. Tags "
+        f"without a pixel: {tags_without_pixel(entry)}."
+    )
+    return [ClassTable("Tags in the predictions", ("F1", "precision", "recall"), rows, (), note)]
+
+
+def _galleries(dataset: Dataset, run: RunDirectory) -> tuple[Gallery, ...]:
     labelled = [record for record in dataset.train if record.labels]
     train = Gallery(
         "Training photos: from saliency to pseudo-mask",
@@ -153,7 +174,37 @@ def _galleries(dataset: Dataset, run: RunDirectory) -> tuple[Gallery, Gallery]:
         tuple(_val_row(record, dataset, run) for record in evenly(dataset.val, GALLERY_ROWS)),
         "Evenly spaced over the validation list; no image label is used here.",
     )
-    return train, val
+    return train, val, _least_certain(dataset, run)
+
+
+def _least_certain(dataset: Dataset, run: RunDirectory) -> Gallery:
+    """The validation photos of whose prediction the network is least sure."""
+    paths = {record: run.mask(PLAIN, record.id) for record in dataset.val}
+    sure = {record: read_confidence(path) for record, path in paths.items() if path.is_file()}
+    known = sorted((one.photo, record.id, record, one) for record, one in sure.items() if one is not None)
+    rows = []
+    for value, name, record, one in known[:LEAST_CERTAIN]:
+        image, mask = read_image(record.image), read_mask(paths[record])
+        per_class = [
+            f"{dataset.class_names[index]} {percent(one.classes.get(index))}" for index in classes_in(mask)
+        ]
+        absent = [
+            dataset.class_names[label] for label in record.labels or () if label not in classes_in(mask)
+        ]
+        note = _joined(
+            f"confidence {percent(value)} %",
+            ", ".join(per_class),
+            f"no pixel of {', '.join(absent)}" * bool(absent),
+        )
+        rows.append(GalleryRow(name, _names(record, dataset), (image, overlay_mask(image, mask)), note))
+    return Gallery(
+        "Validation photos to look at first",
+        ("photo", "prediction"),
+        tuple(rows),
+        "The single-scale predictions with the lowest confidence: the mean probability of the preferred class, over "
+        "all pixels and over those of each class.",
+        cards=True,
+    )
 
 
 def _train_row(record: Record, dataset: Dataset, run: RunDirectory) -> GalleryRow:
@@ -178,11 +229,6 @@ def _overlay(image: Picture, mask: Path | None) -> Picture | None:
 
 def _names(record: Record, dataset: Dataset) -> tuple[str, ...]:
     return tuple(dataset.class_names[label] for label in record.labels or ())
-
-
-def _colour(index: int) -> tuple[int, int, int]:
-    red, green, blue = (int(value) for value in voc_palette()[index])
-    return red, green, blue
 
 
 def _facts(manifest: dict[str, Any]) -> tuple[Facts, ...]:

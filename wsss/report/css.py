@@ -74,8 +74,14 @@ tr.mean > * { border-bottom: 2px solid var(--line); font-weight: 650; }
 .chart polyline { fill: none; stroke: var(--accent); stroke-width: 2.5; }
 .chart circle { fill: var(--warn); }
 .row { padding: .8rem 1rem 1rem; }
-.row h3 { margin: 0 0 .6rem; display: flex; flex-wrap: wrap; gap: .3rem .5rem; align-items: baseline; }
+.row h3 { margin: 0 0 .6rem; display: flex; flex-wrap: wrap; gap: .3rem .5rem; align-items: baseline;
+  overflow-wrap: anywhere; }
 .row h3 .note { font-weight: 400; margin-left: auto; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr));
+  gap: .8rem; }
+.cards .card { margin: 0; }
+.cards figure { flex: 1 1 8rem; min-width: 0; }
+.cards .row h3 .note { margin-left: 0; flex-basis: 100%; }
 .board th, .board td { padding: .45rem .5rem; }
 .board thead th { white-space: normal; text-align: right; vertical-align: bottom; }
 .board thead th:first-child { text-align: left; }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from wsss.report.overlay import Picture, heat_palette
+from wsss.report.overlay import Picture, hatching, heat_palette
 
 INK, FAINT, PAPER, MARK, TRACK = (
     (25, 25, 25),
@@ -25,6 +25,10 @@ TABLE_WIDTH, SMALLEST_CELL, LARGEST_CELL = 3200, 224, 480
 """Maximum width of a table unless its pictures get too small, and bounds of their longer side."""
 PANELS_WIDTH, SMALLEST_TILE, LARGEST_TILE = 1600, 48, 128
 """The same for the panels of crops."""
+LEGEND_SHARE, LARGEST_LETTERS, LONGEST_NAME = 45, 48, 40
+"""Letters of a legend: a share of the picture's longer side, at most so many pixels; characters of a name."""
+
+Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -74,16 +78,48 @@ def draw_panels(title: str, panels: Sequence[Panel]) -> Picture:
     """Panels of tiles, side by side as long as there is room; bars below the tiles are their weights."""
     most = max(len(tiles) for panel in panels for tiles in panel.tiles)
     side = _between(SMALLEST_TILE, PANELS_WIDTH // most - GAP, LARGEST_TILE)
-    shelves: list[list[Image.Image]] = [[]]
-    for panel in panels:
-        drawn = _panel(panel, side)
-        used = sum(other.width + 3 * GAP for other in shelves[-1])
-        if shelves[-1] and used + drawn.width > PANELS_WIDTH:
-            shelves.append([])
-        shelves[-1].append(drawn)
-    lines = [_beside(shelf, 3 * GAP) for shelf in shelves]
+    lines = _shelves([_panel(panel, side) for panel in panels], PANELS_WIDTH, 3 * GAP)
     width = max(line.width for line in lines)
     return np.asarray(_framed(_below([_text(title, max(width, 40 * TEXT)), *lines, _heat_bar()], 2 * GAP)))
+
+
+def with_legend(picture: Picture, entries: Sequence[tuple[str, Colour | None]]) -> Picture:
+    """The picture, and below it names with their colours, in letters that suit its size.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+        entries: name and colour; no colour: hatched, as uncertain pixels are.
+
+    Returns:
+        (H', W', 3) uint8 RGB with the picture at the top left; wider than it if a name needs the room.
+    """
+    image = Image.fromarray(picture)
+    size = _between(TEXT, max(image.size) // LEGEND_SHARE, LARGEST_LETTERS)
+    items = [_entry(name, colour, size) for name, colour in entries] or [_entry("nothing found", INK, size)]
+    width = max(image.width - 2 * GAP, *(item.width for item in items))
+    return np.asarray(_below([image, _framed(_below(_shelves(items, width, 2 * size)))], 0))
+
+
+def _entry(name: str, colour: Colour | None, size: int) -> Image.Image:
+    """A line of a legend."""
+    name = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
+    swatch = Image.fromarray(hatching((size, size)))
+    if colour is not None:
+        swatch.paste(colour, (0, 0, size, size))
+    ImageDraw.Draw(swatch).rectangle((0, 0, size - 1, size - 1), outline=FAINT)
+    text = _text(name, int(font_for(name, size).getlength(name)) + 1, INK, size)
+    return _beside([swatch, text], size // 2, middle=True)
+
+
+def _shelves(images: Sequence[Image.Image], width: int, gap: int) -> list[Image.Image]:
+    """The images side by side, in rows of at most this width (or of one image)."""
+    shelves: list[list[Image.Image]] = [[]]
+    for image in images:
+        used = sum(other.width + gap for other in shelves[-1])
+        if shelves[-1] and used + image.width > width:
+            shelves.append([])
+        shelves[-1].append(image)
+    return [_beside(shelf, gap) for shelf in shelves]
 
 
 def _panel(panel: Panel, side: int) -> Image.Image:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,9 @@ from wsss.metrics.table import DASH, percent
 from wsss.report.chart import Chart, draw
 from wsss.report.css import CSS
 from wsss.report.overlay import heat_palette
+
+EMBEDDED, BESIDE = "data:", "'self' file:"
+"""Where a page's pictures are: in it, or in files beside it. Nothing else is loaded (Content-Security-Policy)."""
 
 THUMBNAIL_SIDE = 256
 """Longest side of a gallery picture in pixels: five of them take about 80 kB."""
@@ -54,13 +59,25 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class ClassTable:
-    """IoU of each class in each stage."""
+    """Measures of each class."""
 
+    title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, Colour, tuple[float | None, ...]], ...]
-    """Class name, its colour, one IoU in [0, 1] for each column."""
+    """Class name, its colour, one measure in [0, 1] for each column."""
     means: tuple[float | None, ...] = ()
-    """mIoU of each column (over the classes with ground truth); empty = no such row."""
+    """Mean of each column over the classes that have a value; empty = no such row."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Linked:
+    """A picture in a file beside the page."""
+
+    path: str
+    """Relative to the page, with "/"."""
+    size: tuple[int, int]
+    """(H, W) in pixels."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +87,11 @@ class GalleryRow:
     identifier: str
     labels: tuple[str, ...]
     """Names of its image-level labels."""
-    pictures: tuple[npt.NDArray[np.uint8] | None, ...]
-    """`(H, W, 3)` uint8 RGB, one for each of `Gallery.columns`; None = not made."""
+    pictures: tuple[npt.NDArray[np.uint8] | Linked | None, ...]
+    """`(H, W, 3)` uint8 RGB or a file, one for each of `Gallery.columns`; None = not made."""
     note: str = ""
+    link: str = ""
+    """Path of a file beside the page that the name leads to, with "/"; empty: none."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +102,8 @@ class Gallery:
     columns: tuple[str, ...]
     rows: tuple[GalleryRow, ...]
     note: str = ""
+    cards: bool = False
+    """Several rows side by side where there is room: for a few pictures of many images."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +124,7 @@ class Report:
     """What looks wrong, a sentence each."""
     tiles: tuple[Tile, ...] = ()
     summary: tuple[SummaryRow, ...] = ()
-    classes: ClassTable | None = None
+    tables: tuple[ClassTable, ...] = ()
     legend: tuple[tuple[str, Colour], ...] = ()
     """Names and colours of the classes, for the galleries."""
     charts: tuple[Chart, ...] = ()
@@ -134,9 +155,9 @@ def render(report: Report) -> str:
         for index, gallery in enumerate(report.galleries)
     ]
     sections = [
-        ("warnings", "What looks wrong", _warnings(report.warnings)),
+        ("warnings", "What looks wrong", warning_list(report.warnings)),
         ("summary", "Summary", _summary(report.summary)),
-        ("classes", "Per class", _classes(report.classes)),
+        *((f"classes-{index}", table.title, _classes(table)) for index, table in enumerate(report.tables)),
         *((f"chart-{index}", chart.title, _chart(chart)) for index, chart in enumerate(report.charts)),
         *galleries,
         ("run", "Run", run_section(report.facts, report.config)),
@@ -149,7 +170,12 @@ def render(report: Report) -> str:
 
 
 def page(
-    title: str, subtitle: str, sections: Sequence[tuple[str, str, str]], footer: str, lead: str = ""
+    title: str,
+    subtitle: str,
+    sections: Sequence[tuple[str, str, str]],
+    footer: str,
+    lead: str = "",
+    images: str = EMBEDDED,
 ) -> str:
     """A whole page.
 
@@ -159,6 +185,7 @@ def page(
         sections: (anchor, title as plain text, content as HTML); those without content are left out.
         footer: plain text.
         lead: HTML before the first section.
+        images: `EMBEDDED` or `BESIDE`.
     """
     shown = [section for section in sections if section[2]]
     links = "".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for anchor, name, _ in shown)
@@ -172,7 +199,7 @@ def page(
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+  content="default-src 'none'; img-src {images}; style-src 'unsafe-inline'">
 <title>{escape(title)}</title>
 <style>{CSS}</style>
 </head>
@@ -187,20 +214,33 @@ def page(
 """
 
 
-def picture(image: npt.NDArray[np.uint8], alternative: str) -> str:
-    """An `<img>` with the picture inside, as JPEG with full colour resolution (thin outlines stay crisp)."""
+def thumbnail(image: npt.NDArray[np.uint8]) -> tuple[bytes, tuple[int, int]]:
+    """A small copy as JPEG with full colour resolution (thin outlines stay crisp), and its (H, W)."""
     small = shrink(image, THUMBNAIL_SIDE)
     buffer = io.BytesIO()
     Image.fromarray(small).save(buffer, format="JPEG", quality=85, subsampling=0, optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    height, width = small.shape[:2]
+    return buffer.getvalue(), (small.shape[0], small.shape[1])
+
+
+def picture(image: npt.NDArray[np.uint8] | Linked, alternative: str) -> str:
+    """An `<img>`, with a small copy of the picture inside unless it is in a file."""
+    if isinstance(image, Linked):
+        source, (height, width) = address(image.path), image.size
+    else:
+        content, (height, width) = thumbnail(image)
+        source = f"data:image/jpeg;base64,{base64.b64encode(content).decode('ascii')}"
     return (
-        f'<img src="data:image/jpeg;base64,{data}" width="{width}" height="{height}" '
+        f'<img src="{source}" width="{width}" height="{height}" '
         f'style="height:auto" loading="lazy" alt="{escape(alternative)}">'
     )
 
 
-def _warnings(sentences: Sequence[str]) -> str:
+def address(path: str) -> str:
+    """A relative path as URL, whatever is in its name. "./" because "a:b" would be a scheme."""
+    return f"./{quote(os.fsencode(path))}"
+
+
+def warning_list(sentences: Sequence[str]) -> str:
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     return f'<ul class="warnings">{items}</ul>' if items else ""
 
@@ -236,9 +276,7 @@ def _summary(rows: tuple[SummaryRow, ...]) -> str:
     )
 
 
-def _classes(table: ClassTable | None) -> str:
-    if table is None:
-        return ""
+def _classes(table: ClassTable) -> str:
     rows = [
         f'<tr><th scope="row">{_dot(colour)}{escape(name)}</th>{_heat_cells(name, values, table)}</tr>'
         for name, colour, values in table.rows
@@ -249,8 +287,7 @@ def _classes(table: ClassTable | None) -> str:
         )
     head = "".join(f'<th class="heat">{escape(column)}</th>' for column in table.columns)
     return (
-        '<p class="note">Intersection over union in percent; '
-        f"{DASH} = the class does not occur in the ground truth.</p>"
+        f'<p class="note">{escape(table.note)}</p>'
         f'<div class="card"><table class="even"><thead><tr><th>Class</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
@@ -269,12 +306,15 @@ def _cell(value: float | None, kind: str) -> str:
     return f'<td class="{kind}" style="--v:{strength}"><span>{text}</span></td>'
 
 
-def gallery_section(gallery: Gallery, legend: tuple[tuple[str, Colour], ...] = ()) -> str:
-    """The content of a gallery's section; empty without rows."""
+def gallery_section(
+    gallery: Gallery, legend: tuple[tuple[str, Colour], ...] = (), *, heat: bool = True
+) -> str:
+    """The content of a gallery's section; empty without rows. ``heat``: the legend explains the colours of maps too."""
     if not gallery.rows:
         return ""
     note = f'<p class="note">{escape(gallery.note)}</p>' if gallery.note else ""
-    return note + _legend(legend) + "".join(_gallery_row(row, gallery.columns) for row in gallery.rows)
+    rows = "".join(_gallery_row(row, gallery.columns) for row in gallery.rows)
+    return note + _legend(legend, heat) + (f'<div class="cards">{rows}</div>' if gallery.cards else rows)
 
 
 def _gallery_row(row: GalleryRow, columns: tuple[str, ...]) -> str:
@@ -287,17 +327,20 @@ def _gallery_row(row: GalleryRow, columns: tuple[str, ...]) -> str:
     )
     chips = "".join(f'<span class="chip">{escape(label)}</span>' for label in row.labels)
     note = f'<span class="note">{escape(row.note)}</span>' if row.note else ""
+    name = escape(row.identifier)
+    if row.link:
+        name = f'<a href="{address(row.link)}">{name}</a>'
     return (
-        f'<article class="card row"><h3>{escape(row.identifier)} {chips}{note}</h3>'
+        f'<article class="card row"><h3>{name} {chips}{note}</h3>'
         f'<div class="strip">{figures}</div></article>\n'
     )
 
 
-def _figure(image: npt.NDArray[np.uint8] | None, alternative: str) -> str:
+def _figure(image: npt.NDArray[np.uint8] | Linked | None, alternative: str) -> str:
     return f'<div class="missing">{DASH}</div>' if image is None else picture(image, alternative)
 
 
-def _legend(legend: tuple[tuple[str, Colour], ...]) -> str:
+def _legend(legend: tuple[tuple[str, Colour], ...], heat: bool) -> str:
     if not legend:
         return ""
     stops = ", ".join(
@@ -305,10 +348,8 @@ def _legend(legend: tuple[tuple[str, Colour], ...]) -> str:
     )
     bar = f'<span class="heatbar" style="background:linear-gradient(90deg, {stops})"></span>'
     items = "".join(f"<li>{_dot(colour)}{escape(name)}</li>" for name, colour in legend)
-    return (
-        f'<ul class="legend">{items}<li><span class="dot hatch"></span>uncertain (255)</li>'
-        f"<li>saliency 0{bar}1</li></ul>"
-    )
+    scale = f"<li>saliency 0{bar}1</li>" if heat else ""
+    return f'<ul class="legend">{items}<li><span class="dot hatch"></span>uncertain (255)</li>{scale}</ul>'
 
 
 def _dot(colour: Colour) -> str:

@@ -17,6 +17,9 @@ Mask = npt.NDArray[np.uint8]
 HATCH_PERIOD = 8
 """Pixels from one stripe of the uncertain area to the next."""
 
+CONTOUR_SHARE = 300
+"""A contour is one pixel wide, and one more for every so many pixels of the picture's longer side."""
+
 
 def overlay_mask(image: Picture, mask: Mask, opacity: float = 0.6) -> Picture:
     """Draw a mask over its photo, in the colours of the VOC palette.
@@ -37,12 +40,56 @@ def overlay_mask(image: Picture, mask: Mask, opacity: float = 0.6) -> Picture:
     """
     _check(image, mask, np.uint8)
     drawn = _blend(image, voc_palette()[mask], np.where(mask == BACKGROUND, 0, opacity))
-    ignored = mask == IGNORE
-    if ignored.any():
-        hatched = np.where(_stripes(mask.shape)[..., None], np.uint8(255), np.uint8(150))
-        drawn[ignored] = _blend(image, hatched, np.full(mask.shape, min(opacity, 0.55)))[ignored]
+    _hatch(drawn, image, mask, min(opacity, 0.55))
     drawn[outline(mask)] = 255
     return drawn
+
+
+def overlay_contour(image: Picture, mask: Mask) -> Picture:
+    """Draw the borders of a mask's regions, so that the photo inside them can be seen.
+
+    A line in the colour of the VOC palette runs inside each region's border, between two white ones that set it off
+    from the photo. It is as wide as a picture of this size needs. 255 (uncertain) is lightened and hatched.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        mask: `(H, W)` uint8 mask indices.
+
+    Returns:
+        `(H, W, 3)` uint8 RGB, a new array.
+
+    Raises:
+        ValueError: the sizes differ or a type is wrong.
+    """
+    _check(image, mask, np.uint8)
+    drawn = image.copy()
+    _hatch(drawn, image, mask, 0.55)
+    width = 1 + max(mask.shape) // CONTOUR_SHARE
+    border = outline(mask)
+    inside = (mask != BACKGROUND) & (mask != IGNORE)
+    line = _grown(border, width) & inside
+    drawn[_grown(border, width + max(1, width // 2))] = 255
+    drawn[line] = voc_palette()[mask[line]]
+    return drawn
+
+
+def _grown(pixels: npt.NDArray[np.bool_], radius: int) -> npt.NDArray[np.bool_]:
+    """The pixels within so many rows and columns of the given ones."""
+    square = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
+    return np.asarray(cv2.dilate(pixels.view(np.uint8), square)).astype(np.bool_)
+
+
+def _hatch(drawn: Picture, image: Picture, mask: Mask, opacity: float) -> None:
+    """Lighten and hatch the uncertain pixels."""
+    ignored = mask == IGNORE
+    if ignored.any():
+        drawn[ignored] = _blend(image, hatching(mask.shape), np.full(mask.shape, opacity))[ignored]
+
+
+def hatching(shape: tuple[int, ...]) -> Picture:
+    """`(H, W, 3)`: what uncertain pixels look like."""
+    grey = np.where(_stripes(shape), np.uint8(255), np.uint8(150))
+    return np.repeat(grey[..., None], 3, axis=2)
 
 
 def overlay_saliency(image: Picture, saliency: npt.NDArray[np.floating], opacity: float = 0.85) -> Picture:

@@ -12,6 +12,7 @@ import torch
 
 from wsss import runtime
 from wsss.config import Config, EvaluateConfig, RuntimeConfig, to_dict
+from wsss.data.confidence import confidence_of
 from wsss.data.dataset import Dataset, Record, evenly
 from wsss.data.files import read_mask, write_mask
 from wsss.data.modules import load_batches, same_size_batches
@@ -120,9 +121,9 @@ def predict_records(
                     identifier = photo.record.id
                     if not missing(photo.record):
                         continue
-                    write_mask(write(PLAIN, identifier), label_map(plain[index]))
+                    _write(write(PLAIN, identifier), plain[index])
                     if config.ms_flip:
-                        write_mask(write(MS_FLIP, identifier), label_map(best[index]))
+                        _write(write(MS_FLIP, identifier), best[index])
                     if config.crf:
                         yield photo.record.image, best[index].cpu().numpy(), write(CRF, identifier)
 
@@ -130,6 +131,11 @@ def predict_records(
             todo = [batch for batch in part if any(map(missing, batch))]
             for _ in unordered(executor, partial(write_crf, crf), jobs(todo), ahead=2 * workers):
                 pass
+
+
+def _write(path: Path, probabilities: torch.Tensor) -> None:
+    labels = label_map(probabilities)
+    write_mask(path, labels, confidence_of(probabilities.amax(0).float().cpu().numpy(), labels))
 
 
 def label_map(probabilities: torch.Tensor) -> npt.NDArray[np.uint8]:

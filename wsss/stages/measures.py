@@ -9,16 +9,20 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from wsss import runtime
 from wsss.config import RuntimeConfig
 from wsss.data.dataset import Record, evenly, with_masks
+from wsss.data.files import classes_in, read_mask
 from wsss.metrics.reliability import ReliabilityCurve
 from wsss.metrics.segmentation import ConfusionMatrix, confusion_of_pairs, score
 from wsss.metrics.sweep import ThresholdSweep
 from wsss.parallel import pool, unordered
 from wsss.refine.parameters import BackgroundParameters
 from wsss.refine.refiners import Refiner, build_refiner
-from wsss.rundir import EXTENDED, LABELS, MASKS, SALIENCY
+from wsss.rundir import EXTENDED, LABELS, MASKS, PLAIN, SALIENCY
 from wsss.stages.base import Context
 from wsss.stages.calibrate import chosen_rule
 from wsss.stages.refine import chosen_parameters, is_soft, maps_folder
@@ -217,6 +221,39 @@ def prediction_entry(folder: str) -> Measure:
         return {**found, "mask_pretraining": True} if marked else found
 
     return entry
+
+
+def tags_entry(context: Context, known: Mapping[str, Any]) -> Entry | None:
+    """``tags``: the classes in the single-scale predictions of the validation photos against the photos' tags.
+
+    No true mask is read. A class is predicted if it has a pixel. Of each class: F1, precision (share of the photos
+    where it is predicted that have the tag), recall (share of the photos with the tag where it is predicted), its tags
+    and those without a pixel. ``f1`` is the mean over the classes that are tagged or predicted.
+    """
+    records = [record for record in context.dataset.val if record.labels is not None]
+    if not records:
+        return None
+    tagged, predicted, both = (np.zeros(len(context.dataset.class_names), int) for _ in range(3))
+    for record in records:
+        tags, found = set(record.labels or ()), set(classes_in(read_mask(context.run.mask(PLAIN, record.id))))
+        for count, classes in ((tagged, tags), (predicted, found), (both, tags & found)):
+            count[list(classes)] += 1
+
+    def per_class(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> dict[str, float | None]:
+        pairs = zip(context.dataset.classes, part.tolist()[1:], whole.tolist()[1:], strict=True)
+        return {name: one / all_ if all_ else None for name, one, all_ in pairs}
+
+    f1 = per_class(2 * both, tagged + predicted)
+    values = [value for value in f1.values() if value is not None]
+    return {
+        "f1": sum(values) / len(values) if values else None,
+        "images": len(records),
+        "per_class": f1,
+        "precision": per_class(both, predicted),
+        "recall": per_class(both, tagged),
+        "tagged": dict(zip(context.dataset.classes, tagged.tolist()[1:], strict=True)),
+        "without_pixel": dict(zip(context.dataset.classes, (tagged - both).tolist()[1:], strict=True)),
+    }
 
 
 def retention(context: Context, known: Mapping[str, Any]) -> float | None:

@@ -8,12 +8,10 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from wsss import runtime
 from wsss.config import Config, RuntimeConfig, to_dict
 from wsss.data.dataset import Record
-from wsss.data.files import read_mask
+from wsss.data.files import classes_in, read_mask
 from wsss.parallel import pool, unordered
 from wsss.refine.parameters import RefineParameters
 from wsss.refine.refiners import Place, Refiner, build_refiner, refiner_class, unused_settings
@@ -107,9 +105,9 @@ def absent_labels(records: Sequence[Record], run: RunDirectory) -> dict[int, tup
     total: Counter[int] = Counter()
     for record in records:
         if record.labels:
-            present = np.flatnonzero(np.bincount(read_mask(run.mask(LABELS, record.id)).ravel()))
+            present = classes_in(read_mask(run.mask(LABELS, record.id)))
             total.update(record.labels)
-            absent.update(set(record.labels) - set(present.tolist()))
+            absent.update(set(record.labels) - set(present))
     return {index: (absent[index], total[index]) for index in sorted(total)}
 
 

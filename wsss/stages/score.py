@@ -20,7 +20,11 @@ from wsss.stages.measures import (
     prediction_entry,
     retention,
     seed_entry,
+    tags_entry,
 )
+
+SHOWN_CLASSES = 10
+"""At most this many classes are listed on the terminal; metrics.json and the report have all."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Metric:
     """Title and note of its tile at the top of the report."""
     optional: bool = False
     """Whether its tile is left out if the entry is missing (otherwise the tile shows that it is missing)."""
+    details: Callable[[Mapping[str, Any]], list[str]] = field(default=lambda metrics: [])
+    """Lines of the summary below its row, from all entries."""
     oracle: str = ""
     """Title of the summary's row for ``oracle_<headline>``; empty: no row."""
 
@@ -70,6 +76,27 @@ def _mask_notes(entry: Entry) -> str:
 
 def _pretraining(entry: Entry) -> str:
     return NOT_WEAK if entry.get("mask_pretraining") else ""
+
+
+def tags_without_pixel(entry: Entry) -> str:
+    """The classes whose tags have no pixel, with numbers of photos; the most frequent first."""
+    lost = sorted((item for item in entry["without_pixel"].items() if item[1]), key=lambda item: -item[1])
+    return ", ".join(f"{name} {count} of {entry['tagged'][name]}" for name, count in lost) or "none"
+
+
+def _tag_details(metrics: Mapping[str, Any]) -> list[str]:
+    """Precision and recall of the classes with the lowest F1, where no true mask says more."""
+    entry = metrics["tags"]
+    if metrics.get("val"):
+        return []
+    known = sorted((f1, name) for name, f1 in entry["per_class"].items() if f1 is not None)
+    rows = [
+        f"{name:<20}{percent(entry['precision'][name]):>12}{percent(entry['recall'][name]):>10}"
+        f"{entry['without_pixel'][name]:>12} of {entry['tagged'][name]}"
+        for _, name in known[:SHOWN_CLASSES]
+    ]
+    head = f"{'class':<20}{'precision, %':>12}{'recall, %':>10}  tags without a pixel"
+    return [head, *rows, *([f"{len(known) - SHOWN_CLASSES} more"] if len(known) > SHOWN_CLASSES else [])]
 
 
 METRICS: dict[str, Metric] = {
@@ -132,6 +159,15 @@ METRICS: dict[str, Metric] = {
         protocol=lambda config: f"val photos; {_best(config)}, then CRF",
         notes=_pretraining,
     ),
+    "tags": Metric(
+        "val tags in the predictions, F1 (no masks)",
+        ("score_tags",),
+        tags_entry,
+        headline="f1",
+        tile=("tags in predictions", "val, F1 of image labels, mean over classes"),
+        optional=True,
+        details=_tag_details,
+    ),
     "supervised": Metric(
         "val mIoU, trained on true masks (oracle)",
         ("evaluate_supervised",),
@@ -171,13 +207,15 @@ def measure(context: Context, stage: str) -> None:
 
 def summary(config: Config, metrics: Mapping[str, Any]) -> list[str]:
     """A line for every known number, for the terminal."""
-    rows = []
+    lines = []
     for key, metric in METRICS.items():
         entry = metrics.get(key)
         oracle = entry.get(f"oracle_{metric.headline}") if isinstance(entry, dict) else None
         titles = (metric.title.format(best=_best(config)), metric.value(entry)), (metric.oracle, oracle)
-        rows += [(title, value) for title, value in titles if title and value is not None]
-    lines = [f"  {title:<44}{value:.4f}" for title, value in rows]
+        lines += [f"  {title:<44}{value:.4f}" for title, value in titles if title and value is not None]
+        lines += [
+            f"     {line}" for line in (metric.details(metrics) if metric.value(entry) is not None else [])
+        ]
     if any(isinstance(entry, dict) and entry.get("mask_pretraining") for entry in metrics.values()):
         lines.append(f"  {NOT_WEAK}")
     return lines
@@ -191,6 +229,19 @@ def score_masks(context: Context) -> dict[str, Any]:
     measure(context, "score_masks")
     return {"images": len(with_masks(context.dataset.train))}
 
+
+def score_tags(context: Context) -> dict[str, Any]:
+    """``tags`` in metrics.json."""
+    measure(context, "score_tags")
+    return {"images": sum(record.labels is not None for record in context.dataset.val)}
+
+
+SCORE_TAGS = Stage(
+    "compare the predictions with the tags",
+    score_tags,
+    reads=lambda config, data: [[record.id, record.labels] for record in data.val],
+    follows=after("evaluate"),
+)
 
 SCORE_MASKS = Stage(
     "score seeds and pseudo-masks",

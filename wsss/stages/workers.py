@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from wsss.data.confidence import confidence_of
 from wsss.data.dataset import Record
 from wsss.data.files import Saliency, read_image, read_saliency, read_truth, write_mask
 from wsss.data.labels import BACKGROUND
@@ -21,7 +22,7 @@ from wsss.metrics.confusion import ConfusionMatrix
 from wsss.metrics.reliability import ReliabilityCurve
 from wsss.metrics.sweep import ThresholdSweep
 from wsss.refine.background import Maps, background_threshold, prepare_maps, prepare_probabilities, seed_mask
-from wsss.refine.crf import crf_labels
+from wsss.refine.crf import crf_probabilities
 from wsss.refine.masks import RefinedMask
 from wsss.refine.parameters import BackgroundParameters, CRFParameters
 from wsss.refine.refiners import Refiner
@@ -78,7 +79,9 @@ def refine_stored(run: RunDirectory, refiner: Refiner, source: str, record: Reco
 def write_crf(parameters: CRFParameters, job: tuple[Path, npt.NDArray[np.float32], Path]) -> None:
     """Refine one prediction with the CRF: ``job`` is (photo, probabilities (C, H, W), target file)."""
     photo, probabilities, path = job
-    write_mask(path, crf_labels(probabilities, read_image(photo), parameters))
+    refined = crf_probabilities(probabilities, read_image(photo), parameters)
+    labels = np.asarray(refined.argmax(axis=0), dtype=np.uint8)
+    write_mask(path, labels, confidence_of(refined.max(axis=0), labels))
 
 
 # -- scores -------------------------------------------------------------------------------------------

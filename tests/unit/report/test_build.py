@@ -132,6 +132,17 @@ def test_every_number_of_a_whole_run_is_on_the_page(tmp_path: Path, run: RunDire
     assert len(re.findall("<img ", page)) == 2 * 3 + 1 + 2 * 4 + 1
 
 
+def test_agreement_with_the_tags_is_on_the_page(tmp_path: Path, run: RunDirectory) -> None:
+    numbers = {"cat": 0.514, "dog": None}
+    entry = {"f1": 0.514, "images": 2, "per_class": numbers, "precision": numbers, "recall": numbers}
+    run.update_metrics(tags={**entry, "tagged": {"cat": 3, "dog": 0}, "without_pixel": {"cat": 2, "dog": 0}})
+    page, parser = build(dataset(tmp_path), run)
+    text = " ".join(parser.words)
+    assert "Tags in the predictions" in text
+    assert "Tags without a pixel: cat 2 of 3." in text
+    assert page.count("51.4") >= 4  # the tile, F1, precision, recall
+
+
 def test_page_needs_nothing_else(tmp_path: Path, run: RunDirectory) -> None:
     data = dataset(tmp_path)
     fill(data, run)

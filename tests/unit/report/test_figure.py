@@ -5,7 +5,7 @@ import pytest
 from PIL import ImageFont
 
 from wsss.report import figure
-from wsss.report.figure import MARK, Panel, Row, Tile, draw_panels, draw_table, short, wrap
+from wsss.report.figure import MARK, Panel, Row, Tile, draw_panels, draw_table, short, with_legend, wrap
 
 RED, GREEN, BLUE = (220, 10, 10), (10, 220, 10), (10, 10, 220)
 
@@ -41,6 +41,24 @@ def test_a_table_has_a_picture_for_every_column_and_a_strip_for_every_row() -> N
 )
 def test_pictures_are_brought_to_a_legible_size(size: tuple[int, int], shown: tuple[int, int]) -> None:
     assert box(draw_table(["photo"], [Row("dog", [plain(RED, *size)])]), RED)[2:] == shown
+
+
+@pytest.mark.parametrize("size", [(1, 1), (40, 60), (300, 400), (2000, 1500)])
+def test_a_legend_is_below_a_picture_of_any_size(size: tuple[int, int]) -> None:
+    picture = plain((200, 200, 10), *size)
+    names = [("cat", RED), ("a rather long name of a class", GREEN), ("not decided", None), ("x" * 500, BLUE)]
+    drawn = with_legend(picture, names)
+    assert np.array_equal(drawn[: size[0], : size[1]], picture)
+    assert drawn.shape[1] <= max(size[1], 700)  # long names are cut
+    tops = []
+    for colour in (RED, GREEN, BLUE):
+        rows = (drawn[size[0] :] == np.uint8(colour)).all(-1).nonzero()[0]
+        assert np.ptp(rows) + 3 >= max(16, min(48, max(size) // 45))  # with its frame
+        tops.append(int(rows.min()))
+    assert tops == sorted(tops)
+    dark = (drawn[size[0] :].max(-1) < 90).sum()
+    assert dark > 100  # letters
+    assert with_legend(picture, []).shape[0] > size[0]
 
 
 def test_many_columns_get_smaller_pictures() -> None:

@@ -40,8 +40,14 @@ def sample(text: str = "plain") -> Report:
         subtitle=text,
         tiles=(Tile(text, 0.5, text), Tile("retention", None)),
         summary=(SummaryRow(f"seed {text}", 0.4567, text, oracle=0.5), SummaryRow("val", None, "not run")),
-        classes=ClassTable(
-            (f"seed {text}", "val"), ((f"cat {text}", (128, 0, 0), (0.25, None)),), (0.3, 0.4)
+        tables=(
+            ClassTable(
+                f"classes {text}",
+                (f"seed {text}", "val"),
+                ((f"cat {text}", (128, 0, 0), (0.25, None)),),
+                (0.3, 0.4),
+                text,
+            ),
         ),
         legend=((f"cat {text}", (128, 0, 0)),),
         galleries=(
@@ -106,7 +112,7 @@ def test_the_page_loads_nothing_from_elsewhere() -> None:
 def test_contents_lead_to_sections_that_exist() -> None:
     page = Page(render(sample()))
     targets = [value.removeprefix("#") for value in page.values("href")]
-    assert targets == ["summary", "classes", "gallery-0", "run"]
+    assert targets == ["summary", "classes-0", "gallery-0", "run"]
     assert set(targets) <= set(page.values("id"))
 
 
@@ -118,8 +124,8 @@ def test_measures_are_percent_and_missing_ones_an_en_dash() -> None:
     assert "45.7" in text
     assert "None" not in text
     assert "nan" not in text
-    # Tile, val, its oracle, the cat's second IoU, missing picture, empty commit, and the explaining note.
-    assert text.count("\N{EN DASH}") == 7
+    # Tile, val, its oracle, the cat's second IoU, missing picture, empty commit.
+    assert text.count("\N{EN DASH}") == 6
 
 
 def test_oracle_is_marked_as_using_masks() -> None:
@@ -171,9 +177,9 @@ def test_written_page_is_utf8_and_can_be_replaced(tmp_path: Path) -> None:
 
 
 def test_rows_that_do_not_fit_their_columns_are_refused() -> None:
-    table = ClassTable(("seed", "val"), (("cat", (0, 0, 0), (0.1,)),))
+    table = ClassTable("t", ("seed", "val"), (("cat", (0, 0, 0), (0.1,)),))
     with pytest.raises(ValueError, match="cat: 1 values for 2 columns"):
-        render(Report("bad", classes=table))
+        render(Report("bad", tables=(table,)))
     gallery = Gallery("photos", ("photo",), (GalleryRow("id7", (), ()),))
     with pytest.raises(ValueError, match="id7: 0 pictures for 1 columns"):
         render(Report("bad", galleries=(gallery,)))

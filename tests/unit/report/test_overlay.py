@@ -7,7 +7,7 @@ import pytest
 
 from wsss.data.palette import voc_palette
 from wsss.data.working import shrink
-from wsss.report.overlay import heat_palette, outline, overlay_mask, overlay_saliency
+from wsss.report.overlay import heat_palette, outline, overlay_contour, overlay_mask, overlay_saliency
 
 
 def photo(height: int = 20, width: int = 30) -> np.ndarray:
@@ -48,6 +48,35 @@ def test_outline_is_white_and_agrees_with_a_loop_over_pixels() -> None:
         expected[y, x] = labels[y, x] not in (0, 255) and any(value != labels[y, x] for value in values)
     np.testing.assert_array_equal(outline(labels), expected)
     assert (overlay_mask(photo(), labels)[expected] == 255).all()
+
+
+@pytest.mark.parametrize("scale", [1, 20])
+def test_contours_leave_the_photo_and_agree_with_a_loop_over_pixels(scale: int) -> None:
+    """A line of the class's colour inside the border, white beyond it, as wide as the picture asks for."""
+    labels = np.kron(mask(), np.ones((scale, scale), np.uint8))
+    height, width = labels.shape
+    image = photo(height, width)
+    drawn = overlay_contour(image, labels)
+    reach = 1 + max(labels.shape) // 300
+    beyond = reach + max(1, reach // 2)
+    random, border = np.random.default_rng(0), outline(labels)
+    for y, x in zip(random.integers(0, height, 600), random.integers(0, width, 600), strict=True):
+
+        def near(steps: int, y: int = y, x: int = x) -> bool:
+            return bool(border[max(0, y - steps) : y + steps + 1, max(0, x - steps) : x + steps + 1].any())
+
+        if near(reach) and labels[y, x] in (7, 9):
+            expected = voc_palette()[labels[y, x]]
+        elif near(beyond):
+            expected = np.full(3, 255)
+        elif labels[y, x] == 255:
+            continue  # hatched, see below
+        else:
+            expected = image[y, x]
+        assert (drawn[y, x] == expected).all(), (y, x)
+    hatched = drawn[labels == 255]
+    assert np.array_equal(hatched, overlay_mask(image, labels)[labels == 255])
+    assert np.array_equal(image, photo(height, width))
 
 
 def test_uncertain_pixels_are_hatched_and_not_a_plain_colour() -> None:
@@ -108,6 +137,8 @@ def test_shrink_averages_photos_and_samples_masks() -> None:
 def test_layers_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"layer is \(5, 5\).* image is \(20, 30\)"):
         overlay_mask(photo(), np.zeros((5, 5), np.uint8))
+    with pytest.raises(ValueError, match=r"layer is \(5, 5\).* image is \(20, 30\)"):
+        overlay_contour(photo(), np.zeros((5, 5), np.uint8))
     with pytest.raises(ValueError, match="must be uint8, not int64"):
         overlay_mask(photo(), np.zeros((20, 30), np.int64))
     with pytest.raises(ValueError, match="must be floating, not uint8"):

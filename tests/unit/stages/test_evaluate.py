@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from wsss.config import EvaluateConfig, RuntimeConfig
 from wsss.data.dataset import Record
-from wsss.data.files import read_image, read_mask
+from wsss.data.files import read_confidence, read_image, read_mask
 from wsss.data.transforms import normalize_image
 from wsss.models.segmenter import predict_probabilities
-from wsss.refine.crf import crf_labels
+from wsss.refine.crf import crf_probabilities
 from wsss.refine.parameters import CRFParameters
 from wsss.rundir import RunDirectory
 from wsss.stages.evaluate import folders, label_map, predict_records
@@ -83,14 +83,17 @@ def test_every_photo_gets_every_kind_of_prediction_at_its_own_size(
         with torch.no_grad():
             plain = predict_probabilities(model, images)[0]
             best = predict_probabilities(model, images, (0.5, 1.0), flip=True)[0] if ms_flip else plain
-        crf = crf_labels(best.numpy(), photo, CONSTANTS)
-        expected = {"predictions": plain.argmax(0).numpy(), "predictions_crf": crf}
+        crf = crf_probabilities(best.numpy(), photo, CONSTANTS)
+        expected = {"predictions": plain.numpy(), "predictions_crf": crf}
         if ms_flip:
-            expected["predictions_ms_flip"] = best.argmax(0).numpy()
-        for folder, labels in expected.items():
+            expected["predictions_ms_flip"] = best.numpy()
+        for folder, probabilities in expected.items():
             found = read_mask(run.mask(folder, record.id))
             assert found.shape == size
-            assert np.mean(found == labels) > 0.99  # batches may round differently
+            assert np.mean(found == probabilities.argmax(0)) > 0.99  # batches may round differently
+            confidence = read_confidence(run.mask(folder, record.id))
+            assert confidence is not None
+            assert confidence.photo == pytest.approx(probabilities.max(0).mean(), abs=1e-4)
 
 
 def test_only_photos_without_predictions_are_predicted(records: list[Record], run: RunDirectory) -> None:

@@ -151,6 +151,57 @@ def test_what_the_configuration_does_not_ask_for_is_not_measured(
     assert set(measured("evaluate", records, run, config)) == {"val"}
 
 
+def test_tags_are_compared_with_the_classes_that_have_pixels(
+    records: list[Record], run: RunDirectory
+) -> None:
+    random = np.random.default_rng(4)
+    tags = [(1, 2), (1,), (), (2,), None, (1, 2)]
+    records = [replace(record, labels=labels) for record, labels in zip(records, tags, strict=True)]
+    predicted = []
+    for record, size in zip(records, SIZES, strict=True):
+        labels = random.choice(np.array([0, 255], np.uint8), size)
+        predicted.append({int(index) for index in random.choice([1, 2, 3], 2)})
+        for index in predicted[-1]:
+            labels[index, 5] = index  # a single pixel
+        write_mask(run.mask("predictions", record.id), labels)
+    found = measured("score_tags", records, run)["tags"]
+    f1 = []
+    for index, name in enumerate(CLASSES, 1):
+        hit = missed = false = 0
+        for labels, classes in zip(tags, predicted, strict=True):
+            if labels is not None:
+                hit += index in labels and index in classes
+                missed += index in labels and index not in classes
+                false += index not in labels and index in classes
+        assert found["precision"][name] == (hit / (hit + false) if hit + false else None)
+        assert found["recall"][name] == (hit / (hit + missed) if hit + missed else None)
+        assert found["tagged"][name] == hit + missed
+        assert found["without_pixel"][name] == missed
+        f1.append(2 * hit / (2 * hit + missed + false))
+        assert found["per_class"][name] == pytest.approx(f1[-1])
+    assert found["f1"] == pytest.approx(np.mean(f1))
+    assert found["images"] == 5
+
+
+def test_validation_photos_without_tags_have_no_agreement(records: list[Record], run: RunDirectory) -> None:
+    assert measured("score_tags", [replace(record, labels=None) for record in records], run) == {}
+
+
+def test_the_summary_lists_the_tags_class_by_class_where_there_are_no_masks() -> None:
+    names = [f"c{index}" for index in range(12)]
+    per_class = dict(zip(names, [*np.linspace(1, 0, 11), None], strict=True))
+    counts = dict.fromkeys(names, 4)
+    same = {"precision": per_class, "recall": per_class, "tagged": counts}
+    entry = {"f1": 0.5, "images": 9, "per_class": per_class, **same, "without_pixel": {**counts, "c0": 0}}
+    lines = summary(CONFIG, {"tags": entry})
+    assert lines[0] == f"  {'val tags in the predictions, F1 (no masks)':<44}0.5000"
+    assert lines[2].split() == ["c10", "0.0", "0.0", "4", "of", "4"]  # the lowest first
+    assert lines[-2].split() == ["c1", "90.0", "90.0", "4", "of", "4"]
+    assert lines[-1].strip() == "1 more"
+    assert len(summary(CONFIG, {"tags": entry, "val": {"miou": 0.5}})) == 2
+    assert summary(CONFIG, {"tags": {**entry, "f1": None}}) == []  # no tag, nothing predicted
+
+
 def test_retention_is_the_share_of_the_supervised_number(records: list[Record], run: RunDirectory) -> None:
     for record in records[:5]:
         write_mask(run.mask("supervised_predictions", record.id), truth_of(record))

@@ -148,10 +148,10 @@ def test_every_part_of_the_data_makes_those_stages_stale_that_read_it(
         ({"train": (replace(train, **photo[0]),)}, {"classify", "supervise"}),
         ({"train": (train, replace(train, id="other"))}, {"classify", "supervise", "score_masks"}),
         ({"train": (replace(train, **mask[0]),)}, {"supervise", "score_masks"}),
-        ({"val": (replace(val, labels=(2,)),)}, {"score_classifier"}),
+        ({"val": (replace(val, labels=(2,)),)}, {"score_classifier", "score_tags"}),
         ({"val": (replace(val, **photo[1]),)}, {"score_classifier", *predictions}),
         ({"val": (replace(val, **mask[1]),)}, predictions),
-        ({"val": (val, replace(val, id="other"))}, {"score_classifier", *predictions}),
+        ({"val": (val, replace(val, id="other"))}, {"score_classifier", "score_tags", *predictions}),
     ]
     for change, expected in cases:
         assert changed((CONFIG, dataset), (CONFIG, replace(dataset, **change))) == expected, change
