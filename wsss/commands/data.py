@@ -14,16 +14,22 @@ IMPORTS = (
 )
 """Formats of tags, see `wsss.data.tools.FORMATS`."""
 
+MASK_IMPORTS = ("coco", "png", "yolo", "cvat", "cvat-mask", "labelstudio", "labelme", "folder")
+"""Formats of masks, see `wsss.data.mask_formats.MASK_FORMATS`."""
+
 
 def main(words: Sequence[str]) -> int:
-    """``check`` a data set (status 1 if it has errors), write the procedural one (``shapes``), or ``import`` one."""
+    """``check`` a data set (status 1 if it has errors), write the procedural one (``shapes``), or ``import`` tags or
+    masks."""
     parser = ToolParser(prog="wsss data", description="Make, check and import data sets.")
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _check_parser(commands)
     _shapes_parser(commands)
     _import_parser(commands)
+    _import_masks_parser(commands)
     options = parser.parse_args(words)
-    return {"check": _check, "shapes": _shapes, "import": _import}[options.action](options)
+    run = {"check": _check, "shapes": _shapes, "import": _import, "import-masks": _import_masks}
+    return run[options.action](options)
 
 
 def _check_parser(commands: "argparse._SubParsersAction[ToolParser]") -> None:
@@ -93,18 +99,7 @@ def _import_parser(commands: "argparse._SubParsersAction[ToolParser]") -> None:
         "`--data.kind folder`: links to the photos, labels.csv, classes.txt, and lists of the splits where the export "
         "has them.",
     )
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="the export: a file, or a folder with it")
-    parser.add_argument("target", type=Path, metavar="DEST", help="the new folder")
-    parser.add_argument(
-        "--format",
-        choices=("auto", *IMPORTS),
-        default="auto",
-        metavar="NAME",
-        help="auto (by the content of the files), " + ", ".join(IMPORTS),
-    )
-    parser.add_argument(
-        "--photos", type=Path, metavar="DIR", help="where the photos are (default: at SOURCE)"
-    )
+    _add_places(parser, IMPORTS)
     parser.add_argument("--copy", **FLAG, help="copy the photos instead of linking to them")
     parser.add_argument("--field", metavar="NAME", help="of several groups of tags, the one to take")
     parser.add_argument(
@@ -112,14 +107,33 @@ def _import_parser(commands: "argparse._SubParsersAction[ToolParser]") -> None:
         choices=("newest", "union"),
         help="what counts where people disagree (default: an error)",
     )
+    _add_unlabelled(parser)
+    parser.add_argument("--threshold", type=float, metavar="X", help="confidence from which a tag counts")
+    parser.add_argument("--label_separator", metavar="TEXT", help="between the labels of a cell of a table")
+
+
+def _add_places(parser: ToolParser, formats: Sequence[str]) -> None:
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="the export: a file, or a folder with it")
+    parser.add_argument("target", type=Path, metavar="DEST", help="the new folder")
+    parser.add_argument(
+        "--format",
+        choices=("auto", *formats),
+        default="auto",
+        metavar="NAME",
+        help="auto (by the content of the files), " + ", ".join(formats),
+    )
+    parser.add_argument(
+        "--photos", type=Path, metavar="DIR", help="where the photos are (default: at SOURCE)"
+    )
+
+
+def _add_unlabelled(parser: ToolParser) -> None:
     parser.add_argument(
         "--unlabelled",
         choices=("none", "unknown"),
-        help="what a photo without a tag is where the format does not say: it shows none of the classes, or nobody "
-        "knows",
+        help="what a photo without a tag (or a mask) is where the format does not say: it shows none of the classes, "
+        "or nobody knows",
     )
-    parser.add_argument("--threshold", type=float, metavar="X", help="confidence from which a tag counts")
-    parser.add_argument("--label_separator", metavar="TEXT", help="between the labels of a cell of a table")
 
 
 def _import(options: argparse.Namespace) -> int:
@@ -130,4 +144,39 @@ def _import(options: argparse.Namespace) -> int:
         options.field, options.annotators, options.unlabelled, options.threshold, options.label_separator
     )
     print(import_tags(options.source, options.target, options.format, options.photos, own, options.copy))
+    return 0
+
+
+def _import_masks_parser(commands: "argparse._SubParsersAction[ToolParser]") -> None:
+    parser = commands.add_parser(
+        "import-masks",
+        help="masks that were drawn or corrected in a labelling tool, as a folder of palette PNGs",
+        description="Read masks in the formats of `wsss export masks`, and write <id>.png with class indices, which "
+        "`--segmenter.true_masks` trains on. Ids are the names of the photos below --photos.",
+    )
+    _add_places(parser, MASK_IMPORTS)
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="the class list of your data set (default: the export's own; Label Studio and LabelMe have none)",
+    )
+    parser.add_argument(
+        "--annotators", choices=("newest",), help="which annotation of a photo counts (default: an error)"
+    )
+    _add_unlabelled(parser)
+    parser.add_argument(
+        "--crowds",
+        choices=("objects", "ignore"),
+        help="what COCO's regions with iscrowd 1 are (default: an error)",
+    )
+
+
+def _import_masks(options: argparse.Namespace) -> int:
+    from wsss.data.mask_import import import_masks
+    from wsss.data.tools import Options
+
+    own = Options(annotators=options.annotators, unlabelled=options.unlabelled, crowds=options.crowds)
+    source, target = options.source, options.target
+    print(import_masks(source, target, options.format, options.classes, options.photos, own))
     return 0

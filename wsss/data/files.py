@@ -442,7 +442,7 @@ def read_saliency(path: Path) -> Saliency:
         UserError: naming the file: missing, truncated, or not such an archive.
     """
     try:
-        _check_archive(path)
+        check_archive(path)
         with np.load(path, allow_pickle=False) as archive:
             height, width = (int(value) for value in archive["size"])
             return Saliency(archive["classes"], archive["maps"], (height, width))
@@ -454,7 +454,7 @@ def read_saliency(path: Path) -> Saliency:
         ) from error
 
 
-def _check_archive(path: Path) -> None:
+def check_archive(path: Path) -> None:
     """Refuse what numpy would guess to be something else (a bare .npy, a pickle), and what would fill the memory.
 
     Raises:
@@ -480,7 +480,7 @@ def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any
         UserError: the file is missing, truncated, or lacks one of `names`.
     """
     try:
-        _check_archive(path)
+        check_archive(path)
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in names}
     except FileNotFoundError as error:

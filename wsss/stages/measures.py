@@ -18,7 +18,7 @@ from wsss.metrics.sweep import ThresholdSweep
 from wsss.parallel import pool, unordered
 from wsss.refine.parameters import BackgroundParameters
 from wsss.refine.refiners import Refiner, build_refiner
-from wsss.rundir import EXTENDED, LABELS, MASKS, SALIENCY
+from wsss.rundir import EXTENDED, LABELS, MASKS, SALIENCY, SUPERVISED_PLAIN
 from wsss.stages.base import Context
 from wsss.stages.calibrate import chosen_rule
 from wsss.stages.refine import chosen_parameters, is_soft, maps_folder
@@ -213,8 +213,11 @@ def prediction_entry(folder: str) -> Measure:
         if not records:
             return None
         found = score(_confusion(context, records, folder), context.dataset.class_names)
-        marked = context.config.segmenter.mask_pretraining
-        return {**found, "mask_pretraining": True} if marked else found
+        if context.config.segmenter.mask_pretraining:
+            found["mask_pretraining"] = True
+        if folder != SUPERVISED_PLAIN and (true := context.run.stage_entry("segment").get("true_masks")):
+            found["true_masks"] = true
+        return found
 
     return entry
 

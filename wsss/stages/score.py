@@ -68,8 +68,16 @@ def _mask_notes(entry: Entry) -> str:
     )
 
 
-def _pretraining(entry: Entry) -> str:
-    return NOT_WEAK if entry.get("mask_pretraining") else ""
+def with_true_masks(entry: Any) -> str:
+    """ "with 12 true masks", where the segmenter was also trained on such (``segmenter.true_masks``)."""
+    count = entry.get("true_masks") if isinstance(entry, dict) else None
+    return f"with {count} true mask{'s' * (count != 1)}" if count else ""
+
+
+def training_notes(entry: Any) -> str:
+    """What must stand beside a number of a segmenter that has seen masks."""
+    weak = NOT_WEAK if isinstance(entry, dict) and entry.get("mask_pretraining") else ""
+    return "; ".join(note for note in (with_true_masks(entry), weak) if note)
 
 
 METRICS: dict[str, Metric] = {
@@ -111,7 +119,7 @@ METRICS: dict[str, Metric] = {
         prediction_entry(PLAIN),
         name="val",
         protocol=lambda config: "val photos; single scale, no CRF",
-        notes=_pretraining,
+        notes=training_notes,
         tile=("val mIoU", "single scale, no CRF"),
     ),
     "val_ms_flip": Metric(
@@ -121,7 +129,7 @@ METRICS: dict[str, Metric] = {
         wanted=lambda config: config.evaluate.ms_flip,
         name="val, multi-scale + flip",
         protocol=lambda config: "val photos; multi-scale and mirrored, no CRF",
-        notes=_pretraining,
+        notes=training_notes,
     ),
     "val_crf": Metric(
         "val mIoU, {best} + CRF",
@@ -130,7 +138,7 @@ METRICS: dict[str, Metric] = {
         wanted=lambda config: config.evaluate.crf,
         name="val, CRF",
         protocol=lambda config: f"val photos; {_best(config)}, then CRF",
-        notes=_pretraining,
+        notes=training_notes,
     ),
     "supervised": Metric(
         "val mIoU, trained on true masks (oracle)",
@@ -140,7 +148,7 @@ METRICS: dict[str, Metric] = {
         protocol=lambda config: (
             "val photos; same network trained on true masks, single scale, no CRF (oracle)"
         ),
-        notes=_pretraining,
+        notes=training_notes,
     ),
     "retention": Metric(
         "retention (val / oracle)",
@@ -176,8 +184,9 @@ def summary(config: Config, metrics: Mapping[str, Any]) -> list[str]:
         entry = metrics.get(key)
         oracle = entry.get(f"oracle_{metric.headline}") if isinstance(entry, dict) else None
         titles = (metric.title.format(best=_best(config)), metric.value(entry)), (metric.oracle, oracle)
-        rows += [(title, value) for title, value in titles if title and value is not None]
-    lines = [f"  {title:<44}{value:.4f}" for title, value in rows]
+        true = with_true_masks(metrics.get("val") if key == "retention" else entry)
+        rows += [(title, value, true) for title, value in titles if title and value is not None]
+    lines = [f"  {title:<44}{value:.4f}  {true}".rstrip() for title, value, true in rows]
     if any(isinstance(entry, dict) and entry.get("mask_pretraining") for entry in metrics.values()):
         lines.append(f"  {NOT_WEAK}")
     return lines
