@@ -226,7 +226,7 @@ def _relative(values: Sequence[float]) -> Callable[[Size], Binary]:
     """A polygon in shares of width and height. Its corners are pixels that belong to it, as YOLO's readers draw it."""
 
     def fill(size: Size) -> Binary:
-        points = np.floor(np.array(values).reshape(-1, 2) * (size[1], size[0]))
+        points = np.round(np.array(values).reshape(-1, 2) * (size[1], size[0]))
         corners = np.clip(points, -1, (size[1], size[0])).astype(np.int32)
         return cv2.fillPoly(np.zeros(size, np.uint8), [corners], 1).astype(np.bool_)
 
