@@ -97,9 +97,9 @@ def _import_parser(commands: "argparse._SubParsersAction[ToolParser]") -> None:
         help="tags of a labelling tool to photos, labels.csv and classes.txt",
         description="Read the tags of photos as a labelling tool exports them, and make a folder for "
         "`--data.kind folder`: links to the photos, labels.csv, classes.txt, and lists of the splits where the export "
-        "has them.",
+        "has them. Of videos, frames at an interval.",
     )
-    _add_places(parser, IMPORTS)
+    _add_places(parser, (*IMPORTS, "video"))
     parser.add_argument("--copy", **FLAG, help="copy the photos instead of linking to them")
     parser.add_argument("--field", metavar="NAME", help="of several groups of tags, the one to take")
     parser.add_argument(
@@ -110,6 +110,12 @@ def _import_parser(commands: "argparse._SubParsersAction[ToolParser]") -> None:
     _add_unlabelled(parser)
     parser.add_argument("--threshold", type=float, metavar="X", help="confidence from which a tag counts")
     parser.add_argument("--label_separator", metavar="TEXT", help="between the labels of a cell of a table")
+    parser.add_argument(
+        "--every",
+        type=float,
+        metavar="SECONDS",
+        help="between the frames that are taken of videos (default 1)",
+    )
 
 
 def _add_places(parser: ToolParser, formats: Sequence[str]) -> None:
@@ -139,11 +145,23 @@ def _add_unlabelled(parser: ToolParser) -> None:
 def _import(options: argparse.Namespace) -> int:
     from wsss.data.importing import import_tags
     from wsss.data.tools import Options
+    from wsss.data.video import EVERY, import_videos, only_videos, videos_in
+    from wsss.errors import UserError
 
+    source = options.source
+    if options.format == "video" or (options.format == "auto" and only_videos(source)):
+        print(import_videos(source, options.target, EVERY if options.every is None else options.every))
+        return 0
+    if options.every is not None:
+        raise UserError(
+            f"--every is for videos, and {source} has photos, too: say --format video for its videos alone"
+        )
     own = Options(
         options.field, options.annotators, options.unlabelled, options.threshold, options.label_separator
     )
-    print(import_tags(options.source, options.target, options.format, options.photos, own, options.copy))
+    print(import_tags(source, options.target, options.format, options.photos, own, options.copy))
+    if videos := videos_in(source):
+        print(f"left out: {len(videos)} videos, such as {videos[0].name}; --format video takes their frames")
     return 0
 
 

@@ -8,6 +8,7 @@ folder and is renamed, so a reader sees a complete file or none.
 import errno
 import json
 import os
+import shutil
 import struct
 import zipfile
 import zlib
@@ -82,6 +83,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path} ({error.strerror or error}): {_write_fix(error)}") from error
     finally:
         _remove(temporary)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`, which becomes `path` if the block succeeds and is removed if not.
+
+    Args:
+        path: does not exist, or is an empty folder.
+
+    Raises:
+        UserError: an OSError in the block or in the renaming.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror or error}): {_write_fix(error)}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _remove(path: Path) -> None:

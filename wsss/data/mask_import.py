@@ -1,7 +1,5 @@
 """`wsss data import-masks`: masks that people drew or corrected in other tools, as a folder of palette PNGs."""
 
-import os
-import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from wsss.data.dataset import index_images
-from wsss.data.files import image_size, write_json, write_mask
+from wsss.data.files import image_size, new_folder, write_json, write_mask
 from wsss.data.importing import Source, check_places, fitting, resolve
 from wsss.data.labels import IGNORE, check_classes, is_background
 from wsss.data.mask_formats import (
@@ -66,12 +64,8 @@ def import_masks(
     known = {name: one for name, one in placed.items() if one.draw is not None}
     if not known:
         raise UserError(f"{source} has no photo with a mask")
-    staged = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with new_folder(target) as staged:
         counts = _write(staged, known, index, names, found)
-        os.replace(staged, target)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     skipped = sum(one.skipped for one in placed.values())
     left = len(placed) - len(known) - skipped
     return "\n".join(
