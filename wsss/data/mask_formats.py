@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import yaml
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from wsss.data.coco import coco_mask, region
 from wsss.data.files import check_archive, read_mask
@@ -342,7 +342,7 @@ def _read_labelme(path: Path, options: Options) -> Drawing:
 def _labelme_shape(shape: Mapping[str, Any], path: Path) -> Callable[[Size], Binary]:
     kind = shape.get("shape_type", "polygon")
     if kind == "polygon":
-        return polygon([float(value) for point in shape["points"] for value in point], str(path))
+        return _outlined([(float(x), float(y)) for x, y in shape["points"]], path)
     if kind != "mask":
         raise UserError(f"{path} has a {kind}, which is no mask: remove it, or draw a polygon")
     inside = np.array(Image.open(io.BytesIO(base64.b64decode(shape["mask"])))) > 0
@@ -350,6 +350,19 @@ def _labelme_shape(shape: Mapping[str, Any], path: Path) -> Callable[[Size], Bin
     if inside.shape != (bottom - top + 1, right - left + 1):
         raise ValueError("a mask of another size than its box")
     return crop(inside, left, top)
+
+
+def _outlined(points: Sequence[tuple[float, float]], path: Path) -> Callable[[Size], Binary]:
+    """A polygon with the pixels on its outline, as LabelMe draws it."""
+    if len(points) < 3:
+        raise UserError(f"{path} has a polygon of {len(points)} points, but at least 3 are needed")
+
+    def fill(size: Size) -> Binary:
+        image = Image.new("1", (size[1], size[0]))
+        ImageDraw.Draw(image).polygon(points, fill=1, outline=1)
+        return np.array(image)
+
+    return fill
 
 
 # -- PNGs -------------------------------------------------------------------------------------------
@@ -457,11 +470,14 @@ def _is_cvat_mask(path: Path) -> bool:
 
 def _read_cvat_mask(path: Path, options: Options) -> Drawing:
     members = _members(path)
-    colours: dict[tuple[int, ...], str] = {}
-    for line in members["labelmap.txt"]().decode("utf-8-sig").splitlines():
-        if line.strip() and not line.startswith("#"):
-            name, colour, *_ = line.split(":")
-            colours[tuple(int(value) for value in colour.split(","))] = name
+    lines = members["labelmap.txt"]().decode("utf-8-sig").splitlines()
+    rows = [line.split(":") for line in lines if line.strip() and not line.startswith("#")]
+    colours = {
+        tuple(int(value) for value in row[1].split(","))
+        if row[1]
+        else tuple(voc_palette()[number].tolist()): row[0]
+        for number, row in enumerate(rows)  # datumaro leaves colours out where they are VOC's
+    }
     names = tuple(name for name in colours.values() if not is_background(name))
     photos = [
         Drawn(
