@@ -114,6 +114,8 @@ def test_png_keeps_all_values_in_grey(export: Any, folders: Path) -> None:
     assert "(255)" not in said
     tree = yaml.safe_load((output / "data.yaml").read_text())
     assert tree["names"] == dict(enumerate(("background", *CLASSES)))
+    card = yaml.safe_load((output / "README.md").read_text().split("---")[1])["configs"][0]["data_files"]
+    assert card == [{"split": "train", "path": ["metadata.jsonl", "images/train/**", "masks/train/**"]}]
     rows = [json.loads(line) for line in (output / "metadata.jsonl").read_text().splitlines()]
     for row, (name, mask) in zip(sorted(rows, key=str), sorted(masks().items(), key=str), strict=True):
         image = Image.open(output / row["mask_file_name"])

@@ -46,7 +46,7 @@ _ORIENTATION_TAG, _WIDTH_TAG, _HEIGHT_TAG = 0x0112, 0x0100, 0x0101
 _SWAPS_SIDES = (5, 6, 7, 8)
 
 # What Pillow's decoders raise on damaged files; SyntaxError is how its PNG plugin reports broken chunks.
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -61,7 +61,7 @@ _DECODE_ERRORS = (
 )
 
 # What zipfile and numpy raise on damaged archives; MemoryError: a header that tells of more than there is.
-_ARCHIVE_ERRORS = (*_DECODE_ERRORS, zipfile.BadZipFile, NotImplementedError, RuntimeError, MemoryError)
+ARCHIVE_ERRORS = (*DECODE_ERRORS, zipfile.BadZipFile, NotImplementedError, RuntimeError, MemoryError)
 
 
 @contextmanager
@@ -180,7 +180,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): check the path and its permissions"
         ) from error
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise UserError(f"{path} {_damage(path, error)}") from error
 
 
@@ -234,7 +234,7 @@ def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1..8. It is 1 if there is none or the EXIF block is damaged, as in image viewers."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except _DECODE_ERRORS:
+    except DECODE_ERRORS:
         return 1
     return value if value in _ORIENTATIONS else 1
 
@@ -470,7 +470,7 @@ def read_saliency(path: Path) -> Saliency:
             return Saliency(archive["classes"], archive["maps"], (height, width))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: run the saliency stage (wsss saliency)") from error
-    except _ARCHIVE_ERRORS as error:
+    except ARCHIVE_ERRORS as error:
         raise UserError(
             f"{path} is not a complete saliency archive ({error}): remove it and run the saliency stage again"
         ) from error
@@ -507,5 +507,5 @@ def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any
             return {name: archive[name] for name in names}
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: run the stage that writes it") from error
-    except _ARCHIVE_ERRORS as error:
+    except ARCHIVE_ERRORS as error:
         raise UserError(f"{path} is damaged ({error}): remove it and run the stage that writes it") from error

@@ -20,7 +20,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from wsss.data.coco import coco_mask, region
-from wsss.data.files import check_archive, read_mask
+from wsss.data.files import ARCHIVE_ERRORS, DECODE_ERRORS, check_archive, read_mask
 from wsss.data.labels import BACKGROUND, IGNORE, is_background
 from wsss.data.names import recorded_classes
 from wsss.data.palette import voc_palette
@@ -124,18 +124,33 @@ def polygon(points: Sequence[float], where: str) -> Callable[[Size], Binary]:
     return lambda size: region([list(points)], size, where)
 
 
-def crop(inside: Binary, left: int, top: int) -> Callable[[Size], Binary]:
-    """A mask with its place in the photo."""
+def _crop(read: Callable[[], Binary], left: int, top: int, inner: Size) -> Callable[[Size], Binary]:
+    """A mask of the size ``inner`` with its place in the photo."""
 
     def fill(size: Size) -> Binary:
-        whole = np.zeros(size, np.bool_)
-        place = whole[max(top, 0) : top + inside.shape[0], max(left, 0) : left + inside.shape[1]]
-        if place.shape != inside.shape:
+        if not (0 <= top <= size[0] - inner[0] and 0 <= left <= size[1] - inner[1] and min(inner) > 0):
             raise ValueError("a mask leaves the photo")
-        place[:] = inside
+        whole, inside = np.zeros(size, np.bool_), read()
+        if inside.shape != inner:
+            raise ValueError("a mask of another size than its box")
+        whole[top : top + inner[0], left : left + inner[1]] = inside
         return whole
 
     return fill
+
+
+def _within(points: npt.NDArray[np.float64], size: Size) -> None:
+    """Raises ValueError for points that no one would draw, for which memory is taken; NaN is one of them."""
+    if not (np.abs(points) <= 2 * max(size)).all():
+        raise ValueError("a polygon leaves the photo by far")
+
+
+def _decoded(content: bytes, mode: str, where: str) -> npt.NDArray[Any]:
+    """Pixels of an image in memory. Raises UserError if it is none."""
+    try:
+        return np.array(Image.open(io.BytesIO(content)).convert(mode))
+    except DECODE_ERRORS as error:
+        raise UserError(f"{where} has an image that cannot be decoded ({error}); export it again") from error
 
 
 def brush(values: Sequence[int], size: Size) -> Binary:
@@ -226,9 +241,9 @@ def _relative(values: Sequence[float]) -> Callable[[Size], Binary]:
     """A polygon in shares of width and height. Its corners are pixels that belong to it, as YOLO's readers draw it."""
 
     def fill(size: Size) -> Binary:
-        points = np.round(np.array(values).reshape(-1, 2) * (size[1], size[0]))
-        corners = np.clip(points, -1, (size[1], size[0])).astype(np.int32)
-        return cv2.fillPoly(np.zeros(size, np.uint8), [corners], 1).astype(np.bool_)
+        points = np.array(values).reshape(-1, 2) * (size[1], size[0])
+        _within(points, size)
+        return cv2.fillPoly(np.zeros(size, np.uint8), [np.round(points).astype(np.int32)], 1).astype(np.bool_)
 
     return fill
 
@@ -266,10 +281,13 @@ def _cvat_shape(shape: Element, path: Path, image: Element) -> Callable[[Size], 
         )
     left, top, width, height = (int(shape.attrib[key]) for key in ("left", "top", "width", "height"))
     runs = [int(run) for run in shape.attrib["rle"].split(",")]
-    if min(runs) < 0 or sum(runs) != width * height:
-        raise ValueError("run lengths that do not add up to their box")
-    inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
-    return crop(inside, left, top)
+
+    def inside() -> Binary:
+        if min(runs) < 0 or sum(runs) != width * height:
+            raise ValueError("run lengths that do not add up to their box")
+        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
+
+    return _crop(inside, left, top, (height, width))
 
 
 # -- Label Studio, LabelMe --------------------------------------------------------------------------
@@ -345,11 +363,11 @@ def _labelme_shape(shape: Mapping[str, Any], path: Path) -> Callable[[Size], Bin
         return _outlined([(float(x), float(y)) for x, y in shape["points"]], path)
     if kind != "mask":
         raise UserError(f"{path} has a {kind}, which is no mask: remove it, or draw a polygon")
-    inside = np.array(Image.open(io.BytesIO(base64.b64decode(shape["mask"])))) > 0
     (left, top), (right, bottom) = ([round(value) for value in point] for point in shape["points"])
-    if inside.shape != (bottom - top + 1, right - left + 1):
-        raise ValueError("a mask of another size than its box")
-    return crop(inside, left, top)
+    content = base64.b64decode(shape["mask"])
+    return _crop(
+        lambda: _decoded(content, "L", str(path)) > 0, left, top, (bottom - top + 1, right - left + 1)
+    )
 
 
 def _outlined(points: Sequence[tuple[float, float]], path: Path) -> Callable[[Size], Binary]:
@@ -358,6 +376,7 @@ def _outlined(points: Sequence[tuple[float, float]], path: Path) -> Callable[[Si
         raise UserError(f"{path} has a polygon of {len(points)} points, but at least 3 are needed")
 
     def fill(size: Size) -> Binary:
+        _within(np.array(points), size)
         image = Image.new("1", (size[1], size[0]))
         ImageDraw.Draw(image).polygon(points, fill=1, outline=1)
         return np.array(image)
@@ -456,15 +475,22 @@ def _members(path: Path) -> dict[str, Callable[[], bytes]]:
 
 def _member(path: Path, name: str) -> Callable[[], bytes]:
     def content() -> bytes:
-        with zipfile.ZipFile(path) as archive:
-            return archive.read(name)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return archive.read(name)
+        except ARCHIVE_ERRORS as error:
+            raise UserError(f"{path} is damaged ({error}); export it again") from error
 
     return content
 
 
 def _is_cvat_mask(path: Path) -> bool:
     if path.suffix.lower() == ".zip":
-        return zipfile.is_zipfile(path) and "labelmap.txt" in zipfile.ZipFile(path).namelist()
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return "labelmap.txt" in archive.namelist()
+        except (zipfile.BadZipFile, OSError):
+            return False
     return path.name == "labelmap.txt" and (path.parent / _CLASS_FOLDER).is_dir()
 
 
@@ -495,8 +521,7 @@ def _of_colours(
     content: Callable[[], bytes], colours: Mapping[tuple[int, ...], str], where: str
 ) -> Callable[[Size, Mapping[str, int]], Mask]:
     def draw(size: Size, index: Mapping[str, int]) -> Mask:
-        pixels = np.array(Image.open(io.BytesIO(content())).convert("RGB"), np.int64)
-        codes = pixels @ (65536, 256, 1)
+        codes = _decoded(content(), "RGB", where).astype(np.int64) @ (65536, 256, 1)
         mask = np.full(codes.shape, BACKGROUND, np.uint8)
         known = {tuple(voc_palette()[IGNORE].tolist()): IGNORE}
         known |= {

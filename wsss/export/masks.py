@@ -152,10 +152,22 @@ class Coco(Writer):
         write_text(self.output, json.dumps({**tree, "annotations": self.annotations}))
 
 
+_DATASET_CARD = """\
+---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: [metadata.jsonl, "images/train/**", "masks/train/**"]
+---
+"""
+"""Without it, Hugging Face takes only what lies in folders called train: photos and masks as one list of images."""
+
+
 @dataclass
 class Png(Writer):
-    """Grey PNGs (mode L, 255 = ignore) beside the photos: images/train, masks/train, data.yaml (Ultralytics) and
-    metadata.jsonl (Hugging Face)."""
+    """Grey PNGs (mode L, 255 = ignore) beside the photos: images/train, masks/train, data.yaml (Ultralytics), and
+    metadata.jsonl with a README.md that names it (Hugging Face)."""
 
     def __post_init__(self) -> None:
         self.keeps_undecided = True
@@ -177,6 +189,8 @@ class Png(Writer):
         lines = ["train: images/train", "val: images/train", "masks_dir: masks", "names:", *names]
         write_text(self.output / "data.yaml", "\n".join(lines) + "\n")
         write_text(self.output / "metadata.jsonl", "".join(f"{json.dumps(row)}\n" for row in self.rows))
+        if not (self.output / "README.md").exists():
+            write_text(self.output / "README.md", _DATASET_CARD)
 
 
 @dataclass
