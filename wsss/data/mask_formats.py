@@ -5,25 +5,36 @@ shows none of the classes, or one that nobody looked at, as in `tools`.
 """
 
 import base64
-import io
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 import yaml
-from PIL import Image, ImageDraw
 
-from wsss.data.coco import coco_mask, region
-from wsss.data.files import ARCHIVE_ERRORS, DECODE_ERRORS, check_archive, read_mask
+from wsss.data.coco import coco_mask
+from wsss.data.files import ARCHIVE_ERRORS, check_archive, read_mask
 from wsss.data.labels import BACKGROUND, IGNORE, is_background
 from wsss.data.names import recorded_classes
 from wsss.data.palette import voc_palette
+from wsss.data.regions import (
+    Binary,
+    Drawing,
+    Drawn,
+    Mask,
+    Region,
+    Size,
+    brush,
+    crop,
+    drawn_of,
+    outlined_polygon,
+    pixels_of,
+    polygon,
+    relative_polygon,
+)
 from wsss.data.tools import (
     FORMATS,
     Options,
@@ -39,34 +50,6 @@ from wsss.data.tools import (
 )
 from wsss.errors import UserError
 
-Mask = npt.NDArray[np.uint8]
-Binary = npt.NDArray[np.bool_]
-Size = tuple[int, int]
-"""(H, W)."""
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """The mask of one photo."""
-
-    reference: str
-    """The photo, as the export writes it."""
-    names: frozenset[str] = frozenset()
-    """Classes that the mask may have."""
-    draw: Callable[[Size, Mapping[str, int]], Mask] | None = None
-    """(size of the photo, index by name) -> (H, W) mask. None: nobody looked at the photo."""
-    size: Size | None = None
-    """Of the photo, as the export says."""
-    skipped: bool = False
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """The photos of an export, and its class names in its own order, if it has one."""
-
-    photos: list[Drawn]
-    classes: tuple[str, ...] | None = None
-
 
 @dataclass(frozen=True)
 class MaskFormat:
@@ -75,110 +58,6 @@ class MaskFormat:
     title: str
     fits: Callable[[Path], bool]
     read: Callable[[Path, Options], Drawing]
-
-
-@dataclass(frozen=True)
-class Region:
-    """Pixels of one class."""
-
-    name: str
-    fill: Callable[[Size], Binary]
-    """Size of the photo -> (H, W)."""
-
-
-def _painted(
-    regions: Sequence[Region], small_last: bool = False
-) -> Callable[[Size, Mapping[str, int]], Mask]:
-    """Paints regions in their order, or (where a format has no order) the smaller ones on top."""
-
-    def draw(size: Size, index: Mapping[str, int]) -> Mask:
-        mask = np.full(size, BACKGROUND, np.uint8)
-        filled = [(one.fill(size), index[one.name]) for one in regions]
-        for pixels, value in sorted(filled, key=lambda pair: -pair[0].sum()) if small_last else filled:
-            mask[pixels] = value
-        return mask
-
-    return draw
-
-
-def _drawn(
-    reference: str, regions: Sequence[Region], size: Size | None = None, small_last: bool = False
-) -> Drawn:
-    names = frozenset(one.name for one in regions)
-    return Drawn(reference, names, _painted(regions, small_last), size)
-
-
-def indices_of(classes: Sequence[str]) -> dict[str, int]:
-    """Index by name, background first; also what tools call the background, and LabelMe's __ignore__."""
-    special = {"_background_": BACKGROUND, "__background__": BACKGROUND, "__ignore__": IGNORE}
-    return {**special, **{name: index for index, name in enumerate(classes)}}
-
-
-# -- shapes -----------------------------------------------------------------------------------------
-
-
-def polygon(points: Sequence[float], where: str) -> Callable[[Size], Binary]:
-    """Pixels whose centres are in a polygon x, y, x, y, ... in pixels, 0 at the left and upper edge of the photo."""
-    if len(points) < 6 or len(points) % 2:
-        raise UserError(f"{where} has a polygon of {len(points) // 2} points, but at least 3 are needed")
-    return lambda size: region([list(points)], size, where)
-
-
-def _crop(read: Callable[[], Binary], left: int, top: int, inner: Size) -> Callable[[Size], Binary]:
-    """A mask of the size ``inner`` with its place in the photo."""
-
-    def fill(size: Size) -> Binary:
-        if not (0 <= top <= size[0] - inner[0] and 0 <= left <= size[1] - inner[1] and min(inner) > 0):
-            raise ValueError("a mask leaves the photo")
-        whole, inside = np.zeros(size, np.bool_), read()
-        if inside.shape != inner:
-            raise ValueError("a mask of another size than its box")
-        whole[top : top + inner[0], left : left + inner[1]] = inside
-        return whole
-
-    return fill
-
-
-def _within(points: npt.NDArray[np.float64], size: Size) -> None:
-    """Raises ValueError for points that no one would draw, for which memory is taken; NaN is one of them."""
-    if not (np.abs(points) <= 2 * max(size)).all():
-        raise ValueError("a polygon leaves the photo by far")
-
-
-def _decoded(content: bytes, mode: str, where: str) -> npt.NDArray[Any]:
-    """Pixels of an image in memory. Raises UserError if it is none."""
-    try:
-        return np.array(Image.open(io.BytesIO(content)).convert(mode))
-    except DECODE_ERRORS as error:
-        raise UserError(f"{where} has an image that cannot be decoded ({error}); export it again") from error
-
-
-def brush(values: Sequence[int], size: Size) -> Binary:
-    """Pixels of Label Studio's brush: run lengths over red, green, blue, alpha of every pixel; alpha from 128 on.
-
-    The bits are described at `wsss.export.masks.brush_rle`; a block that begins with 0 has single values.
-    """
-    bits, at = "".join(f"{value:08b}" for value in bytes(values)), 0
-
-    def take(count: int) -> int:
-        nonlocal at
-        at += count
-        return int(bits[at - count : at], 2)
-
-    total, word = take(32), take(5) + 1
-    if total != 4 * size[0] * size[1]:
-        raise ValueError(f"run lengths of {total} values for {size[1]}x{size[0]} pixels")
-    lengths = [take(4) + 1 for _ in range(4)]
-    runs: list[tuple[int, int]] = []
-    done = 0
-    while done < total:
-        repeated = take(1)
-        count = take(lengths[take(2)]) + 1
-        runs += [(take(word), count)] if repeated else [(take(word), 1) for _ in range(count)]
-        done += count
-    found = np.array(runs)
-    pixels: Binary = np.repeat(found[:, 0], found[:, 1])[:total].reshape(*size, 4)[..., 3] >= 128
-    return pixels
 
 
 # -- COCO, YOLO, CVAT -------------------------------------------------------------------------------
@@ -232,20 +111,9 @@ def _read_yolo(path: Path, options: Options) -> Drawing:
         rows = yolo_rows(text, names) if text.is_file() else []
         if any(len(values) < 6 or len(values) % 2 for _, values in rows):
             raise UserError(f"{text} has boxes, not polygons; export the data set for segmentation")
-        regions = [Region(name, _relative(values)) for name, values in rows]
-        photos.append(_drawn(reference, regions, small_last=True))
+        regions = [Region(name, relative_polygon(values)) for name, values in rows]
+        photos.append(drawn_of(reference, regions, small_last=True))
     return Drawing(photos, tuple(name for _, name in sorted(names.items())))
-
-
-def _relative(values: Sequence[float]) -> Callable[[Size], Binary]:
-    """A polygon in shares of width and height. Its corners are pixels that belong to it, as YOLO's readers draw it."""
-
-    def fill(size: Size) -> Binary:
-        points = np.array(values).reshape(-1, 2) * (size[1], size[0])
-        _within(points, size)
-        return cv2.fillPoly(np.zeros(size, np.uint8), [np.round(points).astype(np.int32)], 1).astype(np.bool_)
-
-    return fill
 
 
 def _read_cvat(path: Path, options: Options) -> Drawing:
@@ -265,7 +133,7 @@ def _read_cvat(path: Path, options: Options) -> Drawing:
         if unknown and not len(image):
             photos.append(Drawn(image.attrib["name"], size=size))
         else:
-            photos.append(_drawn(image.attrib["name"], regions, size))
+            photos.append(drawn_of(image.attrib["name"], regions, size))
     names = [label.findtext("name") for label in root.findall("meta//labels/label")]
     return Drawing(photos, tuple(name for name in names if name) or None)
 
@@ -287,7 +155,7 @@ def _cvat_shape(shape: Element, path: Path, image: Element) -> Callable[[Size], 
             raise ValueError("run lengths that do not add up to their box")
         return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
 
-    return _crop(inside, left, top, (height, width))
+    return crop(inside, left, top, (height, width))
 
 
 # -- Label Studio, LabelMe --------------------------------------------------------------------------
@@ -338,7 +206,7 @@ def _label_studio_photo(reference: str, results: Sequence[Mapping[str, Any]], pa
             raise UserError(
                 f"{where} has a {one.get('type')}, which is no mask: remove it, or draw it with the brush"
             )
-    return _drawn(reference, regions, size)
+    return drawn_of(reference, regions, size)
 
 
 def _brush(values: Sequence[int]) -> Callable[[Size], Binary]:
@@ -354,34 +222,20 @@ def _read_labelme(path: Path, options: Options) -> Drawing:
     tree = json_of(path)
     size = int(tree["imageHeight"]), int(tree["imageWidth"])
     regions = [Region(str(shape["label"]), _labelme_shape(shape, path)) for shape in tree["shapes"]]
-    return Drawing([_drawn(f"{path.parent.name}/{tree['imagePath']}", regions, size)])
+    return Drawing([drawn_of(f"{path.parent.name}/{tree['imagePath']}", regions, size)])
 
 
 def _labelme_shape(shape: Mapping[str, Any], path: Path) -> Callable[[Size], Binary]:
     kind = shape.get("shape_type", "polygon")
     if kind == "polygon":
-        return _outlined([(float(x), float(y)) for x, y in shape["points"]], path)
+        return outlined_polygon([(float(x), float(y)) for x, y in shape["points"]], path)
     if kind != "mask":
         raise UserError(f"{path} has a {kind}, which is no mask: remove it, or draw a polygon")
     (left, top), (right, bottom) = ([round(value) for value in point] for point in shape["points"])
     content = base64.b64decode(shape["mask"])
-    return _crop(
-        lambda: _decoded(content, "L", str(path)) > 0, left, top, (bottom - top + 1, right - left + 1)
+    return crop(
+        lambda: pixels_of(content, "L", str(path)) > 0, left, top, (bottom - top + 1, right - left + 1)
     )
-
-
-def _outlined(points: Sequence[tuple[float, float]], path: Path) -> Callable[[Size], Binary]:
-    """A polygon with the pixels on its outline, as LabelMe draws it."""
-    if len(points) < 3:
-        raise UserError(f"{path} has a polygon of {len(points)} points, but at least 3 are needed")
-
-    def fill(size: Size) -> Binary:
-        _within(np.array(points), size)
-        image = Image.new("1", (size[1], size[0]))
-        ImageDraw.Draw(image).polygon(points, fill=1, outline=1)
-        return np.array(image)
-
-    return fill
 
 
 # -- PNGs -------------------------------------------------------------------------------------------
@@ -521,7 +375,7 @@ def _of_colours(
     content: Callable[[], bytes], colours: Mapping[tuple[int, ...], str], where: str
 ) -> Callable[[Size, Mapping[str, int]], Mask]:
     def draw(size: Size, index: Mapping[str, int]) -> Mask:
-        codes = _decoded(content(), "RGB", where).astype(np.int64) @ (65536, 256, 1)
+        codes = pixels_of(content(), "RGB", where).astype(np.int64) @ (65536, 256, 1)
         mask = np.full(codes.shape, BACKGROUND, np.uint8)
         known = {tuple(voc_palette()[IGNORE].tolist()): IGNORE}
         known |= {
@@ -578,9 +432,3 @@ def paint(drawn: Drawn, size: Size, index: Mapping[str, int], source: Path, titl
         f"{source}: the mask of {drawn.reference} has {found[1]}x{found[0]} pixels, but the photo has "
         f"{size[1]}x{size[0]}; a mask must be as large as its photo"
     )
-
-
-def names_of(photos: Iterable[Drawn]) -> list[str]:
-    """The classes that masks may have, without background and what is ignored."""
-    found = {name for drawn in photos for name in drawn.names}
-    return sorted(name for name in found if not is_background(name) and name != "__ignore__")

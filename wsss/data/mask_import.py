@@ -13,15 +13,12 @@ from wsss.data.labels import IGNORE, check_classes, is_background
 from wsss.data.mask_formats import (
     MASK_FORMATS,
     PLAIN_FOLDER,
-    Drawing,
-    Drawn,
     MaskFormat,
-    indices_of,
-    names_of,
     paint,
     read_drawing,
 )
 from wsss.data.names import IMPORTED, check_recorded, listed, read_classes
+from wsss.data.regions import Drawing, Drawn, indices_of, names_of
 from wsss.data.tools import Options, candidates
 from wsss.errors import UserError
 
@@ -107,7 +104,7 @@ def _class_names(
             f"{source} has no list of its classes: give the one of your data set as --classes FILE"
         )
     photos = [one for drawing in drawings for one in drawing.photos]
-    counts = Counter(name for one in photos for name in names_of([one]) if name not in names)
+    counts = Counter(name for one in photos for name in names_of(one) if name not in names)
     if counts:
         raise UserError(
             f"{source} has names that {path or 'its own class list'} lacks: {listed(counts, names)}; write each name "
@@ -123,8 +120,10 @@ def _own_photos(source: Path, kind: str) -> Path:
     if kind == "folder":
         raise UserError(f"{source} has masks only: give the folder of their photos as --photos")
     root = source if source.is_dir() else source.parent
-    splits = sorted(path for path in (root / "images").glob("*") if path.is_dir())
-    return splits[0] if [path.name for path in splits] == ["train"] else root
+    if kind not in ("png", "yolo"):
+        return root
+    splits = [path.name for path in (root / "images").glob("*") if path.is_dir()]
+    return root / "images" / "train" if splits == ["train"] else root / "images"
 
 
 def _write(
