@@ -331,6 +331,10 @@ class SegmenterConfig:
     masks: str | None = None
     """Train on these masks instead of the run's pseudo-masks: a folder with <id>.png for every training photo (palette
     or grey, 0..C, 255 = not trained on). `wsss run` then skips the stages whose output nothing reads."""
+    true_masks: str | None = None
+    """Masks that people drew or corrected: a folder with <id>.png for some training photos (`wsss data import-masks`
+    makes one), trained on in place of those photos' pseudo-masks. Every result then says how many. Masks of validation
+    photos are refused."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=5e-4))
 
     def __post_init__(self) -> None:

@@ -1,6 +1,10 @@
 """Exports of labelling tools, whole and broken: a reader gives photos or a UserError, and nothing leaves the folder."""
 
+import base64
+import io
 import json
+import shutil
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from wsss.commands.data import IMPORTS
+from wsss.data.files import read_mask
 from wsss.data.importing import import_tags, normal_reference
+from wsss.data.mask_import import import_masks
 from wsss.data.tools import FOLDERS, FORMATS, TABLE, Options, read
 from wsss.errors import UserError
 from wsss.export.masks import brush_rle, run_lengths
@@ -269,4 +275,141 @@ def test_the_whole_examples_are_read(folder: Path) -> None:
         fitting = [form for form in FORMATS.values() if form.fits(folder / name)]
         assert len(fitting) == 1, name
         assert "cat" in (fitting[0].read(folder / name, Options()).photos[0].labels or ()), name
+        (folder / name).unlink()
+
+
+# -- masks ------------------------------------------------------------------------------------------
+
+
+def packed(mask: Any) -> str:
+    content = io.BytesIO()
+    Image.fromarray(mask).save(content, format="PNG")
+    return base64.b64encode(content.getvalue()).decode()
+
+
+PART = np.array([[1, 0], [0, 1], [1, 1]], bool)
+WHOLE = np.pad(PART, ((0, 1), (1, 2)))
+TRIANGLE = [[0.0, 0.0], [4.0, 0.0], [2.0, 3.0]]
+DRAWN: dict[str, Any] = {
+    "coco.json": {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 4, "width": 5}],
+        "categories": [{"id": 2, "name": "cat"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 2, "segmentation": [[0, 0, 4, 0, 2, 3]], "iscrowd": 0},
+            {"id": 2, "image_id": 1, "category_id": 2, "segmentation": {"size": [4, 5], "counts": [3, 9, 8]}},
+        ],
+    },
+    "export.json": [
+        {"data": {"image": "a.jpg"}, "annotations": [{"result": [
+            {"id": "x", "type": "brushlabels", "original_height": 4, "original_width": 5, "image_rotation": 0,
+             "value": {"rle": brush_rle(WHOLE), "brushlabels": ["cat"]}},
+            {"id": "y", "type": "polygonlabels", "original_height": 4, "original_width": 5,
+             "value": {"points": TRIANGLE, "polygonlabels": ["cat"]}},
+        ]}]}
+    ],
+    "a.json": {
+        "flags": {}, "imagePath": "a.jpg", "imageHeight": 4, "imageWidth": 5,
+        "shapes": [
+            {"label": "cat", "shape_type": "mask", "points": [[1, 0], [2, 2]], "mask": packed(PART)},
+            {"label": "cat", "shape_type": "polygon", "points": TRIANGLE},
+        ],
+    },
+}  # fmt: skip
+
+
+def import_everything(folder: Path, target: Path) -> None:
+    """Either the whole folder comes of it, or nothing."""
+    before = sorted(folder.rglob("*"))
+    own = Options(unlabelled="none", annotators="newest", crowds="objects")
+    try:
+        import_masks(folder, target, "auto", folder.parent / "classes.txt", folder, own)
+        mask = read_mask(target / "a.png")
+        assert mask.shape == (4, 5)
+        assert set(np.unique(mask).tolist()) <= {0, 1, 2, 255}
+    except UserError:
+        assert not target.exists()
+    assert sorted(folder.rglob("*")) == before
+    assert not [path for path in target.parent.iterdir() if path.name.startswith(".")]
+    shutil.rmtree(target, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def target(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    (folder.parent / "classes.txt").write_text("cat\ndog\n")
+    return tmp_path_factory.mktemp("masks") / "out"
+
+
+@pytest.mark.parametrize("name", DRAWN)
+@given(data=st.data())
+def test_masks_with_a_part_replaced(name: str, data: st.DataObject, folder: Path, target: Path) -> None:
+    tree = json.loads(json.dumps(DRAWN[name]))
+    for _ in range(data.draw(st.integers(0, 2))):
+        *above, last = data.draw(st.sampled_from([one for one in places(tree) if one] or [("nothing",)]))
+        parent = tree
+        for key in above:
+            parent = parent[key]
+        if last == "nothing":
+            break
+        if isinstance(parent, dict) and data.draw(st.booleans()):
+            del parent[last]
+        else:
+            parent[last] = data.draw(TREES | st.integers(-(10**12), 10**12))
+    (folder / name).write_text(json.dumps(tree))
+    import_everything(folder, target)
+    (folder / name).unlink()
+
+
+@given(
+    numbers=st.lists(st.integers(-2, 9) | st.sampled_from([10**6, 10**12]), min_size=4, max_size=9),
+    points=st.lists(st.floats(-1e6, 1e6) | st.sampled_from([float("nan"), 1e300]), max_size=8),
+    tag=st.sampled_from(["mask", "polygon", "box"]),
+)
+def test_cvats_masks_of_any_numbers(
+    numbers: list[int], points: list[float], tag: str, folder: Path, target: Path
+) -> None:
+    left, top, width, height, *runs = numbers
+    pairs = ";".join(f"{value},{value}" for value in points)
+    shape = f'label="cat" rle="{", ".join(map(str, runs))}" left="{left}" top="{top}" width="{width}" height="{height}"'
+    image = f'<image name="a.jpg" width="5" height="4"><{tag} {shape} points="{pairs}"/></image>'
+    (folder / "annotations.xml").write_text(f"<annotations>{image}</annotations>")
+    import_everything(folder, target)
+    (folder / "annotations.xml").unlink()
+
+
+@given(values=st.lists(st.floats() | st.integers(-1, 2), max_size=12), index=st.integers(-1, 3))
+def test_yolos_rows_of_any_numbers(values: list[float], index: int, folder: Path, target: Path) -> None:
+    root = folder / "set"
+    for place in ("images", "labels"):
+        (root / place).mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / "a.jpg", root / "images" / "a.jpg")
+    (root / "labels" / "a.txt").write_text(" ".join(map(str, [index, *values])))
+    (root / "data.yaml").write_text("names: [cat, dog]")
+    import_everything(root, target)
+    shutil.rmtree(root)
+
+
+@given(content=st.binary(max_size=300), at=st.integers(0, 600), size=st.integers(0, 40))
+def test_damaged_zips(content: bytes, at: int, size: int, folder: Path, target: Path) -> None:
+    """Bytes of a good one replaced."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("labelmap.txt", "background:0,0,0::\ncat:128,0,0::\n")
+        image = io.BytesIO()
+        Image.fromarray(np.stack([128 * WHOLE, 0 * WHOLE, 0 * WHOLE], 2).astype(np.uint8)).save(
+            image, format="PNG"
+        )
+        archive.writestr("SegmentationClass/a.png", image.getvalue())
+    good = stream.getvalue()
+    (folder / "masks.zip").write_bytes(good[:at] + content[:size] + good[at + size :])
+    import_everything(folder, target)
+    (folder / "masks.zip").unlink()
+
+
+def test_the_whole_masks_are_read(folder: Path, target: Path) -> None:
+    for name, tree in DRAWN.items():
+        (folder / name).write_text(json.dumps(tree))
+        own = Options(annotators="newest")
+        import_masks(folder, target, "auto", folder.parent / "classes.txt", folder, own)
+        assert (read_mask(target / "a.png") == 1).any(), name
+        shutil.rmtree(target)
         (folder / name).unlink()

@@ -479,37 +479,3 @@ def test_kind_auto_takes_the_splits_of_the_export_and_knows_the_usual_layouts(
     }
     voc = load_dataset("auto", shapes, str(shapes / "labels.csv"), shapes / "classes.txt", None, None)
     assert voc == load_dataset("voc", shapes, str(shapes / "labels.csv"), shapes / "classes.txt", None, None)
-
-
-def test_what_a_person_does_from_cvat_to_masks(source: Path, tmp_path: Path, command: Any) -> None:
-    """Import, run, predict, export, read back."""
-    for number in range(12):
-        photo(source / f"more{number}.jpg")
-    names = ("cat", "dog")
-    images = "".join(
-        f'<image id="{number}" name="more{number}.jpg"><tag label="{names[number % 2]}"/></image>'
-        for number in range(12)
-    )
-    put(source / "annotations.xml", f"<annotations>{images}</annotations>")
-    assert command("data", "import", source, tmp_path / "set").status == 0
-    words = ["--data.kind", "folder", "--data.root", tmp_path / "set", "--output", tmp_path / "run"]
-    for part, name in (("classifier", "resnet18"), ("segmenter", "light")):
-        words += [
-            f"--{part}.architecture",
-            name,
-            f"--{part}.weights",
-            "none",
-            f"--{part}.epochs",
-            1,
-            f"--{part}.crop",
-            32,
-        ]
-    words += ["--classifier.long_side", "[32,32]", "--runtime.workers", 0, "--runtime.progress", "false"]
-    words += ["--classifier.batch_size", 4, "--segmenter.batch_size", 4, "--saliency.scales", "[1.0]"]
-    done = command("run", *words)
-    assert done.status == 0, done.err
-    done = command(
-        "predict", source, "--checkpoint", tmp_path / "run", "--output", tmp_path / "m", "--format", "cvat"
-    )
-    assert done.status == 0, done.err
-    assert (tmp_path / "m" / "cvat.xml").read_text().count("<image ") == 16

@@ -14,16 +14,22 @@ IMPORTS = (
 )
 """Formats of tags, see `wsss.data.tools.FORMATS`."""
 
+MASK_IMPORTS = ("coco", "png", "yolo", "cvat", "cvat-mask", "labelstudio", "labelme", "folder")
+"""Formats of masks, see `wsss.data.mask_formats.MASK_FORMATS`."""
+
 
 def main(words: Sequence[str]) -> int:
-    """``check`` a data set (status 1 if it has errors), write the procedural one (``shapes``), or ``import`` one."""
+    """``check`` a data set (status 1 if it has errors), write the procedural one (``shapes``), or ``import`` tags or
+    masks."""
     parser = ToolParser(prog="wsss data", description="Make, check and import data sets.")
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _check_parser(commands)
     _shapes_parser(commands)
     _import_parser(commands)
+    _import_masks_parser(commands)
     options = parser.parse_args(words)
-    return {"check": _check, "shapes": _shapes, "import": _import}[options.action](options)
+    run = {"check": _check, "shapes": _shapes, "import": _import, "import-masks": _import_masks}
+    return run[options.action](options)
 
 
 def _check_parser(commands: "argparse._SubParsersAction[ToolParser]") -> None:
@@ -91,20 +97,9 @@ def _import_parser(commands: "argparse._SubParsersAction[ToolParser]") -> None:
         help="tags of a labelling tool to photos, labels.csv and classes.txt",
         description="Read the tags of photos as a labelling tool exports them, and make a folder for "
         "`--data.kind folder`: links to the photos, labels.csv, classes.txt, and lists of the splits where the export "
-        "has them.",
+        "has them. Of videos, frames at an interval.",
     )
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="the export: a file, or a folder with it")
-    parser.add_argument("target", type=Path, metavar="DEST", help="the new folder")
-    parser.add_argument(
-        "--format",
-        choices=("auto", *IMPORTS),
-        default="auto",
-        metavar="NAME",
-        help="auto (by the content of the files), " + ", ".join(IMPORTS),
-    )
-    parser.add_argument(
-        "--photos", type=Path, metavar="DIR", help="where the photos are (default: at SOURCE)"
-    )
+    _add_places(parser, (*IMPORTS, "video"))
     parser.add_argument("--copy", **FLAG, help="copy the photos instead of linking to them")
     parser.add_argument("--field", metavar="NAME", help="of several groups of tags, the one to take")
     parser.add_argument(
@@ -112,22 +107,94 @@ def _import_parser(commands: "argparse._SubParsersAction[ToolParser]") -> None:
         choices=("newest", "union"),
         help="what counts where people disagree (default: an error)",
     )
+    _add_unlabelled(parser)
+    parser.add_argument("--threshold", type=float, metavar="X", help="confidence from which a tag counts")
+    parser.add_argument("--label_separator", metavar="TEXT", help="between the labels of a cell of a table")
+    parser.add_argument(
+        "--every",
+        type=float,
+        metavar="SECONDS",
+        help="between the frames that are taken of videos (default 1)",
+    )
+
+
+def _add_places(parser: ToolParser, formats: Sequence[str]) -> None:
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="the export: a file, or a folder with it")
+    parser.add_argument("target", type=Path, metavar="DEST", help="the new folder")
+    parser.add_argument(
+        "--format",
+        choices=("auto", *formats),
+        default="auto",
+        metavar="NAME",
+        help="auto (by the content of the files), " + ", ".join(formats),
+    )
+    parser.add_argument(
+        "--photos", type=Path, metavar="DIR", help="where the photos are (default: at SOURCE)"
+    )
+
+
+def _add_unlabelled(parser: ToolParser) -> None:
     parser.add_argument(
         "--unlabelled",
         choices=("none", "unknown"),
-        help="what a photo without a tag is where the format does not say: it shows none of the classes, or nobody "
-        "knows",
+        help="what a photo without a tag (or a mask) is where the format does not say: it shows none of the classes, "
+        "or nobody knows",
     )
-    parser.add_argument("--threshold", type=float, metavar="X", help="confidence from which a tag counts")
-    parser.add_argument("--label_separator", metavar="TEXT", help="between the labels of a cell of a table")
 
 
 def _import(options: argparse.Namespace) -> int:
     from wsss.data.importing import import_tags
     from wsss.data.tools import Options
+    from wsss.data.video import EVERY, import_videos, only_videos, videos_in
+    from wsss.errors import UserError
 
+    source = options.source
+    if options.format == "video" or (options.format == "auto" and only_videos(source)):
+        print(import_videos(source, options.target, EVERY if options.every is None else options.every))
+        return 0
+    if options.every is not None:
+        raise UserError(
+            f"--every is for videos, and {source} has photos, too: say --format video for its videos alone"
+        )
     own = Options(
         options.field, options.annotators, options.unlabelled, options.threshold, options.label_separator
     )
-    print(import_tags(options.source, options.target, options.format, options.photos, own, options.copy))
+    print(import_tags(source, options.target, options.format, options.photos, own, options.copy))
+    if videos := videos_in(source):
+        print(f"left out: {len(videos)} videos, such as {videos[0].name}; --format video takes their frames")
+    return 0
+
+
+def _import_masks_parser(commands: "argparse._SubParsersAction[ToolParser]") -> None:
+    parser = commands.add_parser(
+        "import-masks",
+        help="masks that were drawn or corrected in a labelling tool, as a folder of palette PNGs",
+        description="Read masks in the formats of `wsss export masks`, and write <id>.png with class indices, which "
+        "`--segmenter.true_masks` trains on. Ids are the names of the photos below --photos.",
+    )
+    _add_places(parser, MASK_IMPORTS)
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="the class list of your data set (default: the export's own; Label Studio and LabelMe have none)",
+    )
+    parser.add_argument(
+        "--annotators", choices=("newest",), help="which annotation of a photo counts (default: an error)"
+    )
+    _add_unlabelled(parser)
+    parser.add_argument(
+        "--crowds",
+        choices=("objects", "ignore"),
+        help="what COCO's regions with iscrowd 1 are (default: an error)",
+    )
+
+
+def _import_masks(options: argparse.Namespace) -> int:
+    from wsss.data.mask_import import import_masks
+    from wsss.data.tools import Options
+
+    own = Options(annotators=options.annotators, unlabelled=options.unlabelled, crowds=options.crowds)
+    source, target = options.source, options.target
+    print(import_masks(source, target, options.format, options.classes, options.photos, own))
     return 0

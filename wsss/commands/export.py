@@ -59,7 +59,7 @@ _MASKS_USE = """\
 formats:
   coco         one JSON, compressed RLE (exact, with holes); needs pip install "wsss[coco]"
   png          grey PNGs beside the photos, data.yaml (Ultralytics) and metadata.jsonl (Hugging Face); keeps 255
-  yolo         polygons, a text file a photo; holes are filled
+  yolo         polygons, a text file a photo; a cut of no width joins each hole to the outline
   cvat         CVAT for images 1.1, XML with RLE
   cvat-mask    CVAT's Segmentation mask 1.1, a zip with classes and objects
   labelstudio  predictions as brush RLE; the labelling configuration is written beside the JSON

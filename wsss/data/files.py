@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import struct
 import zipfile
 import zlib
@@ -48,7 +49,7 @@ _ORIENTATION_TAG, _WIDTH_TAG, _HEIGHT_TAG = 0x0112, 0x0100, 0x0101
 _SWAPS_SIDES = (5, 6, 7, 8)
 
 # What Pillow's decoders raise on damaged files; SyntaxError is how its PNG plugin reports broken chunks.
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -63,7 +64,7 @@ _DECODE_ERRORS = (
 )
 
 # What zipfile and numpy raise on damaged archives; MemoryError: a header that tells of more than there is.
-_ARCHIVE_ERRORS = (*_DECODE_ERRORS, zipfile.BadZipFile, NotImplementedError, RuntimeError, MemoryError)
+ARCHIVE_ERRORS = (*DECODE_ERRORS, zipfile.BadZipFile, NotImplementedError, RuntimeError, MemoryError)
 
 
 @contextmanager
@@ -85,6 +86,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path} ({error.strerror or error}): {_write_fix(error)}") from error
     finally:
         _remove(temporary)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`, which becomes `path` if the block succeeds and is removed if not.
+
+    Args:
+        path: does not exist, or is an empty folder.
+
+    Raises:
+        UserError: an OSError in the block or in the renaming.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror or error}): {_write_fix(error)}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _remove(path: Path) -> None:
@@ -185,7 +207,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): check the path and its permissions"
         ) from error
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise UserError(f"{path} {_damage(path, error)}") from error
 
 
@@ -239,7 +261,7 @@ def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1..8. It is 1 if there is none or the EXIF block is damaged, as in image viewers."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except _DECODE_ERRORS:
+    except DECODE_ERRORS:
         return 1
     return value if value in _ORIENTATIONS else 1
 
@@ -493,19 +515,19 @@ def read_saliency(path: Path) -> Saliency:
         UserError: naming the file: missing, truncated, or not such an archive.
     """
     try:
-        _check_archive(path)
+        check_archive(path)
         with np.load(path, allow_pickle=False) as archive:
             height, width = (int(value) for value in archive["size"])
             return Saliency(archive["classes"], archive["maps"], (height, width))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: run the saliency stage (wsss saliency)") from error
-    except _ARCHIVE_ERRORS as error:
+    except ARCHIVE_ERRORS as error:
         raise UserError(
             f"{path} is not a complete saliency archive ({error}): remove it and run the saliency stage again"
         ) from error
 
 
-def _check_archive(path: Path) -> None:
+def check_archive(path: Path) -> None:
     """Refuse what numpy would guess to be something else (a bare .npy, a pickle), and what would fill the memory.
 
     Raises:
@@ -531,10 +553,10 @@ def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any
         UserError: the file is missing, truncated, or lacks one of `names`.
     """
     try:
-        _check_archive(path)
+        check_archive(path)
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in names}
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: run the stage that writes it") from error
-    except _ARCHIVE_ERRORS as error:
+    except ARCHIVE_ERRORS as error:
         raise UserError(f"{path} is damaged ({error}): remove it and run the stage that writes it") from error

@@ -7,9 +7,10 @@ import os
 import shutil
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 from urllib.parse import unquote, urlparse
 
 from wsss.data.dataset import Dataset, check_labelled, first, index_images, make_records, read_split
@@ -32,12 +33,28 @@ from wsss.data.tools import (
 from wsss.errors import UserError
 
 
+class _Form(Protocol):
+    @property
+    def title(self) -> str: ...
+    @property
+    def fits(self) -> Callable[[Path], bool]: ...
+
+
+class _Reference(Protocol):
+    @property
+    def reference(self) -> str: ...
+
+
+F = TypeVar("F", bound=_Form)
+R = TypeVar("R", bound=_Reference)
+
+
 @dataclass(frozen=True)
-class Source:
+class Source(Generic[F]):
     """The files of an export, and their format."""
 
     name: str
-    format: Format
+    format: F
     files: tuple[Path, ...]
 
     @property
@@ -50,7 +67,7 @@ class Source:
 class Found:
     """What an export says of the photos that are there."""
 
-    source: Source
+    source: Source[Format]
     index: Mapping[str, Path]
     """Image id -> photo, of all that are there."""
     placed: Mapping[str, Tagged]
@@ -86,15 +103,20 @@ def import_tags(
         UserError: no format fits, or two; a photo is missing, ambiguous, or named twice; names that differ by case; see
             the readers.
     """
+    check_places(source, target)
+    found = _read(source, kind, photos, options or Options())
+    write(target, found.labelled, found.index, found.names, copy)
+    return _summary(found, source, target)
+
+
+def check_places(source: Path, target: Path) -> None:
+    """Raises UserError if there is nothing to import, or something where it shall go."""
     if not source.exists():
         raise UserError(
             f"{source} does not exist; give the export of a labelling tool, or the folder that holds it"
         )
-    if target.exists() and any(target.iterdir()):
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"{target} is not empty; give a new folder")
-    found = _read(source, kind, photos, options or Options())
-    write(target, found.labelled, found.index, found.names, copy)
-    return _summary(found, source, target)
 
 
 def _read(source: Path, kind: str, photos: Path | None, options: Options) -> Found:
@@ -111,7 +133,22 @@ def _read(source: Path, kind: str, photos: Path | None, options: Options) -> Fou
     return Found(files, index, placed, labelled, _class_names(export, labelled, source))
 
 
-def find_format(source: Path, kind: str) -> Source:
+def fitting(source: Path, paths: Sequence[Path], formats: Mapping[str, F], kind: str) -> Source[F] | None:
+    """The files of the one format that fits; None if none does. Raises UserError if several do."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in paths:
+        for name, form in formats.items():
+            if kind in ("auto", name) and form.fits(path):
+                found[name].append(path)
+    if len(found) > 1:
+        files = ", ".join(f"{some[0].name} ({name})" for name, some in found.items())
+        raise UserError(f"{source} has files of several formats: {files}; choose one with --format")
+    for name, chosen in found.items():
+        return Source(name, formats[name], tuple(chosen))
+    return None
+
+
+def find_format(source: Path, kind: str) -> Source[Format]:
     """The format of an export and its files.
 
     Raises:
@@ -120,30 +157,19 @@ def find_format(source: Path, kind: str) -> Source:
     if kind == "folders":
         return Source("folders", FOLDERS, (source,))
     paths = tuple(candidates(source))
+    if (found := fitting(source, paths, FORMATS, kind)) is not None:
+        return found
     tables = tuple(path for path in paths if TABLE.fits(path)) if kind in ("auto", "csv") else ()
-    fitting: dict[str, list[Path]] = defaultdict(list)
-    for path in paths:
-        for name, form in FORMATS.items():
-            if kind in ("auto", name) and form.fits(path):
-                fitting[name].append(path)
-    if not fitting:
-        if len(tables) == 1:
-            return Source("csv", TABLE, tables)
-        if len(tables) > 1:
-            raise UserError(
-                f"{source} has {len(tables)} tables ({first([path.name for path in tables])}): name one of them"
-            )
-        if kind == "auto" and FOLDERS.fits(source):
-            return Source("folders", FOLDERS, (source,))
-        wanted = (
-            "of a format that wsss knows" if kind in ("auto", "csv") else f"that is {FORMATS[kind].title}"
+    if len(tables) == 1:
+        return Source("csv", TABLE, tables)
+    if len(tables) > 1:
+        raise UserError(
+            f"{source} has {len(tables)} tables ({first([path.name for path in tables])}): name one of them"
         )
-        raise UserError(f"{source} has no file {wanted} ({', '.join([*FORMATS, 'csv', 'folders'])})")
-    if len(fitting) > 1:
-        files = ", ".join(f"{some[0].name} ({name})" for name, some in fitting.items())
-        raise UserError(f"{source} has files of several formats: {files}; choose one with --format")
-    ((name, chosen),) = fitting.items()
-    return Source(name, FORMATS[name], tuple(chosen))
+    if kind == "auto" and FOLDERS.fits(source):
+        return Source("folders", FOLDERS, (source,))
+    wanted = "of a format that wsss knows" if kind in ("auto", "csv") else f"that is {FORMATS[kind].title}"
+    raise UserError(f"{source} has no file {wanted} ({', '.join([*FORMATS, 'csv', 'folders'])})")
 
 
 def _merged(exports: list[Export]) -> Export:
@@ -210,8 +236,8 @@ def normal_reference(reference: str) -> str:
 
 
 def resolve(
-    photos: list[Tagged], index: Mapping[str, Path], folder: Path, uploads: bool = False
-) -> dict[str, Tagged]:
+    photos: Sequence[R], index: Mapping[str, Path], folder: Path, uploads: bool = False
+) -> dict[str, R]:
     """Image id -> what the export says of it.
 
     Raises:
@@ -222,7 +248,7 @@ def resolve(
         parts = identifier.split("/")
         for start in range(len(parts)):
             ends["/".join(parts[start:])].append(identifier)
-    placed: dict[str, Tagged] = {}
+    placed: dict[str, R] = {}
     lost: list[str] = []
     for tagged in photos:
         reference = normal_reference(tagged.reference)

@@ -18,6 +18,9 @@ CLASS_FILES = ("classes.txt", "labelmap.txt", "labels.txt", "data.yaml", "obj.na
 RECORD = "predictions.json"
 """File beside the masks of ``wsss predict``: the class of each index, the checkpoint and the options that made them."""
 
+IMPORTED = "masks.json"
+"""File beside the masks of ``wsss data import-masks``: the class of each index, and where they come from."""
+
 _TABLES = ("names", "categories", "thing_classes", "classes", "id2label", "labels")
 _LABELMAP = re.compile(r"([^:]+):(\d+,\d+,\d+)?:[^:]*:[^:]*")
 _VOID = "224,224,192"  # VOC's colour of pixels that are not scored
@@ -173,10 +176,11 @@ def listed(counts: Mapping[str, int], classes: Sequence[str], noun: str = "photo
 def recorded_classes(folder: Path) -> tuple[tuple[str, ...], Path] | None:
     """The class names that came with a folder of masks, background first, and the file that records them.
 
-    That is what ``wsss predict`` writes beside its masks, or the manifest of the run that the folder is in.
-    None: nothing is recorded.
+    That is what ``wsss predict`` or ``wsss data import-masks`` writes beside its masks, or the manifest of the run that
+    the folder is in. None: nothing is recorded.
     """
-    for path, first in ((folder / RECORD, ()), (folder.resolve().parent / "manifest.json", ("background",))):
+    own = ((folder / name, ()) for name in (RECORD, IMPORTED))
+    for path, first in (*own, (folder.resolve().parent / "manifest.json", ("background",))):
         try:
             names = json.loads(path.read_text(encoding="utf-8"))["classes"]
         except (OSError, ValueError, KeyError, TypeError):

@@ -9,6 +9,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,10 @@ class Options:
     """Confidence from which a tag counts."""
     separator: str | None = None
     """Between the labels of a cell."""
+    crowds: str | None = None
+    """objects or ignore: what COCO's regions with iscrowd 1 are, where masks are read."""
+    classes: tuple[str, ...] | None = None
+    """The class list of masks that have only indices."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,8 @@ class Format:
 # -- reading ----------------------------------------------------------------------------------------
 
 
-def _json(path: Path) -> Any:
+def json_of(path: Path) -> Any:
+    """The content of a JSON file; None if it is something else."""
     if path.suffix.lower() != ".json" or not path.is_file():
         return None
     try:
@@ -99,7 +105,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict)]
 
 
-def _decoded(path: Path) -> str:
+def decoded(path: Path) -> str:
     """The text of a file in UTF-8, or else in Windows' code page, as Excel writes it."""
     content = path.read_bytes()
     try:
@@ -123,19 +129,21 @@ def _rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV by the names of their columns; cells that are missing are empty."""
     if path.suffix.lower() != ".csv" or not path.is_file():
         return []
-    rows = _cells(_decoded(path), path)
+    rows = _cells(decoded(path), path)
     head = rows[0] if rows else []
     return [dict(zip(head, [*row, *[""] * len(head)], strict=False)) for row in rows[1:]]
 
 
-def _is_image(text: object) -> bool:
+def is_image(text: object) -> bool:
+    """Whether a value names a photo."""
     return isinstance(text, str) and text.lower().split("?d=")[-1].endswith(IMAGE_SUFFIXES)
 
 
-def _xml(path: Path) -> ElementTree.Element | None:
+def xml_of(path: Path) -> ElementTree.Element | None:
+    """The root of an XML file; None if it is something else, or has entities."""
     if path.suffix.lower() != ".xml" or not path.is_file():
         return None
-    text = _decoded(path)
+    text = decoded(path)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         return None
     try:
@@ -144,12 +152,14 @@ def _xml(path: Path) -> ElementTree.Element | None:
         return None
 
 
-def _missing(path: Path, options: Options, count: int, total: int) -> tuple[str, ...] | None:
-    """What photos without a tag are. Raises UserError if nobody said."""
+def bare_photos(
+    path: Path, options: Options, count: int, total: int, thing: str = "tag"
+) -> tuple[str, ...] | None:
+    """What photos without a tag (or another thing) are. Raises UserError if nobody said."""
     if options.unlabelled is None:
         raise UserError(
-            f"{count} of {total} photos of {path} have no tag, and the format does not say whether someone looked: say "
-            "--unlabelled none (they show none of the classes) or --unlabelled unknown (they are left out)"
+            f"{count} of {total} photos of {path} have no {thing}, and the format does not say whether someone looked: "
+            "say --unlabelled none (they show none of the classes) or --unlabelled unknown (they are left out)"
         )
     return () if options.unlabelled == "none" else None
 
@@ -170,7 +180,7 @@ def _one(groups: Iterable[str], path: Path, options: Options) -> str | None:
 
 
 def _is_label_studio(path: Path) -> bool:
-    tree = _json(path)
+    tree = json_of(path)
     return (
         isinstance(tree, list)
         and bool(tree)
@@ -189,7 +199,7 @@ def _choices(result: Mapping[str, Any], path: Path) -> list[str]:
 
 
 def _read_label_studio(path: Path, options: Options) -> Export:
-    tasks = _json(path)
+    tasks = json_of(path)
     results = [
         result
         for task in tasks
@@ -200,7 +210,7 @@ def _read_label_studio(path: Path, options: Options) -> Export:
     group = _one((str(result.get("from_name")) for result in results), path, options)
     photos = []
     for task in tasks:
-        images = [value for value in task["data"].values() if _is_image(value)]
+        images = [value for value in task["data"].values() if is_image(value)]
         if len(images) != 1:
             raise UserError(f"{path}: task {task.get('id')} names {len(images)} images, but must name one")
         given = task.get("annotations", task.get("completions", []))
@@ -238,18 +248,18 @@ _NO_TAGS = {"id", "annotation_id", "annotator", "created_at", "updated_at", "lea
 
 
 def _is_label_studio_min(path: Path) -> bool:
-    tree = _json(path)
+    tree = json_of(path)
     rows = tree if isinstance(tree, list) else _rows(path)
     return bool(rows) and isinstance(rows[0], dict) and {"annotation_id", "annotator"} <= set(rows[0])
 
 
 def _read_label_studio_min(path: Path, options: Options) -> Export:
-    rows: list[dict[str, Any]] = _json(path) or _rows(path)
-    columns = {key for row in rows for key in row if key not in _NO_TAGS and not _is_image(row[key])}
+    rows: list[dict[str, Any]] = json_of(path) or _rows(path)
+    columns = {key for row in rows for key in row if key not in _NO_TAGS and not is_image(row[key])}
     group = _one(columns, path, options)
     found: dict[str, list[tuple[str, set[str]]]] = {}
     for row in rows:
-        reference = next((str(value) for value in row.values() if _is_image(value)), None)
+        reference = next((str(value) for value in row.values() if is_image(value)), None)
         if reference is None:
             raise UserError(f"{path}: a record names no image: {str(row)[:80]}")
         sets = found.setdefault(reference, [])
@@ -267,7 +277,7 @@ def _read_label_studio_min(path: Path, options: Options) -> Export:
 
 
 def _is_cvat(path: Path) -> bool:
-    root = _xml(path)
+    root = xml_of(path)
     return (
         root is not None
         and root.tag == "annotations"
@@ -276,13 +286,13 @@ def _is_cvat(path: Path) -> bool:
 
 
 def _read_cvat(path: Path, options: Options) -> Export:
-    root = _xml(path)
+    root = xml_of(path)
     assert root is not None
     if root.find("track") is not None:
         raise UserError(f"{path} is of a video: export its frames as images (CVAT for images 1.1)")
     images = root.findall("image")
     bare = sum(image.find("tag") is None for image in images)
-    missing = _missing(path, options, bare, len(images)) if bare else None
+    missing = bare_photos(path, options, bare, len(images)) if bare else None
     photos = []
     for image in images:
         tags = tuple(sorted({tag.attrib["label"] for tag in image.findall("tag")}))
@@ -293,27 +303,43 @@ def _read_cvat(path: Path, options: Options) -> Export:
 
 
 def _is_coco(path: Path) -> bool:
-    tree = _json(path)
+    tree = json_of(path)
     return isinstance(tree, dict) and {"images", "annotations", "categories"} <= set(tree)
 
 
-def _read_coco(path: Path, options: Options) -> Export:
-    tree = _json(path)
+def coco_photos(
+    path: Path,
+) -> tuple[dict[Any, str], list[tuple[str, Mapping[str, Any], list[Mapping[str, Any]]]]]:
+    """Names by category id; reference, entry and annotations of every image.
+
+    Raises:
+        UserError: an annotation names a category or an image that is not listed.
+    """
+    tree = json_of(path)
     names = {category["id"]: str(category["name"]) for category in tree["categories"]}
-    tags: dict[Any, set[str]] = {image["id"]: set() for image in tree["images"]}
+    found: dict[Any, list[Mapping[str, Any]]] = {image["id"]: [] for image in tree["images"]}
     for one in tree["annotations"]:
-        if one["category_id"] not in names or one["image_id"] not in tags:
+        if one["category_id"] not in names or one["image_id"] not in found:
             raise UserError(
                 f"{path}: annotation {one.get('id')} names a category or an image that is not listed"
             )
-        tags[one["image_id"]].add(names[one["category_id"]])
-    split = SPLITS.get(path.parent.name.lower()) if path.name == "_annotations.coco.json" else None
-    folder = f"{path.parent.name}/" if split else ""
+        found[one["image_id"]].append(one)
+    folder = f"{path.parent.name}/" if _coco_split(path) else ""
+    return names, [(f"{folder}{image['file_name']}", image, found[image["id"]]) for image in tree["images"]]
+
+
+def _coco_split(path: Path) -> str | None:
+    """Roboflow's folder of a split."""
+    return SPLITS.get(path.parent.name.lower()) if path.name == "_annotations.coco.json" else None
+
+
+def _read_coco(path: Path, options: Options) -> Export:
+    names, images = coco_photos(path)
     photos = [
-        Tagged(f"{folder}{image['file_name']}", tuple(sorted(tags[image["id"]])), split)
-        for image in tree["images"]
+        Tagged(reference, tuple(sorted({names[one["category_id"]] for one in found})), _coco_split(path))
+        for reference, _, found in images
     ]
-    used = {name for some in tags.values() for name in some}
+    used = {name for photo in photos for name in photo.labels or ()}
     return Export(photos, tuple(name for _, name in sorted(names.items()) if name in used))
 
 
@@ -339,37 +365,42 @@ def _is_yolo(path: Path) -> bool:
     if path.suffix not in (".yaml", ".yml") or not path.is_file() or not (path.parent / "labels").is_dir():
         return False
     try:
-        tree = yaml.safe_load(_decoded(path))
+        tree = yaml.safe_load(decoded(path))
     except yaml.YAMLError:
         return False
     return isinstance(tree, dict) and "names" in tree
 
 
-def _read_yolo(path: Path, options: Options) -> Export:
+def yolo_photos(path: Path) -> tuple[dict[int, str], list[tuple[Path, Path]]]:
+    """Names by index; every photo and the path of its text, which may be missing."""
     named = yaml.safe_load(read_text(path))["names"]
-    names = (
-        dict(enumerate(named))
-        if isinstance(named, list)
-        else {int(key): value for key, value in named.items()}
-    )
-    root, photos, bare = path.parent, [], 0
+    pairs = enumerate(named) if isinstance(named, list) else named.items()
+    root = path.parent
     images = sorted(p for p in (root / "images").rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    lost = [image for image in images if not _label_file(root, image).is_file()]
-    missing = _missing(path, options, len(lost), len(images)) if lost else None
-    for image in images:
-        text, reference = _label_file(root, image), image.relative_to(root).as_posix()
-        split = next(
-            (SPLITS[part] for part in image.relative_to(root / "images").parts if part in SPLITS), None
-        )
-        if not text.is_file():
-            bare += 1
-            photos.append(Tagged(reference, missing, split))
-            continue
-        found = {int(float(line.split()[0])) for line in read_text(text).splitlines() if line.strip()}
-        if unknown := found - set(names):
-            raise UserError(f"{text} has the class {min(unknown)}, but {path} names {len(names)} classes")
-        photos.append(Tagged(reference, tuple(sorted(str(names[index]) for index in found)), split))
-    return Export(photos, tuple(str(name) for _, name in sorted(names.items())))
+    return {int(key): str(name) for key, name in pairs}, [
+        (image, _label_file(root, image)) for image in images
+    ]
+
+
+def yolo_rows(text: Path, names: Mapping[int, str]) -> list[tuple[str, list[float]]]:
+    """Class and numbers of every row. Raises UserError where a class has no name."""
+    rows = [[float(word) for word in line.split()] for line in read_text(text).splitlines() if line.strip()]
+    if unknown := {int(row[0]) for row in rows} - set(names):
+        raise UserError(f"{text} has the class {min(unknown)}, but its data.yaml names {len(names)} classes")
+    return [(names[int(row[0])], row[1:]) for row in rows]
+
+
+def _read_yolo(path: Path, options: Options) -> Export:
+    root, photos = path.parent, []
+    names, pairs = yolo_photos(path)
+    lost = sum(not text.is_file() for _, text in pairs)
+    missing = bare_photos(path, options, lost, len(pairs)) if lost else None
+    for image, text in pairs:
+        inside = image.relative_to(root / "images").parts
+        split = next((SPLITS[part] for part in inside if part in SPLITS), None)
+        labels = tuple(sorted({name for name, _ in yolo_rows(text, names)})) if text.is_file() else missing
+        photos.append(Tagged(image.relative_to(root).as_posix(), labels, split))
+    return Export(photos, tuple(name for _, name in sorted(names.items())))
 
 
 def _label_file(root: Path, image: Path) -> Path:
@@ -403,12 +434,12 @@ def _read_hugging_face(path: Path, options: Options) -> Export:
 
 
 def _is_fiftyone(path: Path) -> bool:
-    tree = _json(path)
+    tree = json_of(path)
     return isinstance(tree, dict) and isinstance(tree.get("labels"), dict)
 
 
 def _read_fiftyone(path: Path, options: Options) -> Export:
-    tree = _json(path)
+    tree = json_of(path)
     classes = tree.get("classes")
 
     def name(target: Any) -> str:
@@ -429,12 +460,12 @@ def _read_fiftyone(path: Path, options: Options) -> Export:
 
 
 def _is_labelme(path: Path) -> bool:
-    tree = _json(path)
+    tree = json_of(path)
     return isinstance(tree, dict) and {"shapes", "imagePath", "flags"} <= set(tree)
 
 
 def _read_labelme(path: Path, options: Options) -> Export:
-    tree = _json(path)
+    tree = json_of(path)
     flags = tree["flags"]
     labels = tuple(sorted(name for name, value in flags.items() if value)) if flags else None
     return Export([Tagged(f"{path.parent.name}/{tree['imagePath']}", labels)])
@@ -529,7 +560,7 @@ def _table(path: Path) -> list[list[str]]:
     """The cells of a text table with commas, semicolons or tabs; none if it is something else."""
     if path.suffix.lower() not in (".csv", ".tsv") or not path.is_file():
         return []
-    text = _decoded(path)
+    text = decoded(path)
     first = text.partition("\n")[0]
     rest = text.partition("\n")[2].partition("\n")[0]
     marks = {mark: (first.count(mark) == rest.count(mark) > 0, first.count(mark)) for mark in "\t,;"}
@@ -539,13 +570,13 @@ def _table(path: Path) -> list[list[str]]:
 
 def _is_table(path: Path) -> bool:
     rows = _table(path)
-    return len(rows) > 1 and all(len(row) >= 2 for row in rows) and _is_image(rows[1][0])
+    return len(rows) > 1 and all(len(row) >= 2 for row in rows) and is_image(rows[1][0])
 
 
 def _read_table(path: Path, options: Options) -> Export:
     """A photo in the first column; then its labels in one cell, one label a row, or a column for each class."""
     rows = _table(path)
-    head = None if _is_image(rows[0][0]) else rows.pop(0)
+    head = None if is_image(rows[0][0]) else rows.pop(0)
     if head is not None and len(head) > 2:
         return _of_columns(path, head, rows, options)
     words = ("label", "labels", "tag", "tags", "class", "classes")
@@ -688,7 +719,7 @@ TABLE = Format("a table of photos and labels", _is_table, _read_table)
 FOLDERS = Format("a folder for each class", _is_class_folders, _read_class_folders)
 """Asked for by name, or taken where nothing else fits."""
 
-SUFFIXES = (".json", ".csv", ".tsv", ".xml", ".jsonl", ".manifest", ".yaml", ".yml")
+SUFFIXES = (".json", ".csv", ".tsv", ".xml", ".jsonl", ".manifest", ".yaml", ".yml", ".zip")
 
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-")
 
@@ -698,15 +729,11 @@ def without_upload(reference: str) -> str:
     return _UPLOAD.sub("", reference.rpartition("/")[2])
 
 
-def read(form: Format, path: Path, options: Options) -> Export:
-    """What a file says. Raises UserError where it is not as the tool writes it."""
+@contextmanager
+def as_written(path: Path, title: str) -> Iterator[None]:
+    """What goes wrong in the block because a file is not as its tool writes it becomes a UserError."""
     try:
-        export = form.read(path, options)
-        for photo in export.photos:
-            for text in (photo.reference, *(photo.labels or ())):
-                if not isinstance(text, str):
-                    raise TypeError(f"{text!r} is no name")
-        return export
+        yield
     except (
         KeyError,
         IndexError,
@@ -719,9 +746,20 @@ def read(form: Format, path: Path, options: Options) -> Export:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{path} is not {form.title} as wsss knows it ({type(error).__name__}: {error}); export it again, or "
+            f"{path} is not {title} as wsss knows it ({type(error).__name__}: {error}); export it again, or "
             "choose another --format"
         ) from error
+
+
+def read(form: Format, path: Path, options: Options) -> Export:
+    """What a file says. Raises UserError where it is not as the tool writes it."""
+    with as_written(path, form.title):
+        export = form.read(path, options)
+        for photo in export.photos:
+            for text in (photo.reference, *(photo.labels or ())):
+                if not isinstance(text, str):
+                    raise TypeError(f"{text!r} is no name")
+        return export
 
 
 def candidates(source: Path) -> Iterator[Path]:
@@ -733,5 +771,5 @@ def candidates(source: Path) -> Iterator[Path]:
         for path in sorted(source.glob(pattern)):
             if path.name.startswith("."):
                 continue
-            if path.suffix.lower() in SUFFIXES or path.name == "synsets.txt":
+            if path.suffix.lower() in SUFFIXES or path.name in ("synsets.txt", "labelmap.txt"):
                 yield path

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wsss.config import NOT_WEAK, Config
+from wsss.config import Config
 from wsss.data.dataset import Dataset, Record, evenly
 from wsss.data.files import classes_in, read_confidence, read_image, read_mask, read_saliency
 from wsss.data.palette import colour_of
@@ -23,7 +23,7 @@ from wsss.report.html import (
 )
 from wsss.report.overlay import Picture, overlay_mask, overlay_saliency
 from wsss.rundir import CRF, MASKS, MS_FLIP, PLAIN, RunDirectory
-from wsss.stages.score import METRICS, Metric, tags_without_pixel
+from wsss.stages.score import METRICS, Metric, tags_without_pixel, training_notes
 
 GALLERY_ROWS, LEAST_CERTAIN = 12, 6
 
@@ -101,9 +101,9 @@ def _tiles(metrics: Mapping[str, Any], dry: str) -> tuple[Tile, ...]:
     for key, metric in METRICS.items():
         if metric.tile and (key in metrics or not metric.optional):
             entry = metrics.get(key)
-            weak = NOT_WEAK if isinstance(entry, dict) and entry.get("mask_pretraining") else ""
+            seen = training_notes(metrics.get("val") if key == "retention" else entry)
             title, note = metric.tile
-            tiles.append(Tile(title, metric.value(entry), _joined(note, weak, dry)))
+            tiles.append(Tile(title, metric.value(entry), _joined(note, seen, dry)))
     return tuple(tiles)
 
 
@@ -166,7 +166,7 @@ def _galleries(dataset: Dataset, run: RunDirectory) -> tuple[Gallery, ...]:
         ("photo", "saliency", "pseudo-mask", "ground truth"),
         tuple(_train_row(record, dataset, run) for record in evenly(labelled, GALLERY_ROWS)),
         "Evenly spaced over the training list. Saliency: the strongest class of the label at each pixel; "
-        "hatched: uncertain, not trained on. Ground truth is never trained on.",
+        "hatched: uncertain, not trained on. Ground truth is never trained on, unless segmenter.true_masks is it.",
     )
     val = Gallery(
         "Validation photos: predictions",

@@ -22,7 +22,7 @@ from wsss.metrics.sweep import ThresholdSweep
 from wsss.parallel import pool, unordered
 from wsss.refine.parameters import BackgroundParameters
 from wsss.refine.refiners import Refiner, build_refiner
-from wsss.rundir import EXTENDED, LABELS, MASKS, PLAIN, SALIENCY
+from wsss.rundir import EXTENDED, LABELS, MASKS, PLAIN, SALIENCY, SUPERVISED_PLAIN
 from wsss.stages.base import Context
 from wsss.stages.calibrate import chosen_rule
 from wsss.stages.refine import chosen_parameters, is_soft, maps_folder
@@ -216,11 +216,19 @@ def prediction_entry(folder: str) -> Measure:
         records = with_masks(context.dataset.val)
         if not records:
             return None
-        found = score(_confusion(context, records, folder), context.dataset.class_names)
-        marked = context.config.segmenter.mask_pretraining
-        return {**found, "mask_pretraining": True} if marked else found
+        return {
+            **score(_confusion(context, records, folder), context.dataset.class_names),
+            **_seen(context, folder),
+        }
 
     return entry
+
+
+def _seen(context: Context, folder: str) -> Entry:
+    """The masks that the network behind these predictions has seen, pseudo-masks aside."""
+    true = None if folder == SUPERVISED_PLAIN else context.run.stage_entry("segment").get("true_masks")
+    pretraining = context.config.segmenter.mask_pretraining
+    return {**({"mask_pretraining": True} if pretraining else {}), **({"true_masks": true} if true else {})}
 
 
 def tags_entry(context: Context, known: Mapping[str, Any]) -> Entry | None:
@@ -253,6 +261,7 @@ def tags_entry(context: Context, known: Mapping[str, Any]) -> Entry | None:
         "recall": per_class(both, tagged),
         "tagged": dict(zip(context.dataset.classes, tagged.tolist()[1:], strict=True)),
         "without_pixel": dict(zip(context.dataset.classes, (tagged - both).tolist()[1:], strict=True)),
+        **_seen(context, PLAIN),
     }
 
 

@@ -74,8 +74,16 @@ def _mask_notes(entry: Entry) -> str:
     )
 
 
-def _pretraining(entry: Entry) -> str:
-    return NOT_WEAK if entry.get("mask_pretraining") else ""
+def with_true_masks(entry: Any) -> str:
+    """ "with 12 true masks", where the segmenter was also trained on such (``segmenter.true_masks``)."""
+    count = entry.get("true_masks") if isinstance(entry, dict) else None
+    return f"with {count} true mask{'s' * (count != 1)}" if count else ""
+
+
+def training_notes(entry: Any) -> str:
+    """What must stand beside a number of a segmenter that has seen masks."""
+    weak = NOT_WEAK if isinstance(entry, dict) and entry.get("mask_pretraining") else ""
+    return "; ".join(note for note in (with_true_masks(entry), weak) if note)
 
 
 def tags_without_pixel(entry: Entry) -> str:
@@ -138,7 +146,7 @@ METRICS: dict[str, Metric] = {
         prediction_entry(PLAIN),
         name="val",
         protocol=lambda config: "val photos; single scale, no CRF",
-        notes=_pretraining,
+        notes=training_notes,
         tile=("val mIoU", "single scale, no CRF"),
     ),
     "val_ms_flip": Metric(
@@ -148,7 +156,7 @@ METRICS: dict[str, Metric] = {
         wanted=lambda config: config.evaluate.ms_flip,
         name="val, multi-scale + flip",
         protocol=lambda config: "val photos; multi-scale and mirrored, no CRF",
-        notes=_pretraining,
+        notes=training_notes,
     ),
     "val_crf": Metric(
         "val mIoU, {best} + CRF",
@@ -157,7 +165,7 @@ METRICS: dict[str, Metric] = {
         wanted=lambda config: config.evaluate.crf,
         name="val, CRF",
         protocol=lambda config: f"val photos; {_best(config)}, then CRF",
-        notes=_pretraining,
+        notes=training_notes,
     ),
     "tags": Metric(
         "val tags in the predictions, F1 (no masks)",
@@ -166,6 +174,7 @@ METRICS: dict[str, Metric] = {
         headline="f1",
         tile=("tags in predictions", "val, F1 of image labels, mean over classes"),
         optional=True,
+        notes=training_notes,
         details=_tag_details,
     ),
     "supervised": Metric(
@@ -176,7 +185,7 @@ METRICS: dict[str, Metric] = {
         protocol=lambda config: (
             "val photos; same network trained on true masks, single scale, no CRF (oracle)"
         ),
-        notes=_pretraining,
+        notes=training_notes,
     ),
     "retention": Metric(
         "retention (val / oracle)",
@@ -212,7 +221,12 @@ def summary(config: Config, metrics: Mapping[str, Any]) -> list[str]:
         entry = metrics.get(key)
         oracle = entry.get(f"oracle_{metric.headline}") if isinstance(entry, dict) else None
         titles = (metric.title.format(best=_best(config)), metric.value(entry)), (metric.oracle, oracle)
-        lines += [f"  {title:<44}{value:.4f}" for title, value in titles if title and value is not None]
+        true = with_true_masks(metrics.get("val") if key == "retention" else entry)
+        lines += [
+            f"  {title:<44}{value:.4f}  {true}".rstrip()
+            for title, value in titles
+            if title and value is not None
+        ]
         lines += [
             f"     {line}" for line in (metric.details(metrics) if metric.value(entry) is not None else [])
         ]

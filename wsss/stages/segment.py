@@ -1,23 +1,27 @@
 """Train the segmentation network on pseudo-masks, on masks of your own, or (as an oracle) on the true masks."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from lightning import seed_everything
 from torch.utils.data import DataLoader
 
 from wsss import runtime
 from wsss.config import Config, SegmenterConfig, to_dict
-from wsss.data.agreement import LOOKED_AT, alien_values, compare_masks, look
+from wsss.data.agreement import LOOKED_AT, Seen, alien_values, compare_masks, look
 from wsss.data.dataset import Dataset, Record, evenly, first, with_masks
-from wsss.data.files import check_mask_header
+from wsss.data.files import check_mask_header, image_size, read_mask, write_mask
 from wsss.data.findings import settle
+from wsss.data.labels import image_id
 from wsss.data.modules import SegmentationData, TrueMasks
 from wsss.data.names import check_recorded
 from wsss.data.transforms import RandomScale, TrainTransform
+from wsss.data.working import shrink
 from wsss.errors import UserError
 from wsss.models.segmenter import split_architecture
 from wsss.rundir import CLASSIFIER, MASKS, SEGMENTER, SUPERVISED, StageState, content_digest
@@ -38,14 +42,17 @@ from wsss.tasks.fit import LOG, fit, is_begun, read_log, rising_loss
 
 
 def train_segmenter(context: Context) -> dict[str, Any]:
-    """Train the segmenter on the pseudo-masks, or on the masks in ``segmenter.masks``."""
+    """Train the segmenter on the pseudo-masks, or on the masks in ``segmenter.masks``; where a photo has a mask in
+    ``segmenter.true_masks``, on that."""
     settings, run = context.config.segmenter, context.run
     if settings.loss != "bootstrap":
         tell(unused("segmenter", settings, ["bootstrap"], f"segmenter.loss is {settings.loss}"))
     own = settings.masks
     path = (lambda identifier: run.mask(MASKS, identifier)) if own is None else _mask_of(own)
-    records = [replace(record, mask=path(record.id)) for record in context.dataset.train]
-    return _train(context, records, run.root / SEGMENTER)
+    true = _true_masks(context)
+    records = [replace(record, mask=true.get(record.id, path(record.id))) for record in context.dataset.train]
+    facts = _train(context, records, run.root / SEGMENTER)
+    return {**facts, "true_masks": len(true)} if true else facts
 
 
 def train_supervised(context: Context) -> dict[str, Any]:
@@ -91,10 +98,10 @@ def _mask_of(folder: str) -> Callable[[str], Path]:
     return lambda identifier: Path(folder) / f"{identifier}.png"
 
 
-def check_own_masks(folder: Path, dataset: Dataset) -> None:
-    """Raises UserError if a training photo has no mask in ``folder`` or one of another size, or if some that are looked
-    at have other classes than the data set."""
-    records = dataset.train
+def check_own_masks(folder: Path, dataset: Dataset, exempt: Collection[str] = ()) -> None:
+    """Raises UserError if a training photo (without those ``exempt``) has no mask in ``folder`` or one of another size,
+    or if some that are looked at have other classes than the data set."""
+    records = [record for record in dataset.train if record.id not in exempt]
     if not folder.is_dir():
         raise UserError(
             f"segmenter.masks is {folder}, but there is no such folder; give the folder of <id>.png"
@@ -121,13 +128,83 @@ def _masks_digest(folder: Path, dataset: Dataset) -> str:
     return found.hexdigest()
 
 
+# -- masks that people drew -------------------------------------------------------------------------
+
+
+def _own_true_masks(folder: Path, dataset: Dataset) -> dict[str, Path]:
+    """Id -> mask of the training photos that have one in ``segmenter.true_masks``."""
+    path = _mask_of(str(folder))
+    return {record.id: path(record.id) for record in dataset.train if path(record.id).is_file()}
+
+
+def check_true_masks(folder: Path, dataset: Dataset, long_side: int | None) -> None:
+    """Raises UserError if ``folder`` has no mask of a training photo, or one of a validation photo, of another size, or
+    with other classes than the data set. Tells of masks that are of no photo."""
+    if not folder.is_dir():
+        raise UserError(
+            f"segmenter.true_masks is {folder}, but there is no such folder; give the folder of <id>.png"
+        )
+    every = {image_id(path.relative_to(folder).as_posix()): path for path in sorted(folder.rglob("*.png"))}
+    val = [record.id for record in dataset.val if record.id in every]
+    if val:
+        raise UserError(
+            f"segmenter.true_masks: {folder} has masks of {len(val)} validation photos ({first(val)}), and a network "
+            "that was trained on them would be scored on them; remove these masks"
+        )
+    found = _own_true_masks(folder, dataset)
+    if not found:
+        raise UserError(
+            f"segmenter.true_masks: {folder} has no mask of a training photo (found there: "
+            f"{first(list(every)) or 'nothing'}); name the masks <id>.png after the photos in data.train"
+        )
+    check_recorded(folder, dataset.class_names, "data.classes")
+    seen = []
+    for record in dataset.train:
+        if record.id in found:
+            mask = _shrunk(found[record.id], record, long_side)
+            values = frozenset(np.flatnonzero(np.bincount(mask.ravel())).tolist())
+            seen.append(Seen(found[record.id], values, record.labels))
+    tell(settle([*alien_values(seen, dataset.classes), *compare_masks(seen, dataset.classes)]))
+    strange = [name for name in every if name not in found]
+    if strange:
+        tell(
+            [
+                f"segmenter.true_masks: {len(strange)} masks are of no training photo ({first(strange)}), left out"
+            ]
+        )
+
+
+def _shrunk(path: Path, record: Record, long_side: int | None) -> npt.NDArray[np.uint8]:
+    """The mask as large as the run's copy of the photo. Raises UserError if it does not fit."""
+    mask, size = read_mask(path), image_size(record.image)
+    small = mask if long_side is None else shrink(mask, long_side)
+    if small.shape != size:
+        raise UserError(
+            f"{path} has {mask.shape[1]}x{mask.shape[0]} pixels, which does not fit its photo of {size[1]}x{size[0]}"
+        )
+    return small
+
+
+def _true_masks(context: Context) -> dict[str, Path]:
+    """Id -> mask to train on, as large as its photo: with ``data.long_side`` a copy in the run directory."""
+    folder, long_side = context.config.segmenter.true_masks, context.config.data.long_side
+    found = {} if folder is None else _own_true_masks(Path(folder), context.dataset)
+    if long_side is None:
+        return found
+    copies = {name: context.run.resized / "true_masks" / f"{name}.png" for name in found}
+    for record in context.dataset.train:
+        if record.id in found:
+            write_mask(copies[record.id], _shrunk(found[record.id], record, long_side))
+    return copies
+
+
 # -- the stages -------------------------------------------------------------------------------------
 
 
 def _settings(config: Config) -> list[Any]:
     """What one training depends on, whatever it is trained on."""
     # val_every only says how often the log has a value.
-    other = ("supervised", "val_every", "masks")
+    other = ("supervised", "val_every", "masks", "true_masks")
     settings = {name: value for name, value in to_dict(config.segmenter).items() if name not in other}
     if config.segmenter.loss != "bootstrap":
         settings["bootstrap"] = SegmenterConfig().bootstrap  # it has no effect
@@ -135,9 +212,10 @@ def _settings(config: Config) -> list[Any]:
 
 
 def _reads(config: Config, dataset: Dataset) -> list[Any]:
-    own = config.segmenter.masks
+    own, true = config.segmenter.masks, config.segmenter.true_masks
+    digests = [] if true is None else [_masks_digest(Path(true), dataset)]
     if own is None:
-        return _settings(config)
+        return [*_settings(config), *digests]
     checkpoint = [config.saliency.checkpoint] if config.segmenter.weights == "classifier" else []
     return [
         *_settings(config),
@@ -145,6 +223,7 @@ def _reads(config: Config, dataset: Dataset) -> list[Any]:
         train_inputs(dataset),
         _masks_digest(Path(own), dataset),
         *checkpoint,
+        *digests,
     ]
 
 
@@ -181,8 +260,12 @@ def _check_network(context: Context, state: StageState, folder: str) -> int:
 
 
 def _check_segment(context: Context, state: StageState) -> int:
-    if context.config.segmenter.masks is not None:
-        check_own_masks(Path(context.config.segmenter.masks), context.dataset)
+    settings, dataset, true = context.config.segmenter, context.dataset, {}
+    if settings.true_masks is not None:
+        check_true_masks(Path(settings.true_masks), dataset, context.config.data.long_side)
+        true = _own_true_masks(Path(settings.true_masks), dataset)
+    if settings.masks is not None:
+        check_own_masks(Path(settings.masks), dataset, true)
     _check_batch(context, len(context.dataset.train))
     return _check_network(context, state, SEGMENTER)
 

@@ -202,7 +202,7 @@ def test_numbers_of_a_backbone_that_saw_masks_say_so(tmp_path: Path, run: RunDir
     run.update_metrics(val=score(0.6, mask_pretraining=True), val_crf=score(0.7, mask_pretraining=True))
     words = " ".join(build(data, run)[1].words)
     assert f"val photos; single scale, no CRF; {NOT_WEAK}" in words
-    assert words.count(NOT_WEAK) == 3  # the tile and the two rows
+    assert words.count(NOT_WEAK) == 4  # the tiles of val and retention, and the two rows
 
 
 def test_every_number_of_a_dry_run_says_that_it_is_no_result(tmp_path: Path, run: RunDirectory) -> None:

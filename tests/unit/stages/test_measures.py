@@ -220,6 +220,21 @@ def test_numbers_of_weights_that_saw_masks_carry_the_mark(records: list[Record],
     assert f"  {NOT_WEAK}" in summary(config, run.read_metrics())
 
 
+def test_numbers_of_a_segmenter_that_saw_true_masks_say_how_many(
+    records: list[Record], run: RunDirectory
+) -> None:
+    for record in records[:5]:
+        for folder in ("predictions", "supervised_predictions"):
+            write_mask(run.mask(folder, record.id), truth_of(record))
+    run.record("segment", state="done", true_masks=1)
+    config = replace(CONFIG, evaluate=EvaluateConfig(ms_flip=False, crf=False))
+    assert measured("evaluate", records[:5], run, config)["val"]["true_masks"] == 1
+    assert "true_masks" not in measured("evaluate_supervised", records[:5], run, config)["supervised"]
+    said = {line.split("  ")[1]: line for line in summary(config, run.read_metrics())}
+    marked = {title for title, line in said.items() if line.endswith("  with 1 true mask")}
+    assert marked == {"val mIoU, single scale, no CRF", "retention (val / oracle)"}
+
+
 # -- masks -----------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ EXCEPTIONS = {
     "segmenter.supervised": set(),
     "segmenter.val_every": set(),
     "segmenter.masks": {"segment"},
+    "segmenter.true_masks": {"segment"},
     "evaluate.oracle_images": {"score_masks"},
 }
 """Setting, or part of a section -> the same, where it differs from its section."""
