@@ -107,7 +107,7 @@ def test_true_masks_take_the_place_of_pseudo_masks_and_every_number_says_so(
     assert done.status == 0, done.err
     assert stages(run)["segment"]["true_masks"] == 3
     metrics = json.loads((run / "metrics.json").read_text())
-    for name in ("val", "val_ms_flip", "val_crf"):
+    for name in ("val", "val_ms_flip", "val_crf", "tags"):
         assert metrics[name]["true_masks"] == 3
         assert "true_masks" not in before[name]
     assert metrics["seed"] == before["seed"]
@@ -115,7 +115,7 @@ def test_true_masks_take_the_place_of_pseudo_masks_and_every_number_says_so(
     assert len(said) == 3
     assert all(line.endswith("  with 3 true masks") for line in said)
     page = (run / "report.html").read_text()
-    assert page.count("with 3 true masks") == 4  # the tile and three rows
+    assert page.count("with 3 true masks") == 5  # the tile, three rows and the agreement with tags
     trained = weights(run)
     mixed = Path(shutil.copytree(run / "pseudo_masks", tmp_path / "mixed"))
     shutil.copytree(true_masks, mixed, dirs_exist_ok=True)
