@@ -50,12 +50,15 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Worker processes, or None for 0 or 1. They are spawned, because a fork of a process with threads may hang."""
+def pool(workers: int, threads: int = 1) -> Iterator[ProcessPoolExecutor | None]:
+    """Worker processes of so many threads, or None for 0 or 1 workers.
+
+    They are spawned, because a fork of a process with threads may hang.
+    """
     if workers <= 1:
         yield None
         return
-    with environment(ENVIRONMENT), _processes(workers) as executor:
+    with environment({**ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}), _processes(workers) as executor:
         yield executor
 
 

@@ -1,8 +1,12 @@
 """Masks for any photos, from a trained segmenter."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cache, partial
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from wsss import __version__, runtime
+from wsss import __version__, plugins, runtime
 from wsss.config import NOT_WEAK, EvaluateConfig, RuntimeConfig, to_dict
 from wsss.data.confidence import Confidence, Tally
 from wsss.data.dataset import first, left_out, other_files, walk_images
@@ -37,6 +41,7 @@ from wsss.data.working import shrink
 from wsss.errors import UserError
 from wsss.models.segmenter import predict_probabilities
 from wsss.models.tiling import SMALLEST_TILE, blended_rows
+from wsss.parallel import pool, unordered
 from wsss.refine.crf import crf_probabilities
 from wsss.refine.parameters import CRFParameters, RefineParameters
 from wsss.report.figure import with_legend
@@ -67,6 +72,15 @@ OVERLAYS: dict[str, Callable[..., npt.NDArray[np.uint8]]] = {
     "contour": overlay_contour,
 }
 """How masks are drawn over photos."""
+
+GPU_THREADS = 4
+"""Threads: enough to read and write while one of them uses the GPU."""
+
+MOST_PROCESSES = 8
+"""Each has a copy of the network, and of its activations."""
+
+MANY = 16
+"""Fewer photos are predicted faster than processes start."""
 
 SHOWN = 8
 """At most this many unreadable photos are named; all are counted."""
@@ -211,30 +225,22 @@ def predict_files(
     todo = _to_do(photos, output, options, record)
     tags = read_label_csv(Path(options.tags), classes[1:]) if options.tags else {}
     hardware = hardware or RuntimeConfig()
-    model = runtime.prepare(model, hardware)
-    device = runtime.device(hardware)
     if todo:
         write_json(output / RECORD, record)
     found: Counter[int] = Counter()
     broken: dict[str, str] = {}
     odd: list[str] = []
+    jobs = [(name, path, tags.get(name)) for name, path in todo.items()]
     with (
-        torch.inference_mode(),
-        runtime.autocast(hardware),
         runtime.bar(hardware, "predict", len(photos), len(photos) - len(todo)) as bar,
+        closing(_predict_all(_Work(model, classes, output, options, hardware), checkpoint, jobs)) as done,
     ):
-        for name, path in todo.items():
-            remarks: list[str] = []
-            try:
-                image = read_image(path, remarks)
-            except UserError as error:
-                broken[name] = str(error)
-            else:
-                predict = tile_predictor(model, device, options, tags.get(name))
-                mask = _predict_file(image, predict, classes, output, name, options)
-                found.update(index for index in np.unique(mask).tolist() if index != IGNORE)
-            odd += [f"{path} {remark}" for remark in remarks]
+        for one in done:
+            found.update(one.indices)
+            broken |= {one.name: one.error} if one.error else {}
+            odd += one.remarks
             bar.update(1)
+    broken, odd = {name: broken[name] for name in todo if name in broken}, sorted(odd)
     if options.review or options.html:
         _write_lists(
             [_predicted(output, name, tags.get(name), classes, broken.get(name)) for name in photos],
@@ -250,6 +256,92 @@ def predict_files(
         raise UserError(f"{len(broken)} of {len(photos)} photos could not be read: {named}")
     text = _summary(found, classes, len(todo), len(photos) - len(todo), output)
     return f"{text}\n{NOT_WEAK}" if config.mask_pretraining else text
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What is known of a photo when its files are written."""
+
+    name: str
+    indices: tuple[int, ...] = ()
+    """The classes in its mask, background included."""
+    remarks: tuple[str, ...] = ()
+    """What is odd about the file."""
+    error: str = ""
+    """Why it could not be read."""
+
+
+_Job = tuple[str, Path, Sequence[int] | None]
+"""Name of the output, photo, and the classes that it may have (None: all)."""
+
+
+class _Work:
+    """Predicts one photo after the other and writes their files."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        classes: Sequence[str],
+        output: Path,
+        options: PredictOptions,
+        hardware: RuntimeConfig,
+    ) -> None:
+        self.model = runtime.prepare(model, hardware)
+        self.classes, self.output, self.options, self.hardware = classes, output, options, hardware
+
+    def __call__(self, job: _Job) -> _Done:
+        name, path, allowed = job
+        remarks: list[str] = []
+        try:
+            image = read_image(path, remarks)
+        except UserError as error:
+            return _Done(name, error=str(error))
+        with torch.inference_mode(), runtime.autocast(self.hardware):
+            predict = tile_predictor(self.model, runtime.device(self.hardware), self.options, allowed)
+            mask = _predict_file(image, predict, self.classes, self.output, name, self.options)
+        indices = (index for index in np.unique(mask).tolist() if index != IGNORE)
+        return _Done(name, tuple(indices), tuple(f"{path} {remark}" for remark in remarks))
+
+
+def _predict_all(work: _Work, checkpoint: Path, jobs: Sequence[_Job]) -> Generator[_Done]:
+    """Predict all photos, in any order: in threads that share a GPU, or in processes of one thread each on a CPU, which
+    keep the cores busy while photos are read, enlarged, refined and written."""
+    hardware, options = work.hardware, work.options
+    if runtime.device(hardware).type != "cpu":
+        with ThreadPoolExecutor(GPU_THREADS) as threads:
+            yield from unordered(threads, work, jobs, ahead=2 * GPU_THREADS)
+        return
+    workers = min(runtime.workers(hardware), MOST_PROCESSES) if len(jobs) >= MANY else 0
+    threads_each = max(1, runtime.workers(hardware) // max(1, workers))
+    with pool(workers, threads_each) as processes:
+        modules = tuple(Path(name).stem for name in plugins.files())
+        there = partial(_work_there, modules, checkpoint, work.output, options, hardware)
+        yield from unordered(processes, there if processes else work, jobs, ahead=2 * MOST_PROCESSES)
+
+
+def _work_there(
+    modules: tuple[str, ...],
+    checkpoint: Path,
+    output: Path,
+    options: PredictOptions,
+    hardware: RuntimeConfig,
+    job: _Job,
+) -> _Done:
+    return _loaded(modules, checkpoint, output, options, hardware)(job)
+
+
+@cache  # of a process that lives for one command
+def _loaded(
+    modules: tuple[str, ...],
+    checkpoint: Path,
+    output: Path,
+    options: PredictOptions,
+    hardware: RuntimeConfig,
+) -> _Work:
+    for module in modules:
+        import_module(module)
+    trained = load_trained(checkpoint)
+    return _Work(trained.network, trained.classes, output, options, hardware)
 
 
 def _write_lists(

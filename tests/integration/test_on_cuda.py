@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tests.pretend import CUDA, pretending
+from wsss import predict as prediction
 from wsss import runtime
 from wsss.cli import main
 from wsss.config import ClassifierConfig, SegmenterConfig
@@ -35,7 +36,8 @@ class Inline(Executor):
 def on_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(runtime, "device", lambda config: CUDA)
     monkeypatch.setattr(runtime, "uses_bf16", lambda config: False)
-    monkeypatch.setattr(refine, "ThreadPoolExecutor", Inline)
+    for module in (refine, prediction):
+        monkeypatch.setattr(module, "ThreadPoolExecutor", Inline)
     with pretending():
         yield
 

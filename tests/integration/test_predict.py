@@ -261,3 +261,22 @@ def test_masks_never_replace_photos_whatever_else_is_written(
 ) -> None:
     Image.fromarray(scene).save(tmp_path / "a.png")
     assert "would be overwritten" in predict(tmp_path, "--output", tmp_path, "--probabilities").sentence
+
+
+@pytest.mark.parametrize("words", [(), ("--crf",)])
+def test_processes_make_what_one_makes(
+    predict: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    generator = np.random.default_rng(0)
+    for number in range(3):
+        pixels = generator.integers(0, 256, (40 + number, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    (tmp_path / "x.jpg").write_bytes(b"no photo")
+    for many, output in ((99, "one"), (2, "several")):
+        monkeypatch.setattr("wsss.predict.MANY", many)
+        monkeypatch.setattr("wsss.runtime.workers", lambda _: 2)
+        done = predict(tmp_path, "--output", tmp_path / output, "--precision", "float32", *words)
+        assert "1 of 4 photos could not be read" in done.sentence
+    for number in range(3):
+        one, several = (read(tmp_path / output / f"{number}.png") for output in ("one", "several"))
+        np.testing.assert_array_equal(several, one)
