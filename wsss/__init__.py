@@ -8,11 +8,16 @@ Nothing heavy is imported here: ``import wsss`` takes milliseconds. The pieces l
 ``wsss.saliency``, ``wsss.refine``, ``wsss.metrics`` and ``wsss.pipeline``.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wsss.inference import load as load
+
+# Read when torch is imported: its threads sleep while they wait for each other. By default they spin, and where other
+# processes want the cores, the loaders of a training for example, one with two threads is many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
