@@ -1,6 +1,7 @@
 # make demo   install, then the whole pipeline on the procedural data set
 # make test   install, then ruff, mypy and the default tests
 # make torture   install, then faults and bad input: docs/faults.md
+# make bench     every benchmark in one table (arguments: BENCH="--photos DIR")
 # make gpu       what only a GPU can tell: runs/gpu/gpu.md (arguments: GPU="--voc DIR --weights R50.pth")
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test torture gpu lint clean
+.PHONY: help install demo test torture gpu bench lint clean
 
 help: ## show this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -35,6 +36,9 @@ torture: install ## break running pipelines on purpose and try bad input (a quar
 gpu: install ## tests, agreement, speed and launch paths on a GPU, in at most eight minutes; writes runs/gpu
 	rm -rf runs/gpu
 	$(BIN)/python benchmarks/gpu.py runs/gpu $(GPU)
+
+bench: install ## every benchmark with its peer: runs/bench/bench.md (BENCH="--photos DIR", on an idle machine)
+	$(BIN)/python benchmarks/bench.py runs/bench $(BENCH)
 
 lint: install
 	$(BIN)/ruff check .

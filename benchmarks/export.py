@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as codec
 
-from wsss.data.files import read_mask
+from wsss.data.files import read_mask, write_json
 from wsss.data.names import read_classes
 from wsss.export.masks import export_masks, find_pairs
 
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("classes", type=Path)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="JSON of the figures")
     options = parser.parse_args()
     pairs = find_pairs(options.masks, options.photos)[: options.count]
     classes = ("background", *read_classes(options.classes))
@@ -51,6 +52,8 @@ def main() -> None:
     print({name: round(value, 2) for name, value in median.items()})
     print(f"export / encoding: {median['export'] / median['encoding']:.2f}")
     print(f"export / (reading + encoding): {median['export'] / (median['reading'] + median['encoding']):.2f}")
+    if options.output:
+        write_json(options.output, {"masks": len(pairs), **median})
 
 
 if __name__ == "__main__":
