@@ -53,8 +53,8 @@ def main() -> None:
 def head(seconds: float) -> list[str]:
     machine, load = f"{os.cpu_count()} cores, {platform.machine()}", os.getloadavg()[0]
     return [
-        f"`make bench` on {machine}, load {load:.1f} at the end, {seconds / 60:.0f} minutes. Seconds are medians; ours and "
-        "its peer take turns.",
+        f"`make bench` on {machine}, load {load:.1f} at the end, {seconds / 60:.0f} minutes. Seconds are medians; ours "
+        "and its peer take turns.",
         "",
     ]
 
