@@ -219,7 +219,7 @@ def training(records: list[Record], work: Path) -> Pair:
         with quiet_lightning():
             Trainer(accelerator="cpu", max_epochs=1, enable_checkpointing=False, **quiet).fit(task(), loader)
 
-    return ours, plain, lambda: f"precision {'bf16' if runtime.uses_bf16(HARDWARE) else 'float32'}"
+    return ours, plain, lambda: f"precision {runtime.precision(HARDWARE)[0]}"
 
 
 # -- predict ------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # Read when torch is imported: its threads sleep while they wait for each other. By default they spin, and where other
 # processes want the cores, the loaders of a training for example, one with two threads is many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Likewise: on an Apple GPU, operations that it lacks run on the CPU.
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]

@@ -372,13 +372,15 @@ class EvaluateConfig:
 class RuntimeConfig:
     """Where and how to compute. None of this changes a stage's fingerprint."""
 
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """Device to compute on."""
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    """Device to compute on. mps: an Apple GPU, for all but the trainings; nobody has tried it yet, so auto does not."""
     devices: int = 1
     """GPUs, or processes on a CPU, that share every stage: trainings by DistributedDataParallel, the others photo by
     photo. torchrun and srun start as many as they are told, whatever this says."""
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    """auto: bf16 autocast if the hardware supports bf16 (Ampere or newer, AVX512-BF16, AMX), else float32."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """auto: bf16 autocast if the hardware computes bf16 (Ampere or newer, AVX512-BF16, AMX); fp16 with scaled losses on
+    GPUs before Ampere that have tensor cores, but float32 for saliency, whose gradients fp16 would round away; else
+    float32."""
     workers: int | None = None
     """Processes for loading and for the CRF; null: one per core."""
     progress: bool = True

@@ -72,7 +72,7 @@ def explain(
     *,
     size: int | None = None,
     patches: bool = False,
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto",
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto",
 ) -> None:
     """Write the figure to `output`, the raw maps next to it, and with `patches` the crops of SESS.
 

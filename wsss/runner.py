@@ -296,8 +296,9 @@ def _describe(context: Context, arguments: Sequence[str]) -> None:
     manifest["plugins"] = plugins.LOADED
     manifest["classes"] = list(context.dataset.classes)
     manifest["looked_at"] = context.dataset.looked_at
-    manifest["precision"] = "bf16" if runtime.uses_bf16(config.runtime) else "float32"
-    manifest["device"] = str(runtime.device(config.runtime))
+    device, (precision, reason) = runtime.device(config.runtime), runtime.precision(config.runtime)
+    manifest["precision"], manifest["device"] = precision, str(device)
+    say(f"device {device}, {precision} ({reason})")
     write_json(run.manifest, manifest)
 
 

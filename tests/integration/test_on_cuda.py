@@ -35,7 +35,7 @@ class Inline(Executor):
 @pytest.fixture
 def on_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(runtime, "device", lambda config: CUDA)
-    monkeypatch.setattr(runtime, "uses_bf16", lambda config: False)
+    monkeypatch.setattr(runtime, "precision", lambda config: ("float32", ""))
     for module in (refine, prediction):
         monkeypatch.setattr(module, "ThreadPoolExecutor", Inline)
     with pretending():

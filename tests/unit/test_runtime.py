@@ -65,13 +65,34 @@ def test_missing_gpu_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("precision", "capability", "expected"),
-    [("auto", (8, 0), True), ("auto", (7, 5), False), ("bf16", (7, 5), True), ("float32", (9, 0), False)],
+    [
+        ("auto", (8, 0), "bf16"),
+        ("auto", (7, 5), "fp16"),
+        ("auto", (6, 1), "float32"),
+        ("bf16", (7, 5), "bf16"),
+        ("fp16", (9, 0), "fp16"),
+        ("float32", (9, 0), "float32"),
+    ],
 )
-def test_gpus_use_bf16_from_ampere_on(
-    monkeypatch: pytest.MonkeyPatch, precision: Any, capability: tuple[int, int], expected: bool
+def test_gpus_compute_in_what_is_fast_and_gradients_not_in_fp16(
+    monkeypatch: pytest.MonkeyPatch, precision: Any, capability: tuple[int, int], expected: str
 ) -> None:
     cuda(monkeypatch, True, capability)
-    assert runtime.uses_bf16(RuntimeConfig(precision=precision)) == expected
+    started: list[torch.dtype] = []
+    monkeypatch.setattr(torch, "autocast", lambda kind, dtype: started.append(dtype))
+    config = RuntimeConfig(precision=precision)
+    assert runtime.precision(config)[0] == expected
+    runtime.autocast(config)
+    runtime.autocast(config, gradients=True)
+    types = {"bf16": [torch.bfloat16] * 2, "fp16": [torch.float16], "float32": []}
+    assert started == types[expected]
+
+
+def test_what_this_machine_cannot_do_is_refused() -> None:
+    with pytest.raises(UserError, match=r"fp16, but that is for CUDA GPUs; use auto"):
+        runtime.precision(RuntimeConfig(accelerator="cpu", precision="fp16"))
+    with pytest.raises(UserError, match=r"mps, but torch sees no Apple GPU; use cpu or auto"):
+        runtime.device(RuntimeConfig(accelerator="mps"))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +108,9 @@ def test_cpus_use_bf16_where_they_compute_it(
         return f"flags : {flags}\n"
 
     monkeypatch.setattr(Path, "read_text", read)
-    assert runtime.uses_bf16(RuntimeConfig(accelerator="cpu")) == expected
+    found, reason = runtime.precision(RuntimeConfig(accelerator="cpu"))
+    assert (found == "bf16") == expected
+    assert "CPU" in reason
 
 
 def test_autocast_computes_as_configured() -> None:

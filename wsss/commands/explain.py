@@ -75,7 +75,7 @@ def _parser() -> ToolParser:
         help="also draw the map of every crop of sess(...), with its weight: FILE.patches-1.png ...",
     )
     parser.add_argument(
-        "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="where to compute"
+        "--accelerator", choices=("auto", "cpu", "gpu", "mps"), default="auto", help="where to compute"
     )
     return parser
 

@@ -111,13 +111,13 @@ def _parser() -> ToolParser:
         "(default: overwrite the masks that wsss predict wrote; other files there are an error)",
     )
     parser.add_argument(
-        "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="where to compute"
+        "--accelerator", choices=("auto", "cpu", "gpu", "mps"), default="auto", help="where to compute"
     )
     parser.add_argument(
         "--precision",
-        choices=("auto", "float32", "bf16"),
+        choices=("auto", "float32", "bf16", "fp16"),
         default="auto",
-        help="auto: bf16 if it is fast here, else float32",
+        help="auto: bf16 or fp16 if it is fast here, else float32",
     )
     return parser
 

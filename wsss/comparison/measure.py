@@ -78,7 +78,7 @@ def explain(
     """(raw maps (K, h, w), milliseconds per class), in the precision of `runtime.precision`."""
     _synchronize(subject.image.device)
     started = time.perf_counter()
-    with runtime.autocast(hardware):
+    with runtime.autocast(hardware, gradients=True):
         maps = method(classifier, subject.image[None], subject.targets())
     _synchronize(subject.image.device)
     return maps, 1000 * (time.perf_counter() - started) / len(subject.labels)

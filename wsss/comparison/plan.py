@@ -123,7 +123,8 @@ class Comparison:
     def hardware(self) -> tuple[str, str]:
         """Device and precision of the maps; the scores are always computed in float32."""
         config = self.config.runtime
-        return str(runtime.device(config)), "bf16" if runtime.uses_bf16(config) else "float32"
+        name = runtime.precision(config)[0]
+        return str(runtime.device(config)), "float32" if name == "fp16" else name  # see `runtime.autocast`
 
 
 def plan(config: ComparisonConfig) -> Comparison:

@@ -103,7 +103,7 @@ def maps_of_photos(
         dtype=torch.int64,
     ).reshape(-1, 2)
     images = torch.stack([photo.image for photo in photos]).to(runtime.device(hardware), non_blocking=True)
-    with runtime.autocast(hardware):
+    with runtime.autocast(hardware, gradients=True):
         maps = method(classifier, normalize_image(images), targets.to(images.device))
     return list(torch.split(maps, counts))
 

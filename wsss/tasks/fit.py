@@ -37,7 +37,8 @@ LOG = "metrics.csv"
 RISE = 1.1
 """A loss of this many times the first epoch's, or more, has risen. A warm-up alone may raise it a little."""
 
-_ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
+_ACCELERATORS = {"cpu": "cpu", "cuda": "gpu", "mps": "cpu"}
+_PRECISIONS: dict[runtime.Precision, Any] = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -253,7 +254,7 @@ def _trainer(
         num_nodes=world // here,
         strategy="ddp" if world > 1 else "auto",
         sync_batchnorm=world > 1 and runtime.device(config).type == "cuda",  # torch has it for GPUs only
-        precision="bf16-mixed" if runtime.uses_bf16(config) else "32-true",
+        precision=_PRECISIONS[runtime.precision(config)[0]],
         callbacks=callbacks,
         plugins=[AtomicCheckpoints(), environment],
         logger=False,
