@@ -91,6 +91,10 @@ REVIEW = "review.csv"
 Strips = Iterator[tuple[int, Tensor]]
 
 
+class Unreadable(UserError):
+    """Some photos could not be read. The others are predicted."""
+
+
 @dataclass(frozen=True)
 class PredictOptions:
     """What is predicted and what is written."""
@@ -206,7 +210,8 @@ def predict_files(
         may have seen masks.
 
     Raises:
-        UserError: unreadable checkpoint or photos. The readable photos are predicted first.
+        UserError: unreadable checkpoint.
+        Unreadable: unreadable photos; the others are predicted first.
     """
     options = options or PredictOptions()
     photos = find_photos(paths, output)
@@ -253,7 +258,7 @@ def predict_files(
         runtime.say(f"{len(odd)} odd photos: {first(odd)}")
     if broken:
         named = "; ".join(list(broken.values())[:SHOWN]) + "; …" * (len(broken) > SHOWN)
-        raise UserError(f"{len(broken)} of {len(photos)} photos could not be read: {named}")
+        raise Unreadable(f"{len(broken)} of {len(photos)} photos could not be read: {named}")
     text = _summary(found, classes, len(todo), len(photos) - len(todo), output)
     return f"{text}\n{NOT_WEAK}" if config.mask_pretraining else text
 

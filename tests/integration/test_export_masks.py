@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -354,6 +355,20 @@ def test_predict_writes_formats_beside_its_masks(
     again = command("predict", *words, "--format", "cvat", "--skip_existing")
     assert again.status == 0, again.err
     assert (tmp_path / "masks" / "cvat.xml").is_file()
+
+
+def test_photos_that_cannot_be_read_are_missing_in_the_formats(
+    run: Path, command: Any, tmp_path: Path, shapes: Path
+) -> None:
+    photo = next((shapes / "JPEGImages").iterdir())
+    (tmp_path / "in").mkdir()
+    shutil.copy(photo, tmp_path / "in" / "good.jpg")
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"no photo")
+    words = [tmp_path / "in", "--checkpoint", run, "--output", tmp_path / "out", "--format", "csv"]
+    assert "1 of 2 photos could not be read" in command("predict", *words).sentence
+    table = (tmp_path / "out" / "csv.csv").read_text()
+    assert "good.jpg" in table
+    assert "bad.jpg" not in table
 
 
 def test_what_does_not_fit_is_one_sentence(

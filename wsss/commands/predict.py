@@ -127,7 +127,7 @@ def main(words: Sequence[str]) -> int:
     options = _parser().parse_args(words)
     from wsss.config import EvaluateConfig, RuntimeConfig
     from wsss.plugins import load_installed
-    from wsss.predict import PredictOptions, predict_files
+    from wsss.predict import PredictOptions, Unreadable, predict_files
     from wsss.rundir import find_checkpoint
 
     load_installed()
@@ -147,18 +147,25 @@ def main(words: Sequence[str]) -> int:
     )
     hardware = RuntimeConfig(accelerator=options.accelerator, precision=options.precision)
     checkpoint = find_checkpoint(options.checkpoint, "segmenter")
-    print(predict_files(options.images, checkpoint, options.output, chosen, hardware))
+    unread = None
+    try:
+        print(predict_files(options.images, checkpoint, options.output, chosen, hardware))
+    except Unreadable as error:
+        unread = error
     if options.formats:
         from wsss.data.names import classes_of
         from wsss.export.masks import ENDINGS, export_masks
         from wsss.predict import find_photos
 
-        photos = find_photos(options.images, options.output)
-        folder = _common_folder(list(photos.values()))
+        found = find_photos(options.images, options.output)
+        photos = {key: path for key, path in found.items() if (options.output / f"{key}.png").is_file()}
+        folder = _common_folder(list(found.values()))
         pairs = [(key, options.output / f"{key}.png", path) for key, path in photos.items()]
-        for kind in options.formats:
+        for kind in options.formats if photos else ():
             output = options.output / f"{kind}{ENDINGS.get(kind, '')}"
             print(export_masks(pairs, folder, classes_of([options.output], None), kind, output))
+    if unread:
+        raise unread
     return 0
 
 
