@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if any(word.startswith(plugins.OPTION) for word in rest):
             rest = plugins.take(rest)
+        if name not in _STAGES and _is_helper():
+            return 0
         status = COMMANDS[name][0](name, rest) or 0
         sys.stdout.flush()
         return status
@@ -80,6 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sentence = OUT_OF_MEMORY.get(name, OUT_OF_MEMORY["run"]) if _out_of_memory(error) else ""
         if re.search(r"DataLoader worker .*(killed|exited)", str(error)):
             from wsss.parallel import WORKER_GONE as sentence
+        if re.search(r"Connection (closed|reset) by peer|NCCL", str(error)):
+            sentence = (
+                "another process of this command failed; its own message says why (finished work is kept)"
+            )
         if debug or not sentence:
             raise
         print(f"wsss {name}: error: {sentence}", file=sys.stderr)
@@ -96,6 +102,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _is_helper() -> bool:
+    """Whether torchrun or srun started this command several times, and this is not process 0, which does the tools."""
+    if not {"RANK", "SLURM_PROCID"} & os.environ.keys():
+        return False
+    from wsss.parallel import rank_and_world
+
+    return rank_and_world()[0] > 0
 
 
 def _out_of_memory(error: BaseException) -> bool:

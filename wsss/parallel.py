@@ -1,4 +1,4 @@
-"""A pool of processes for the per-image work that holds the GIL (the CRF) or is pure numpy."""
+"""Processes: those that share a command, and a pool for work that holds the GIL (the CRF) or is pure numpy."""
 
 import multiprocessing
 import os
@@ -27,6 +27,15 @@ WORKER_GONE = (
     "--runtime.workers (finished work is kept)"
 )
 """What a command says when a process of a pool or of a loader was killed."""
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Index of this process and number of processes that share a command, from torchrun or Slurm's srun, or started by
+    ``runtime.devices`` (see ``stages.shards``); (0, 1) without them."""
+    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+        if rank in os.environ and world in os.environ:
+            return int(os.environ[rank]), max(1, int(os.environ[world]))
+    return 0, 1
 
 
 def _quiet_threads() -> None:

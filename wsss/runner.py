@@ -15,6 +15,7 @@ from wsss.data.files import write_json, write_text
 from wsss.data.labels import read_text
 from wsss.errors import UserError
 from wsss.models.segmenter import check_architecture
+from wsss.parallel import rank_and_world
 from wsss.pipeline import STAGES
 from wsss.refine.refiners import build_refiner
 from wsss.report.build import build_report, dry_run_note, size_note, warnings_of
@@ -54,7 +55,7 @@ def run_command(
             would be replaced.
     """
     check_names(config)
-    if runtime.rank_and_world()[0] > 0:
+    if rank_and_world()[0] > 0:
         _help(config, command)
         return
     run = RunDirectory(Path(config.output))
@@ -65,7 +66,7 @@ def run_command(
         warn_of_large_photos(dataset)
     context = Context(config, dataset, run)
     runtime.device(config.runtime)  # fails before anything is written
-    if (world := runtime.rank_and_world()[1]) > 1:  # likewise, if a batch cannot be split over them
+    if (world := rank_and_world()[1]) > 1:  # likewise, if a batch cannot be split over them
         replace(config, runtime=replace(config.runtime, devices=world))
     with run.locked():
         for name, stage in STAGES.items():
@@ -279,7 +280,7 @@ def _run_stage(name: str, context: Context, expected: dict[str, str], command: s
         "partial": " (continued)",
     }[state]
     say(f"{name}: {stage.title}{verb}")
-    shared = stage.shared and runtime.rank_and_world()[1] > 1
+    shared = stage.shared and rank_and_world()[1] > 1
     with run.running(name, expected[name], stage.writes, shared=shared) as facts:
         facts.update(stage.work(context))
         facts["metrics"] = [entry for entry in metrics_of(name) if entry in run.read_metrics()]

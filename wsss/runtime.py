@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from wsss.config import RuntimeConfig
 from wsss.errors import UserError, escaped
+from wsss.parallel import rank_and_world
 
 T = TypeVar("T")
 
@@ -20,15 +21,6 @@ Precision = Literal["float32", "bf16", "fp16"]
 
 MOST_LOADERS = 16
 """Processes that decode photos for a GPU, unless the user gives a number."""
-
-
-def rank_and_world() -> tuple[int, int]:
-    """Index of this process and number of processes that share a command, from torchrun or Slurm's srun, or started by
-    ``runtime.devices`` (see ``stages.shards``); (0, 1) without them."""
-    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
-        if rank in os.environ and world in os.environ:
-            return int(os.environ[rank]), max(1, int(os.environ[world]))
-    return 0, 1
 
 
 def processes_here() -> int:

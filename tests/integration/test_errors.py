@@ -273,6 +273,17 @@ def test_memory_that_runs_out_is_one_sentence(
     assert "ran out of memory; use a smaller --classifier.batch_size" in sentence
 
 
+def test_another_process_that_failed_is_one_sentence(
+    run: Path, tiny: list[str], command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alone(*values: object, **options: object) -> None:
+        raise RuntimeError("[pair.cc:561] Connection closed by peer [127.0.0.1]:51349")
+
+    monkeypatch.setattr("wsss.stages.segment.segmentation.new_task", alone)
+    sentence = command("segment", *tiny, "--output", run, "--segmenter.epochs", 3).sentence
+    assert "another process of this command failed; its own message says why" in sentence
+
+
 def test_other_runtime_errors_keep_their_traceback(
     run: Path, tiny: list[str], command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

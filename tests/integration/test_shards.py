@@ -44,6 +44,14 @@ def test_a_helping_process_makes_its_shard_only(
     assert (run / "manifest.json").read_text() == before
 
 
+def test_tools_run_once(command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = command("data", "shapes", tmp_path / "new")
+    assert (done.status, done.out) == (0, "")
+    assert not (tmp_path / "new").exists()
+
+
 WRITTEN = (
     "saliency",
     "extended",

@@ -17,8 +17,9 @@ from wsss.config import Config
 from wsss.data.dataset import Dataset, Record, evenly
 from wsss.data.files import image_size
 from wsss.data.modules import Augmented, train_loader
+from wsss.parallel import rank_and_world
 from wsss.rundir import RunDirectory, StageState, content_digest, file_stamp
-from wsss.runtime import rank_and_world, say
+from wsss.runtime import say
 
 
 @dataclass(frozen=True)

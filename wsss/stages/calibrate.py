@@ -17,11 +17,11 @@ from wsss.data.dataset import Record, evenly
 from wsss.data.files import read_image, read_object, read_truth, write_json
 from wsss.data.transforms import normalize_image, resize_long_side, to_tensor
 from wsss.metrics.segmentation import ConfusionMatrix
+from wsss.parallel import rank_and_world
 from wsss.refine.background import background_threshold, prepare_maps, seed_mask
 from wsss.refine.calibrate import CANDIDATES, Evidence, describe, evidence_of_seeds, mean_evidence
 from wsss.refine.parameters import BackgroundParameters, RefineParameters
 from wsss.rundir import CLASSIFIER, SALIENCY, RunDirectory
-from wsss.runtime import rank_and_world
 from wsss.stages.base import Context
 from wsss.stages.shards import wait_for
 from wsss.stages.workers import load_maps

@@ -18,10 +18,9 @@ from wsss.data.files import read_mask, write_mask
 from wsss.data.modules import load_batches, same_size_batches
 from wsss.data.transforms import normalize_image
 from wsss.models.segmenter import Segmenter, predict_probabilities
-from wsss.parallel import pool, unordered
+from wsss.parallel import pool, rank_and_world, unordered
 from wsss.refine.parameters import CRFParameters
 from wsss.rundir import CRF, MS_FLIP, PLAIN, SEGMENTER, SUPERVISED, SUPERVISED_PLAIN
-from wsss.runtime import rank_and_world
 from wsss.stages import signs
 from wsss.stages.base import Context, Stage, after, bytes_of_masks, tell, unused, val_inputs
 from wsss.stages.score import measure

@@ -43,8 +43,8 @@ from wsss.extension.affinity import (
 from wsss.extension.pixels import fit, probabilities, probable_labels, seed_labels
 from wsss.models.imagenet_classifier import load_features
 from wsss.models.maps import find_layer
+from wsss.parallel import rank_and_world
 from wsss.rundir import CALIBRATION, CLASSIFIER, EXTENDED, EXTENSION, RunDirectory, StageState
-from wsss.runtime import rank_and_world
 from wsss.saliency import normalize, upsample
 from wsss.stages.base import Context, Stage, after, tell, unused, weights_stamp
 from wsss.stages.shards import shares, wait_for_file

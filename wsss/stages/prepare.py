@@ -14,8 +14,8 @@ from wsss.data.findings import settle
 from wsss.data.load import check_layout, load_dataset
 from wsss.data.shapes import write_shapes
 from wsss.data.working import with_copies
+from wsss.parallel import rank_and_world
 from wsss.rundir import RunDirectory, fingerprint
-from wsss.runtime import rank_and_world
 from wsss.stages.base import tell, train_inputs, val_inputs
 
 LARGE = 2_500_000

@@ -12,11 +12,10 @@ from wsss import runtime
 from wsss.config import Config, RuntimeConfig, to_dict
 from wsss.data.dataset import Record
 from wsss.data.files import classes_in, read_mask
-from wsss.parallel import pool, unordered
+from wsss.parallel import pool, rank_and_world, unordered
 from wsss.refine.parameters import RefineParameters
 from wsss.refine.refiners import Place, Refiner, build_refiner, refiner_class, unused_settings
 from wsss.rundir import EXTENDED, LABELS, MASKS, SALIENCY, RunDirectory
-from wsss.runtime import rank_and_world
 from wsss.stages import signs
 from wsss.stages.base import Context, Stage, after, bytes_of_masks, tell
 from wsss.stages.calibrate import chosen_rule

@@ -15,8 +15,8 @@ from wsss.data.modules import Photo, load_batches, same_size_batches
 from wsss.data.transforms import normalize_image
 from wsss.errors import UserError
 from wsss.models.backbone import layout_of
+from wsss.parallel import rank_and_world
 from wsss.rundir import CALIBRATION, CLASSIFIER, SALIENCY, RunDirectory
-from wsss.runtime import rank_and_world
 from wsss.saliency import SESS, ClassSubtraction, MultiScale, SaliencyMethod, normalize
 from wsss.saliency.parse import parse_method
 from wsss.stages import signs

@@ -24,8 +24,8 @@ from wsss.data.transforms import RandomScale, TrainTransform
 from wsss.data.working import shrink
 from wsss.errors import UserError
 from wsss.models.segmenter import split_architecture
+from wsss.parallel import rank_and_world
 from wsss.rundir import CLASSIFIER, MASKS, SEGMENTER, SUPERVISED, StageState, content_digest
-from wsss.runtime import rank_and_world
 from wsss.stages.base import (
     Context,
     Stage,

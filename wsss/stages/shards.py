@@ -23,9 +23,8 @@ from typing import IO, TypeVar
 import torch
 
 from wsss.errors import UserError
-from wsss.parallel import environment
+from wsss.parallel import environment, rank_and_world
 from wsss.rundir import RunDirectory, StageState
-from wsss.runtime import rank_and_world
 
 T = TypeVar("T")
 

@@ -25,6 +25,7 @@ from wsss.config import RuntimeConfig
 from wsss.data.files import atomic_path, write_text
 from wsss.data.modules import EpochSampler
 from wsss.errors import UserError
+from wsss.parallel import rank_and_world
 from wsss.tasks.base import check_finite
 from wsss.tasks.checkpoints import read_checkpoint
 
@@ -241,7 +242,7 @@ def _trainer(
     config: RuntimeConfig, callbacks: list[Callback], bar: bool, *, alone: bool = False, **arguments: Any
 ) -> Trainer:
     """A trainer for this process, or for all the processes that share the command (see ``stages.shards``)."""
-    world, here = (1, 1) if alone else (runtime.rank_and_world()[1], runtime.processes_here())
+    world, here = (1, 1) if alone else (rank_and_world()[1], runtime.processes_here())
     # Under Slurm, Lightning by itself would take the job's tasks for the processes of the training.
     environment: ClusterEnvironment = LightningEnvironment()
     if world > 1:

@@ -3,8 +3,9 @@
 import pytest
 
 from wsss.errors import UserError
+from wsss.parallel import rank_and_world
 from wsss.rundir import RunDirectory
-from wsss.runtime import processes_here, rank_and_world
+from wsss.runtime import processes_here
 from wsss.stages import shards
 from wsss.stages.shards import helpers, shares, wait_for_stage
 
