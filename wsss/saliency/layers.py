@@ -1,6 +1,6 @@
 """The layer that a method looks at: tapped during the forward pass, or found by looking where the last maps are."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -21,13 +21,21 @@ _found: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
 """Classifiers whose last layer has been looked for."""
 
 
+Change = Callable[[Tensor], Tensor]
+"""Of a layer's maps (B, k, u, v) to others (n, k, u, v), which the rest of the network then sees."""
+
+
 @contextmanager
-def tapped(classifier: nn.Module, layer: str | None, images: Tensor) -> Iterator[list[Features]]:
+def tapped(
+    classifier: nn.Module, layer: str | None, images: Tensor, change: Change | None = None
+) -> Iterator[list[Features]]:
     """Collects what `layer` gives for the images (B, 3, H, W). The hook is removed when the block ends.
 
     None stands for `last_layer`.
 
-    The maps are leaves that start the graph.
+    The maps start the graph, but for those of a layer above another one that is tapped: they are in its graph. With
+    `change` they are what it makes of the layer's, and so is what the layers above see. Where it makes n of one, the
+    layers below run for one image, and those above for n.
 
     Raises:
         UserError: there is no such layer, it does not run, or its output is no map of the images.
@@ -39,7 +47,9 @@ def tapped(classifier: nn.Module, layer: str | None, images: Tensor) -> Iterator
 
         def take(module: nn.Module, inputs: object, output: object) -> Tensor:
             features = as_maps(output, shapes[0], layer, prefix)
-            taken[:] = [features._replace(maps=features.maps.detach().requires_grad_())]
+            maps = features.maps if features.maps.requires_grad else features.maps.detach()
+            maps = maps if change is None else change(maps)
+            taken[:] = [features._replace(maps=maps if maps.requires_grad else maps.requires_grad_())]
             return features.restore(taken[0].maps)
 
         handle = find_layer(classifier, layer).register_forward_hook(take)

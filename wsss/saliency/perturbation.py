@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from wsss.errors import UserError
 from wsss.saliency.base import (
     SaliencyMethod,
+    by_image,
     check_logits,
     check_range,
     evaluating,
@@ -120,8 +121,7 @@ class ScoreEvidence:
     def maps(self, targets: Tensor) -> Tensor:
         check_range(targets[:, 1], self.logits.shape[1], "class")
         maps = self.logits.new_zeros((len(targets), *self.activation.shape[-2:]))
-        for index in torch.unique(targets[:, 0]).tolist():
-            rows = (targets[:, 0] == index).nonzero()[:, 0]
+        for index, rows in by_image(targets):
             activation = self.activation[index]
             image, classes = self.images[index], targets[rows, 1]
             with folded(self.classifier, image):
