@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from wsss.errors import UserError
-from wsss.saliency.base import DeferredEvidence, SaliencyMethod, by_image, check_call, evaluating, finite
+from wsss.saliency.base import (
+    DeferredEvidence,
+    SaliencyMethod,
+    by_image,
+    check_call,
+    evaluating,
+    exact,
+    finite,
+)
 from wsss.saliency.gradient import Gradient
 from wsss.saliency.integrated import baseline_of
 from wsss.saliency.noise import check_noise, noisy_copies
@@ -84,7 +92,8 @@ def mean_gradients(classifier: nn.Module, images: Tensor, targets: Tensor, point
             every = torch.arange(len(batch), device=images.device)
             gradients = evidence.gradients(torch.cartesian_prod(every, classes))
             gradients = gradients.view(len(batch), -1, *gradients.shape[1:])
-            means[rows] += torch.einsum("b,bkchw->kchw", weights.float(), gradients)
+            with exact(images.device):
+                means[rows] += torch.einsum("b,bkchw->kchw", weights.float(), gradients)
     return means
 
 

@@ -31,6 +31,7 @@ class AugmentedGradCAM(SaliencyMethod):
 
     Deviations: D reads one point a cell, where the authors resize bilinearly. Each target's h are divided by their
     largest value, for 200 steps of 0.001 reach no further than 0.2 and the result would depend on the logit's scale.
+    Adam follows the sign of tiny gradients too, so rounding may move single values by a step.
 
     Cost: for an image L forwards, and L backward passes through the layers above `layer` for each class. The steps
     work on L u v points and the pixels of the map.
@@ -79,7 +80,8 @@ class AugmentedGradCAM(SaliencyMethod):
 
     def _maps(self, classifier: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         maps = torch.zeros((len(targets), *images.shape[-2:]), dtype=torch.float32, device=images.device)
-        warps = self.warps((images.shape[-2], images.shape[-1])).to(images.device)
+        with exact(images.device):
+            warps = self.warps((images.shape[-2], images.shape[-1])).to(images.device)
         for index, rows in by_image(targets):
             looked = torch.cat(list(self._look(classifier, images[index], targets[rows, 1], warps)), dim=1)
             with exact(images.device):
@@ -100,8 +102,9 @@ class AugmentedGradCAM(SaliencyMethod):
     def _look(self, classifier: nn.Module, image: Tensor, classes: Tensor, warps: Tensor) -> Iterator[Tensor]:
         """Raw Grad-CAMs (K, b, u, v) of the copies of an image (3, H, W), batch by batch."""
         for some in torch.split(warps, self.batch_size):
-            grid = F.affine_grid(some.to(image.dtype), [len(some), *image.shape], align_corners=False)
-            copies = F.grid_sample(image.expand(len(some), -1, -1, -1), grid, align_corners=False)
+            with exact(image.device):
+                grid = F.affine_grid(some, [len(some), *image.shape], align_corners=False).to(image.dtype)
+                copies = F.grid_sample(image.expand(len(some), -1, -1, -1), grid, align_corners=False)
             every = torch.arange(len(some), device=image.device)
             maps = GradCAM(self.layer)(classifier, copies, torch.cartesian_prod(every, classes))
             yield maps.view(len(some), -1, *maps.shape[1:]).transpose(0, 1)
@@ -118,7 +121,7 @@ class AugmentedGradCAM(SaliencyMethod):
         cells = F.affine_grid(warps, [len(warps), 1, *looked.shape[-2:]], align_corners=False)
         points = cells.flatten(1, 2)[None].flatten(1, 2)[:, None]  # (1, 1, L u v, 2)
         with torch.enable_grad():
-            fine = torch.zeros((1, len(looked), *size), device=looked.device, requires_grad=True)
+            fine = looked.new_zeros((1, len(looked), *size)).requires_grad_()
             adam = torch.optim.Adam([fine], lr=self.rate)
             for _ in range(self.steps):
                 seen = F.grid_sample(fine, points, align_corners=False)[0, :, 0]

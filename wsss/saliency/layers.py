@@ -34,8 +34,7 @@ def tapped(
     None stands for `last_layer`.
 
     The maps start the graph, but for those of a layer above another one that is tapped: they are in its graph. With
-    `change` they are what it makes of the layer's, and so is what the layers above see. Where it makes n of one, the
-    layers below run for one image, and those above for n.
+    `change` they are what it makes of the layer's, and so is what the layers above see.
 
     Raises:
         UserError: there is no such layer, it does not run, or its output is no map of the images.
@@ -61,6 +60,30 @@ def tapped(
         raise UserError(
             f"layer '{layer}' gives no saliency: it does not run in the forward pass; choose another layer"
         )
+
+
+def run_above(classifier: nn.Module, layer: str, image: Tensor, maps: Tensor) -> tuple[Tensor, object]:
+    """Runs what follows `layer` on maps (n, k, u, v) in the place of what it gives for an image (1, 3, H, W).
+
+    The layers below run for the one image. Where that breaks the classifier, which may have counted its images there,
+    they run for n copies of it.
+
+    Returns:
+        The maps as the start of the graph, and the classifier's output.
+    """
+
+    def run(images: Tensor) -> tuple[Tensor, object]:
+        with tapped(classifier, layer, images, lambda _: maps.detach()) as taken:
+            output = classifier(images)
+        return taken[-1].maps, output
+
+    try:
+        start, output = run(image)
+    except RuntimeError:
+        output = None
+    if isinstance(output, Tensor) and len(output) == len(maps):
+        return start, output
+    return run(image.expand(len(maps), -1, -1, -1))
 
 
 def chosen_layer(classifier: nn.Module, layer: str | None, images: Tensor) -> str:

@@ -24,7 +24,7 @@ from wsss.saliency.cam import (
     warn_signed,
     weighted_activation,
 )
-from wsss.saliency.layers import chosen_layer, tapped
+from wsss.saliency.layers import chosen_layer, run_above, tapped
 
 LINEAR = 1e-3
 """By which share gradients may differ, between places and between activations, and still be called the same: rounding
@@ -47,7 +47,7 @@ class CAM(LayerMethod):
     and a linear head may follow the layer: others are refused, and so are heads that end in a sigmoid or softmax.
     Whether that is so is tried by differentiating at three other activations.
 
-    Cost: one forward; one image more for the trial. For each class a backward pass through the head.
+    Cost: one forward; two images more for the trial. For each class a backward pass through the head.
 
     Args:
         layer: see `LayerMethod`.
@@ -82,18 +82,20 @@ def linear_above(classifier: nn.Module, layer: str | None, images: Tensor) -> bo
     its negative, and at noise, for a random mix of the logits.
     """
     generator = torch.Generator().manual_seed(0)
-
-    def others(maps: Tensor) -> Tensor:
+    layer = chosen_layer(classifier, layer, images)
+    with evaluating(classifier), exact(images.device):
+        with torch.no_grad(), tapped(classifier, layer, images[:1]) as taken:
+            classifier(images[:1])
+        maps = taken[-1].maps.detach()
         noise = torch.randn(maps.shape, generator=generator, dtype=torch.float32).to(maps)
-        return torch.cat((maps, -maps, noise * maps.std()))
-
-    with evaluating(classifier), torch.enable_grad(), exact(images.device):
-        with tapped(classifier, layer, images[:1], others) as taken:
-            output = classifier(images[:1])
-        if not isinstance(output, Tensor) or not output.requires_grad:
-            return False
-        mix = torch.randn(output.shape[1:], generator=generator, dtype=torch.float32).to(output)
-        (gradient,) = torch.autograd.grad((output * mix).sum(), taken[-1].maps)
+        with torch.enable_grad():
+            start, output = run_above(
+                classifier, layer, images[:1], torch.cat((maps, -maps, noise * maps.std()))
+            )
+            if not isinstance(output, Tensor) or not output.requires_grad:
+                return False
+            mix = torch.randn(output.shape[1:], generator=generator, dtype=torch.float32).to(output)
+            (gradient,) = torch.autograd.grad((output * mix).sum(), start)
     difference = (gradient - gradient[:1, :, :1, :1]).abs().max()
     return bool(difference <= LINEAR * gradient.abs().max())
 
@@ -192,10 +194,5 @@ class AblationEvidence:
         """Logits (n, C) of an image (1, 3, H, W), each without one of the channels (n,) of its activation."""
         left = activation.repeat(len(channels), 1, 1, 1)
         left[torch.arange(len(channels), device=image.device), channels] = 0
-        with (
-            evaluating(self.classifier),
-            torch.no_grad(),
-            tapped(self.classifier, layer, image, lambda _: left),
-        ):
-            logits = self.classifier(image)
-        return check_logits(logits, left)
+        with evaluating(self.classifier), torch.no_grad():
+            return check_logits(run_above(self.classifier, layer, image, left)[1], left)

@@ -108,8 +108,9 @@ class WinsorEvidence:
                 weights = [gradient[chosen].float().mean((2, 3)) for gradient in gradients]
                 importance = self._winsorized(torch.stack([weight.mean(1).relu() for weight in weights]))
                 for share, weight, one in zip(importance, weights, self.kept, strict=True):
-                    layer = normalize(weighted_activation(weight, one.activation[chosen].float()))
-                    resized = F.interpolate(layer[:, None], size=(height, width))[:, 0]
+                    raw = weighted_activation(weight, one.activation[chosen].float())
+                    share = share + 0 * raw.sum((1, 2))  # NaN stays NaN
+                    resized = F.interpolate(normalize(raw)[:, None], size=(height, width))[:, 0]
                     maps[rows] += share[:, None, None] * resized
         return finite(maps)
 

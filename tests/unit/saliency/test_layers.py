@@ -66,7 +66,7 @@ EXPRESSIONS = [
     "eigengradcam",
     "ablationcam",
     "smooth_gradcam++(samples=2)",
-    "augmented_gradcam(copies=2, steps=2)",
+    "augmented_gradcam(copies=2, fuse=mean)",
     "finercam(gradcam, gamma=0.1)",
     "max(gradcam, layercam)",
     "sess(gradcam, scales=(48,), window=64)",

@@ -49,7 +49,7 @@ EXPRESSIONS = [
     "eigengradcam",
     "ablationcam@{early}",
     "smooth_gradcam++(samples=2)",
-    "augmented_gradcam(copies=2, steps=2)",
+    "augmented_gradcam(copies=2, fuse=mean)",
     "finercam",
     "refinecam",
     "winsorcam",
