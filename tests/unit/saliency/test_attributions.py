@@ -74,25 +74,23 @@ def test_input_x_gradient_agrees_with_captum(resnet, images):
 
 
 class Modules(nn.Module):
-    """Kinds of non-linearity for which captum has a rule, each module used once; where pooling windows overlap, captum
-    forgets all but one of them."""
+    """Kinds of non-linearity for which captum has a rule, each behind a convolution and used once. Where two follow each
+    other, or pooling windows overlap, captum's attributions do not sum to the difference."""
 
     def __init__(self):
         super().__init__()
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride, padding=1)
-            for a, b, stride in ((3, 6, 1), (6, 8, 2), (8, 8, 1), (8, 8, 1))
+            nn.Conv2d(first, 6, 3, stride, padding=1) for first, stride in ((3, 2), *[(6, 1)] * 6)
         )
-        self.activations = nn.ModuleList([nn.ReLU(), nn.ELU(), nn.Softplus(), nn.LeakyReLU(0.2)])
-        self.pool, self.gate, self.last = nn.MaxPool2d(2), nn.Tanh(), nn.Sigmoid()
-        self.head = nn.Linear(8, 5)
+        self.activations = nn.ModuleList(
+            [nn.ReLU(), nn.MaxPool2d(2), nn.ELU(), nn.Softplus(), nn.LeakyReLU(0.2), nn.Tanh(), nn.Sigmoid()]
+        )
+        self.head = nn.Linear(6, 5)
 
     def forward(self, images):
         for convolution, activation in zip(self.convolutions, self.activations, strict=True):
             images = activation(convolution(images))
-            if convolution is self.convolutions[1]:
-                images = self.pool(images)
-        return self.head(self.last(self.gate(images)).mean((2, 3)))
+        return self.head(images.mean((2, 3)))
 
 
 @pytest.fixture
@@ -118,12 +116,14 @@ def test_deeplift_does_not_care_how_a_function_is_written(modules, images, monke
             self.inner = modules
 
         def forward(self, images):
-            first, second, third, fourth = self.inner.convolutions
-            images = torch.nn.functional.elu_(second(first(images).relu_()))
-            images = torch.nn.functional.max_pool2d(images, 2)
-            images = torch.nn.functional.softplus(third(images))
-            images = torch.nn.functional.leaky_relu(fourth(images), 0.2, True)
-            return self.inner.head(torch.sigmoid(images.tanh()).mean((2, 3)))
+            functional, (one, two, three, four, five, six, seven) = (
+                torch.nn.functional,
+                self.inner.convolutions,
+            )
+            images = functional.max_pool2d(two(one(images).relu_()), 2)
+            images = functional.softplus(four(functional.elu_(three(images))))
+            images = functional.leaky_relu(five(images), 0.2, True)
+            return self.inner.head(torch.sigmoid(seven(six(images).tanh())).mean((2, 3)))
 
     torch.testing.assert_close(DeepLIFT().attributions(Functional().eval(), images, TARGETS), expected)
 
