@@ -8,6 +8,7 @@ from wsss.saliency.cam import GradCAM, GradCAMPlusPlus, XGradCAM
 from wsss.saliency.cameras import CAMERAS
 from wsss.saliency.dcsm import DCSM
 from wsss.saliency.deeplift import DeepLIFT
+from wsss.saliency.excitation import ExcitationBackprop
 from wsss.saliency.finer import FinerCAM
 from wsss.saliency.fullgrad import FullGrad, SmoothFullGrad
 from wsss.saliency.fusion import Maximum, Mean, Product, RefineCAM
@@ -55,6 +56,7 @@ METHODS: dict[str, type[SaliencyMethod]] = {
     "integrated_gradients": IntegratedGradients,
     "input_x_gradient": InputXGradient,
     "deeplift": DeepLIFT,
+    "excitation_backprop": ExcitationBackprop,
     "rollout": AttentionRollout,
     "gradient_attention": GradientAttention,
     "legrad": LeGrad,
@@ -75,6 +77,7 @@ __all__ = [
     "EigenCAM",
     "EigenGradCAM",
     "Evidence",
+    "ExcitationBackprop",
     "FinerCAM",
     "FullGrad",
     "GlobalGuidanceCAM",

@@ -44,6 +44,7 @@ ON_A_RESNET = {
     "integrated_gradients(steps=2)": 60,
     "input_x_gradient": 40,
     "deeplift": 60,
+    "excitation_backprop": 60,
     "mean(gradcam@layer2, gradcam)": 40,
     "max(product(gradcam@layer2, gradcam))": 40,
     f"sess(gradcam, {SESS})": 120,

@@ -74,8 +74,8 @@ def test_input_x_gradient_agrees_with_captum(resnet, images):
 
 
 class Modules(nn.Module):
-    """Kinds of non-linearity for which captum has a rule, each behind a convolution and used once. Where two follow each
-    other, or pooling windows overlap, captum's attributions do not sum to the difference."""
+    """Kinds of non-linearity for which captum has a rule, each behind a convolution and used once. Where two follow
+    each other, or pooling windows overlap, captum's attributions do not sum to the difference."""
 
     def __init__(self):
         super().__init__()

@@ -57,6 +57,7 @@ EXPRESSIONS = [
     "integrated_gradients(steps=2)",
     "input_x_gradient",
     "deeplift",
+    "excitation_backprop",
     "mean(gradcam, gradcam@{early})",
     "max(product(gradcam@{early}, layercam), hirescam)",
     f"sess(gradcam, {SESS})",
