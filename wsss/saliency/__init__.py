@@ -18,10 +18,12 @@ from wsss.saliency.integrated import IntegratedGradCAM
 from wsss.saliency.layercam import EigenCAM, EigenGradCAM, LayerCAM
 from wsss.saliency.layers import last_layer
 from wsss.saliency.multiscale import MultiScale
+from wsss.saliency.occlusion import RISE, Occlusion
 from wsss.saliency.perturbation import GroupCAM, ScoreCAM
 from wsss.saliency.pooled import CAM, AblationCAM
 from wsss.saliency.relevance import RelevanceCAM
 from wsss.saliency.sess import SESS
+from wsss.saliency.sise import SISE, AdaSISE
 from wsss.saliency.smooth import SmoothGradCAMPlusPlus
 from wsss.saliency.subtraction import ClassSubtraction
 from wsss.saliency.winsor import WinsorCAM
@@ -57,6 +59,10 @@ METHODS: dict[str, type[SaliencyMethod]] = {
     "input_x_gradient": InputXGradient,
     "deeplift": DeepLIFT,
     "excitation_backprop": ExcitationBackprop,
+    "occlusion": Occlusion,
+    "rise": RISE,
+    "sise": SISE,
+    "ada_sise": AdaSISE,
     "rollout": AttentionRollout,
     "gradient_attention": GradientAttention,
     "legrad": LeGrad,
@@ -68,8 +74,11 @@ __all__ = [
     "CAMERAS",
     "DCSM",
     "METHODS",
+    "RISE",
     "SESS",
+    "SISE",
     "AblationCAM",
+    "AdaSISE",
     "AttentionRollout",
     "AugmentedGradCAM",
     "ClassSubtraction",
@@ -96,6 +105,7 @@ __all__ = [
     "Maximum",
     "Mean",
     "MultiScale",
+    "Occlusion",
     "Product",
     "RefineCAM",
     "RelevanceCAM",
