@@ -19,6 +19,7 @@ from wsss.saliency.layercam import EigenCAM, EigenGradCAM, LayerCAM
 from wsss.saliency.layers import last_layer
 from wsss.saliency.multiscale import MultiScale
 from wsss.saliency.occlusion import RISE, Occlusion
+from wsss.saliency.optimised import ExtremalPerturbation, MeaningfulPerturbation
 from wsss.saliency.perturbation import GroupCAM, ScoreCAM
 from wsss.saliency.pooled import CAM, AblationCAM
 from wsss.saliency.relevance import RelevanceCAM
@@ -27,6 +28,7 @@ from wsss.saliency.sise import SISE, AdaSISE
 from wsss.saliency.smooth import SmoothGradCAMPlusPlus
 from wsss.saliency.subtraction import ClassSubtraction
 from wsss.saliency.winsor import WinsorCAM
+from wsss.saliency.xrai import XRAI
 
 METHODS: dict[str, type[SaliencyMethod]] = {
     "gradient": Gradient,
@@ -63,6 +65,9 @@ METHODS: dict[str, type[SaliencyMethod]] = {
     "rise": RISE,
     "sise": SISE,
     "ada_sise": AdaSISE,
+    "extremal_perturbation": ExtremalPerturbation,
+    "meaningful_perturbation": MeaningfulPerturbation,
+    "xrai": XRAI,
     "rollout": AttentionRollout,
     "gradient_attention": GradientAttention,
     "legrad": LeGrad,
@@ -77,6 +82,7 @@ __all__ = [
     "RISE",
     "SESS",
     "SISE",
+    "XRAI",
     "AblationCAM",
     "AdaSISE",
     "AttentionRollout",
@@ -87,6 +93,7 @@ __all__ = [
     "EigenGradCAM",
     "Evidence",
     "ExcitationBackprop",
+    "ExtremalPerturbation",
     "FinerCAM",
     "FullGrad",
     "GlobalGuidanceCAM",
@@ -104,6 +111,7 @@ __all__ = [
     "LeGrad",
     "Maximum",
     "Mean",
+    "MeaningfulPerturbation",
     "MultiScale",
     "Occlusion",
     "Product",

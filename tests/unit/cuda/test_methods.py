@@ -47,6 +47,8 @@ ON_A_RESNET = {
     "excitation_backprop": 60,
     "occlusion": 60,
     "rise(masks=6)": 60,
+    "extremal_perturbation(areas=(0.1,), steps=2)": 90,
+    "meaningful_perturbation(steps=2)": 90,
     "sise(layers=(layer1, layer2))": 150,
     "ada_sise(layers=(layer1, layer2))": 150,
     "mean(gradcam@layer2, gradcam)": 40,
@@ -78,7 +80,7 @@ def images() -> Tensor:
 
 def test_the_whole_zoo_is_here() -> None:
     words = {word for text in (*ON_A_RESNET, *ON_A_TRANSFORMER) for word in text.replace("@", "(").split("(")}
-    assert set(METHODS) | set(WRAPPERS) <= words
+    assert (set(METHODS) | set(WRAPPERS)) - words == {"xrai"}  # needs scikit-image
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -61,6 +61,8 @@ EXPRESSIONS = [
     "occlusion(window=24, step=20)",
     "rise(masks=6)",
     "sise(layers=('{early}',))",
+    "extremal_perturbation(areas=(0.1,), steps=2)",
+    "meaningful_perturbation(steps=2)",
     "ada_sise(layers=('{early}',))",
     "mean(gradcam, gradcam@{early})",
     "max(product(gradcam@{early}, layercam), hirescam)",
@@ -72,7 +74,9 @@ EXPRESSIONS = [
 ]
 """Every method and wrapper, with parameters that make it cheap."""
 
-GRADIENTS = re.compile("^gradient|guided_backprop|dcsm|smoothgrad|integrated_gradients|input_x_gradient")
+GRADIENTS = re.compile(
+    "^gradient|guided_backprop|dcsm|smoothgrad|integrated_gradients|input_x_gradient|extremal"
+)
 """Those that look at gradients only."""
 
 # The maps of a class depend on which other classes the call names for the image.
@@ -163,6 +167,7 @@ def test_the_whole_zoo_is_here():
         name for name, kind in METHODS.items() if issubclass(kind, AttentionMethod)
     }  # test_attention.py
     others |= {"cam"}  # test_layercam.py: two of these networks have another head
+    others |= {"xrai"}  # test_optimised.py: needs scikit-image
     assert (set(METHODS) | set(WRAPPERS)) - words == others
 
 
