@@ -14,6 +14,9 @@ from wsss.errors import UserError
 from wsss.saliency.base import DeferredEvidence, SaliencyMethod, by_image, exact, finite
 from wsss.saliency.cam import GradCAM
 
+POINTS = 4
+"""Along each side of a cell, at which the fine map is averaged."""
+
 
 @dataclass(frozen=True)
 class AugmentedGradCAM(SaliencyMethod):
@@ -21,20 +24,20 @@ class AugmentedGradCAM(SaliencyMethod):
 
         M = ReLU(g),    g = argmin sum_l ||D T_l g - h_l||^2 + smooth L (|dx g| + |dy g|)_1 + shrink L ||g||^2
 
-    h_l is the raw Grad-CAM of copy l of L, T_l its rotation about the centre and then shift, D g has the values of g at
-    the centres of the cells of h_l. dx and dy are differences between neighbours. g starts at 0, and Adam takes `steps`
-    steps.
+    h_l is the raw Grad-CAM of copy l of L, T_l its rotation about the centre and then shift. D g has the means of g over
+    the cells of h_l, dx and dy are differences between neighbours. g starts at 0; Adam takes `steps` steps.
 
     Paper: Morbidelli et al., "Augmented Grad-CAM: Heat-Maps Super Resolution Through Augmentation", ICASSP 2020,
     https://doi.org/10.1109/ICASSP40776.2020.9054416; constants of the authors' code,
     https://github.com/diegocarrera89/AugmentedGradCAM
 
-    Deviations: D reads one point a cell, where the authors resize bilinearly. Each target's h are divided by their
-    largest value, for 200 steps of 0.001 reach no further than 0.2 and the result would depend on the logit's scale.
-    Adam follows the sign of tiny gradients too, so rounding may move single values by a step.
+    Deviations: D takes the mean of 4 x 4 points in a cell; the authors' bilinear resizing sees four of its pixels. Each
+    target's h are divided by their largest value, for 200 steps of 0.001 reach no further than 0.2 and the result would
+    depend on the logit's scale. Adam follows the sign of tiny gradients too, so rounding may move single values by a
+    step.
 
     Cost: for an image L forwards, and L backward passes through the layers above `layer` for each class. The steps
-    work on L u v points and the pixels of the map.
+    work on 16 L u v points and the pixels of the map.
 
     Args:
         layer: see `LayerMethod`.
@@ -118,14 +121,15 @@ class AugmentedGradCAM(SaliencyMethod):
             )
             turned = F.grid_sample(looked.transpose(0, 1), there, align_corners=False)
             return turned.mean(0) if self.fuse == "mean" else turned.amax(0)
-        cells = F.affine_grid(warps, [len(warps), 1, *looked.shape[-2:]], align_corners=False)
-        points = cells.flatten(1, 2)[None].flatten(1, 2)[:, None]  # (1, 1, L u v, 2)
+        height, width = (POINTS * side for side in looked.shape[-2:])
+        points = F.affine_grid(warps, [len(warps), 1, height, width], align_corners=False)
+        points = points.view(1, -1, width, 2)  # those of all copies below each other
         with torch.enable_grad():
             fine = looked.new_zeros((1, len(looked), *size)).requires_grad_()
             adam = torch.optim.Adam([fine], lr=self.rate)
             for _ in range(self.steps):
-                seen = F.grid_sample(fine, points, align_corners=False)[0, :, 0]
-                loss = (seen - looked.flatten(1)).square().sum() + len(warps) * self._penalty(fine)
+                seen = F.avg_pool2d(F.grid_sample(fine, points, align_corners=False)[0], POINTS)
+                loss = (seen - looked.flatten(1, 2)).square().sum() + len(warps) * self._penalty(fine)
                 (fine.grad,) = torch.autograd.grad(loss, fine)
                 adam.step()
         return fine.detach()[0].relu()
