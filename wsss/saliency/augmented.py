@@ -24,8 +24,8 @@ class AugmentedGradCAM(SaliencyMethod):
 
         M = ReLU(g),    g = argmin sum_l ||D T_l g - h_l||^2 + smooth L (|dx g| + |dy g|)_1 + shrink L ||g||^2
 
-    h_l is the raw Grad-CAM of copy l of L, T_l its rotation about the centre and then shift. D g has the means of g over
-    the cells of h_l, dx and dy are differences between neighbours. g starts at 0; Adam takes `steps` steps.
+    h_l is the raw Grad-CAM of copy l of L, T_l its rotation about the centre and then shift. D g has the means of g
+    over the cells of h_l, dx and dy are differences between neighbours. g starts at 0; Adam takes `steps` steps.
 
     Paper: Morbidelli et al., "Augmented Grad-CAM: Heat-Maps Super Resolution Through Augmentation", ICASSP 2020,
     https://doi.org/10.1109/ICASSP40776.2020.9054416; constants of the authors' code,
