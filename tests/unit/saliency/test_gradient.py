@@ -228,7 +228,7 @@ def test_the_logits_are_those_of_the_forward(resnet, images):
 @pytest.mark.parametrize("other", [nn.SiLU(), nn.Hardswish(), nn.ReLU6(), nn.GELU()])
 def test_guiding_some_of_the_non_linearities_is_pointed_out(images, other):
     model = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), other, nn.Flatten(), nn.LazyLinear(3)
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), other, nn.Flatten(), nn.Linear(4 * 92 * 76, 3)
     )
     model = model.double().eval()
     with pytest.warns(UserWarning, match="only 1 of this classifier's 2 non-linearities are ReLUs"):
