@@ -32,9 +32,9 @@ class AugmentedGradCAM(SaliencyMethod):
     https://github.com/diegocarrera89/AugmentedGradCAM
 
     Deviations: D takes the mean of 4 x 4 points in a cell; the authors' bilinear resizing sees four of its pixels. Each
-    target's h are divided by their largest value, for 200 steps of 0.001 reach no further than 0.2 and the result would
-    depend on the logit's scale. Adam follows the sign of tiny gradients too, so rounding may move single values by a
-    step.
+    target's h are scaled so that their largest value is steps * rate / 2, half of what Adam can reach: otherwise the
+    result would depend on the scale of the logit, and large values would all end alike. Adam follows the sign of tiny
+    gradients too, so rounding may move single values by a step.
 
     Cost: for an image L forwards, and L backward passes through the layers above `layer` for each class. The steps
     work on 16 L u v points and the pixels of the map.
@@ -90,6 +90,8 @@ class AugmentedGradCAM(SaliencyMethod):
             with exact(images.device):
                 looked = finite(looked)
                 looked = looked / looked.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+                if self.fuse == "super":
+                    looked = looked * (self.steps * self.rate / 2)
                 maps[rows] = self._fused(looked, warps, (images.shape[-2], images.shape[-1]))
         return finite(maps)
 

@@ -211,7 +211,7 @@ def test_augmented_gradcam_descends_on_the_loss_of_its_formula(resnet, images):
         align_corners=False,
     )
     seen = GradCAM("layer3")(resnet, copies, torch.tensor([[0, cls], [1, cls], [2, cls]]))
-    seen = seen / seen.max()
+    seen = 0.15 * seen / seen.max()  # half of what three steps of 0.1 reach
     fine = torch.zeros(96, 80, requires_grad=True)
     adam = torch.optim.Adam([fine], lr=0.1)
     for _ in range(3):
@@ -232,7 +232,7 @@ def test_augmented_gradcam_descends_on_the_loss_of_its_formula(resnet, images):
     maps = method(resnet, images, torch.tensor([[0, 3], [1, cls]]))
     differs = (maps[1] - fine.detach().relu()).abs() > 1e-3
     assert differs.float().mean() < 0.01  # Adam takes a whole step where rounding decides a sign
-    assert fine.max() > 0.1
+    assert fine.max() > 0.05
 
 
 @pytest.mark.parametrize("fuse", ["mean", "max"])
