@@ -288,7 +288,7 @@ def doubt(row: Row, key: str) -> str:
     if between is None or rank is None:
         return ""
     low, high = (cell(key, value) for value in between)
-    return f"{low}\N{EN DASH}{high}, #{rank}"
+    return f"{low}\N{EN DASH}{high}\n#{rank}"
 
 
 def to_csv(rows: Sequence[Row]) -> str:

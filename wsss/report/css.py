@@ -69,6 +69,7 @@ tr.mean > * { border-bottom: 2px solid var(--line); font-weight: 650; }
 .heatbar { display: inline-block; width: 5.5rem; height: .75rem; border-radius: .2rem; margin: 0 .45rem;
   vertical-align: -.05rem; }
 .plot { padding: .8rem; max-width: 40rem; }
+.board td .note { white-space: pre; font-weight: normal; }
 .chart { display: block; width: 100%; font-size: 13px; fill: var(--soft); }
 .chart line { stroke: var(--line); }
 .chart polyline { fill: none; stroke: var(--accent); stroke-width: 2.5; }

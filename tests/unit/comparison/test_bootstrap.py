@@ -62,7 +62,7 @@ def test_methods_that_cannot_be_told_apart_share_a_rank(seed: int) -> None:
     assert [row.ranks["milliseconds"] for row in rows] == [1, 1, 1]
     text = doubt(rows[2], "iou")
     low, high = rows[2].intervals["iou"] or (0, 0)
-    assert text == f"{cell('iou', low)}–{cell('iou', high)}, #1"
+    assert text == f"{cell('iou', low)}–{cell('iou', high)}\n#1"
 
 
 def test_a_small_but_steady_difference_is_beyond_doubt() -> None:
