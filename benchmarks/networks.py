@@ -46,6 +46,16 @@ NETWORKS = (
     "timm:cait_xxs24_224",
     "timm:mixer_s32_224",
 )
+COSTLY = (
+    "augmented_gradcam",
+    "rise",
+    "sise",
+    "ada_sise",
+    "extremal_perturbation",
+    "meaningful_perturbation",
+    "xrai",
+)
+"""Methods of hundreds of passes, which work on any network or say what they need: only on request."""
 MARK = "<!-- made by benchmarks/networks.py -->"
 
 
@@ -54,7 +64,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=[name for name in METHODS if name not in COSTLY])
     parser.add_argument("--size", type=int, default=160, help="side of the image in pixels")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--page", type=Path, help="page whose table is replaced")

@@ -15,7 +15,7 @@ from captum.attr import GuidedBackprop, Saliency
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
-from wsss.saliency import last_layer
+from wsss.saliency import EigenCAM, last_layer
 
 
 def with_grad_cam(method: type, model: nn.Module, image: Tensor, classes: Sequence[int]) -> Tensor:
@@ -24,6 +24,48 @@ def with_grad_cam(method: type, model: nn.Module, image: Tensor, classes: Sequen
     with method(model, [model.get_submodule(layer)], reshape_transform=reshape_of(model, image)) as cam:
         cam.batch_size = 32  # of Score-CAM; its default of 16 is slower
         return torch.cat([torch.from_numpy(cam(image, [ClassifierOutputTarget(c)])) for c in classes])
+
+
+def eigen_cam(model: nn.Module, image: Tensor, classes: Sequence[int]) -> Tensor:
+    """grad-cam's Eigen-CAM. Its sign is the solver's: the one of ours is taken, so that the maps can be compared."""
+    ours = EigenCAM("layer4")(model, image, torch.tensor([[0, classes[0]]]))[0]
+    with grad_cam.EigenCAM(model, [model.get_submodule("layer4")]) as cam:
+        whole = cam.get_cam_image
+
+        def signed(*values: object) -> np.ndarray:
+            found = whole(*values)
+            return found if (found[0] * ours.numpy()).sum() > 0 else -found
+
+        cam.get_cam_image = signed
+        return torch.cat([torch.from_numpy(cam(image, [ClassifierOutputTarget(c)])) for c in classes])
+
+
+def ablation_cam_at(layer: str) -> Callable[[nn.Module, Tensor, Sequence[int]], Tensor]:
+    """grad-cam's Ablation-CAM at a layer."""
+
+    def run(model: nn.Module, image: Tensor, classes: Sequence[int]) -> Tensor:
+        with grad_cam.AblationCAM(model, [model.get_submodule(layer)]) as cam:
+            cam.batch_size = 32
+            return torch.cat([torch.from_numpy(cam(image, [ClassifierOutputTarget(c)])) for c in classes])
+
+    return run
+
+
+def rise(model: nn.Module, image: Tensor, classes: Sequence[int]) -> Tensor:
+    """RISE as its authors run it: 4000 masks, made first (with the random numbers of ours), then 32 images in a forward
+    pass, for all classes."""
+    height, width = image.shape[-2:]
+    drawn = torch.rand((4000, 51), generator=torch.Generator().manual_seed(0))
+    cells = [-(-side // 7) for side in (height, width)]
+    masks = torch.empty((4000, height, width))
+    for number, (down, right, *grid) in enumerate(drawn.tolist()):
+        small = (torch.tensor(grid) < 0.5).float().view(1, 1, 7, 7)
+        large = F.interpolate(small, size=(8 * cells[0], 8 * cells[1]), mode="bilinear")[0, 0]
+        top, left = int(down * cells[0]), int(right * cells[1])
+        masks[number] = large[top : top + height, left : left + width]
+    with torch.no_grad():
+        scores = torch.cat([model(image * some[:, None]).softmax(1) for some in masks.split(32)])
+    return torch.einsum("nk,nhw->khw", scores[:, list(classes)], masks) / (4000 * 0.5)
 
 
 def reshape_of(model: nn.Module, image: Tensor) -> Callable[[Tensor], Tensor] | None:

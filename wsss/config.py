@@ -416,7 +416,7 @@ class CompareConfig:
     insertion_steps: int = 50
     """Steps of insertion and deletion (RISE takes 224). 0 leaves both out."""
     insertion_images: int = 100
-    """How many of the images, evenly spaced, get insertion and deletion (2 x steps forward passes each); 0: all."""
+    """How many of the images, evenly spaced, get insertion and deletion (4 x steps forward passes each); 0: all."""
     batch_size: int = 16
     """Images per forward pass while scoring; limits the memory."""
     page_images: int = 8

@@ -145,13 +145,14 @@ def _reader(text: str) -> Callable[[ast.expr], Any]:
     def read(tree: ast.expr) -> Any:
         if isinstance(tree, ast.Name):  # a word without quotes: gradcam(layer3), sess(gradcam, pool=max)
             return tree.id
+        if isinstance(tree, (ast.Tuple, ast.List)):
+            return tuple(map(read, tree.elts))
         try:
-            value = ast.literal_eval(tree)
+            return ast.literal_eval(tree)
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"'{ast.unparse(tree)}' in '{text}' must be a number, a word or a tuple of them"
             ) from error
-        return tuple(value) if isinstance(value, list) else value
 
     return read
 

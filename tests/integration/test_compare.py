@@ -58,13 +58,19 @@ def test_compare_writes_numbers_a_table_and_a_page(run: Path, words: list[str], 
         assert len(checked["correlation"]) == len(checked["flat"]) == 6
         assert all(-1 <= value <= 1 for value in checked["correlation"])
     page = (run / "compare" / "index.html").read_text()
-    for text in (*METHODS, "Sanity check", "Maps side by side", "data:image/jpeg"):
+    for row in board["methods"]:
+        for key in ("iou", "insertion", "insertion_mean", "deletion_blur", "milliseconds"):
+            low, high = row["intervals"][key]
+            assert low <= row["values"][key] <= high
+            assert 1 <= row["ranks"][key] <= len(METHODS)
+    for text in (*METHODS, "Cost against quality", "Sanity check", "Maps side by side", "data:image/jpeg"):
         assert text in page
     for text in METHODS:
         assert text in done.out
     with (run / "compare" / "leaderboard.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [float(row["dice"]) for row in rows] == [row["values"]["dice"] for row in board["methods"]]
+    assert [int(row["dice_rank"]) for row in rows] == [row["ranks"]["dice"] for row in board["methods"]]
 
 
 def test_what_is_measured_is_not_measured_again(run: Path, words: list[str], command: Any) -> None:
@@ -79,7 +85,8 @@ def test_what_is_measured_is_not_measured_again(run: Path, words: list[str], com
     assert after.keys() == before.keys()
     assert {name for name in after if after[name] != before[name]} == {str(removed.relative_to(run))}
     for old, new in zip(first, leaderboard(run)["methods"], strict=True):
-        del old["values"]["milliseconds"], new["values"]["milliseconds"]
+        for key in ("values", "intervals", "ranks"):
+            del old[key]["milliseconds"], new[key]["milliseconds"]
         assert new == old
 
 

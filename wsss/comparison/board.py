@@ -4,10 +4,13 @@ import csv
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 from typing import Any, Literal
 
+import numpy as np
+
+from wsss.comparison import bootstrap
 from wsss.comparison.measure import Values
 
 
@@ -101,10 +104,22 @@ COLUMNS: dict[str, Column] = {
         "Area below the score while the blurred image becomes sharp, most salient pixels first (RISE).",
         "score",
     ),
+    "insertion_mean": Column(
+        "ins. on grey",
+        "up",
+        "The same, on an image of the mean colour instead of the blurred one.",
+        "score",
+    ),
     "deletion": Column(
         "deletion",
         "down",
         "Area below the score while pixels become the mean colour, most salient pixels first (RISE).",
+        "score",
+    ),
+    "deletion_blur": Column(
+        "del. to blur",
+        "down",
+        "The same, where pixels become those of the blurred image instead of the mean colour.",
         "score",
     ),
     "milliseconds": Column(
@@ -131,6 +146,8 @@ class Row:
         values: key of `COLUMNS` -> number, None if nothing could be measured.
         counts: key -> number of targets that were measured (for the milliseconds: of images).
         per_class: class name -> hit rate of TorchRay's pointing game.
+        intervals: key -> 95 % interval over resamples of the photos, None if nothing could be measured.
+        ranks: key -> 1 and the number of methods that are better beyond doubt (see `bootstrap.ranks`).
     """
 
     name: str
@@ -138,6 +155,8 @@ class Row:
     values: dict[str, float | None]
     counts: dict[str, int]
     per_class: dict[str, float]
+    intervals: dict[str, tuple[float, float] | None] = field(default_factory=dict)
+    ranks: dict[str, int | None] = field(default_factory=dict)
 
 
 def summarize(name: str, method: str, entries: Sequence[Entry], classes: Sequence[str]) -> Row:
@@ -161,6 +180,34 @@ def summarize(name: str, method: str, entries: Sequence[Entry], classes: Sequenc
         counts[key] = len(found)
     per_class = {classes[label - 1]: rate for label, rate in sorted(hit_rates(targets).items())}
     return Row(name, method, values, counts, per_class)
+
+
+def with_statistics(rows: Sequence[Row], entries: Sequence[Sequence[Entry]]) -> tuple[Row, ...]:
+    """The rows with intervals and ranks, from the stored values of the same images for each row."""
+    drawn = bootstrap.draws(len(entries[0]))
+    intervals: list[dict[str, tuple[float, float] | None]] = [{} for _ in rows]
+    ranks: list[dict[str, int | None]] = [{} for _ in rows]
+    for key, column in COLUMNS.items():
+        values = [bootstrap.resampled(_measured(stored, key), drawn) for stored in entries]
+        places = bootstrap.ranks(values, column.better)
+        for position, (found, place) in enumerate(zip(values, places, strict=True)):
+            intervals[position][key], ranks[position][key] = bootstrap.interval(found), place
+    return tuple(
+        replace(row, intervals=between, ranks=place)
+        for row, between, place in zip(rows, intervals, ranks, strict=True)
+    )
+
+
+def _measured(entries: Sequence[Entry], key: str) -> bootstrap.Measured:
+    """What `summarize` makes a column of."""
+    if key == "milliseconds":
+        times = np.array([[float(entry[key])] for entry in entries])
+        return bootstrap.Measured(times, np.ones_like(times), median=True)
+    if key in ("pointing_torchray", "pointing_difficult"):
+        classes = max((target["class"] for entry in entries for target in entry["targets"]), default=1)
+        only = "difficult" if key == "pointing_difficult" else ""
+        return bootstrap.measured(entries, "pointing_torchray", classes, only)
+    return bootstrap.measured(entries, key)
 
 
 def hit_rates(targets: Iterable[Values]) -> dict[int, float]:
@@ -235,12 +282,26 @@ def sanity_table(stages: Sequence[str], methods: Mapping[str, Sequence[float]]) 
     return "\n".join(lines)
 
 
+def doubt(row: Row, key: str) -> str:
+    """The interval and the rank of a number, as they are shown below it."""
+    between, rank = row.intervals.get(key), row.ranks.get(key)
+    if between is None or rank is None:
+        return ""
+    low, high = (cell(key, value) for value in between)
+    return f"{low}\N{EN DASH}{high}\n#{rank}"
+
+
 def to_csv(rows: Sequence[Row]) -> str:
-    """One line per method: its numbers, then how many targets were measured for each."""
+    """One line per method: its numbers, how many targets were measured for each, the intervals and the ranks."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["method", *COLUMNS, *(f"{key}_n" for key in COLUMNS), "repr"])
+    more = [f"{key}_{end}" for end in ("n", "low", "high", "rank") for key in COLUMNS]
+    writer.writerow(["method", *COLUMNS, *more, "repr"])
     for row in rows:
         values = ["" if row.values[key] is None else row.values[key] for key in COLUMNS]
-        writer.writerow([row.name, *values, *(row.counts[key] for key in COLUMNS), row.method])
+        ends = [row.intervals.get(key) or ("", "") for key in COLUMNS]
+        places = [row.ranks.get(key) or "" for key in COLUMNS]
+        counts = [row.counts[key] for key in COLUMNS]
+        lows, highs = ([end[side] for end in ends] for side in (0, 1))
+        writer.writerow([row.name, *values, *counts, *lows, *highs, *places, row.method])
     return stream.getvalue()

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,10 +113,12 @@ def measure(
     seen = upsample(maps, frame)
     numbers = perturb(seen, subject, score, settings.threshold)
     if insertion:
-        inserted, deleted = insertion_and_deletion(
-            score, subject.image, seen, subject.classes, settings.insertion_steps, settings.batch_size
+        curves = partial(
+            insertion_and_deletion,
+            *(score, subject.image, seen, subject.classes, settings.insertion_steps, settings.batch_size),
         )
-        numbers |= {"insertion": inserted, "deletion": deleted}
+        numbers["insertion"], numbers["deletion_blur"] = curves(hidden="blur")
+        numbers["insertion_mean"], numbers["deletion"] = curves(hidden="mean")
     entries = [
         {"class": label, **{key: float(values[row]) for key, values in numbers.items()}}
         for row, label in enumerate(subject.labels)

@@ -103,7 +103,7 @@ class Comparison:
         return fingerprint(
             *self.setting(contestant),
             self.settings.threshold,
-            self.settings.insertion_steps if record.id in self.with_insertion else 0,
+            (self.settings.insertion_steps, "blur", "mean") if record.id in self.with_insertion else 0,
             [(label, self.known.get(label)) for label in record.labels or ()],
             [file and file_stamp(file) for file in files],
         )

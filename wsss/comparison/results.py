@@ -10,6 +10,7 @@ import numpy.typing as npt
 import yaml
 
 from wsss.comparison import board
+from wsss.comparison.bootstrap import LEVEL, RESAMPLES
 from wsss.comparison.plan import Comparison
 from wsss.comparison.regions import Truth, truth_of
 from wsss.config import to_dict
@@ -18,6 +19,7 @@ from wsss.data.files import read_image, read_saliency, write_json, write_text
 from wsss.data.labels import IGNORE
 from wsss.data.working import shrink
 from wsss.refine.background import prepare_maps
+from wsss.report.chart import Dot, Scatter
 from wsss.report.html import THUMBNAIL_SIDE, Facts, Gallery, GalleryRow
 from wsss.report.leaderboard import Leaderboard, SanityTable, ScoreColumn, ScoreRow, write_leaderboard
 from wsss.report.overlay import overlay_mask, overlay_saliency
@@ -32,6 +34,14 @@ RULES = (
     "classifier sees, and removed pixels have the mean colour (0 after normalisation)."
 )
 
+DOUBT = (
+    f"Below each number: its {100 * LEVEL:.0f} % interval over {RESAMPLES} resamples of the photos, and its rank: 1 "
+    "and the number of methods that are better beyond doubt, that is, whose difference on the same resamples has an "
+    "interval above 0. Methods that cannot be told apart share a rank."
+)
+QUALITIES = ("pointing_torchray", "iou", "insertion")
+"""Columns that are drawn against the time."""
+
 
 def write_results(
     comparison: Comparison, checked: Checked | None, command: Sequence[str]
@@ -45,6 +55,7 @@ def write_results(
         board.summarize(contestant.name, repr(contestant.method), stored, comparison.classes)
         for contestant, stored in entries.items()
     )
+    rows = board.with_statistics(rows, list(entries.values()))
     truth = sorted({str(entry["truth"]) for stored in entries.values() for entry in stored})
     facts = describe(comparison, truth, command)
     columns = {key: {"better": column.better, "text": column.text} for key, column in board.COLUMNS.items()}
@@ -89,12 +100,27 @@ def _page(
         ),
         columns=_columns(rows),
         rows=_score_rows(rows),
-        note=f"Coloured: the best of each column. Arrow: whether higher or lower is better. {RULES}",
+        note=f"Coloured: the best of each column. Arrow: whether higher or lower is better. {RULES} {DOUBT}",
+        charts=_charts(rows),
         sanity=None if checked is None else _sanity(checked),
         gallery=_gallery(comparison),
         facts=_facts(facts),
         config=yaml.safe_dump(facts["settings"], sort_keys=False, allow_unicode=True),
     )
+
+
+def _charts(rows: Sequence[board.Row]) -> tuple[Scatter, ...]:
+    """Cost against quality, where both were measured."""
+    charts = []
+    for key in QUALITIES:
+        dots = tuple(
+            Dot(row.name, row.values["milliseconds"], value, row.intervals.get(key))
+            for row in rows
+            if (value := row.values[key]) is not None and row.values["milliseconds"]
+        )
+        if dots:
+            charts.append(Scatter("milliseconds per class", board.COLUMNS[key].title, dots))
+    return tuple(charts)
 
 
 def _columns(rows: Sequence[board.Row]) -> tuple[ScoreColumn, ...]:
@@ -116,6 +142,7 @@ def _score_rows(rows: Sequence[board.Row]) -> tuple[ScoreRow, ...]:
             row.name,
             row.method,
             tuple((board.cell(key, row.values[key]), position in leaders[key]) for key in keys),
+            tuple(board.doubt(row, key) for key in keys),
         )
         for position, row in enumerate(rows)
     )

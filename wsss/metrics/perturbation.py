@@ -80,7 +80,13 @@ def order_pixels(maps: Tensor) -> Tensor:
 
 
 def insertion_and_deletion(
-    score: Scorer, image: Tensor, maps: Tensor, classes: Tensor, steps: int = 224, batch_size: int = 16
+    score: Scorer,
+    image: Tensor,
+    maps: Tensor,
+    classes: Tensor,
+    steps: int = 224,
+    batch_size: int = 16,
+    hidden: Literal["rise", "blur", "mean"] = "rise",
 ) -> tuple[Tensor, Tensor]:
     """Insertion and deletion (RISE, section 4.3): how fast the score comes and goes with salient pixels.
 
@@ -95,6 +101,8 @@ def insertion_and_deletion(
         classes: (N,) class indices.
         steps: S; RISE takes 224 pixels per step, which at 224 x 224 is S = 224.
         batch_size: most images made and scored at once.
+        hidden: what a pixel is that is not shown: the blurred image ("blur"), the mean colour ("mean"), or, as above,
+            the one for insertion and the other for deletion ("rise").
 
     Returns:
         (insertion, deletion), both (N,) in [0, 1]; high insertion and low deletion are good.
@@ -106,8 +114,9 @@ def insertion_and_deletion(
         raise UserError(f"insertion needs steps and batch_size of at least 1, got {steps} and {batch_size}")
     places = order_pixels(maps)
     blurred = gaussian_blur(image, BLUR_KERNEL, BLUR_SIGMA)
-    inserted = _curve(score, image, blurred, places, classes, steps, batch_size)
-    deleted = _curve(score, torch.zeros_like(image), image, places, classes, steps, batch_size)
+    grey = torch.zeros_like(image)
+    inserted = _curve(score, image, grey if hidden == "mean" else blurred, places, classes, steps, batch_size)
+    deleted = _curve(score, blurred if hidden == "blur" else grey, image, places, classes, steps, batch_size)
     return area(inserted), area(deleted)
 
 

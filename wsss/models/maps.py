@@ -96,7 +96,9 @@ def as_maps(output: object, images: Sequence[int], layer: str, prefix: int | Non
     tokens, shape = output.flatten(1, -2), output.shape
 
     def restore(maps: Tensor) -> Tensor:
-        return torch.cat((tokens[:, : grid.prefix], maps.flatten(2).mT), dim=1).view(shape).clone()
+        # There may be more maps than images, when a layer's output was changed: all of them of one image.
+        before = tokens[:, : grid.prefix].expand(len(maps), -1, -1)
+        return torch.cat((before, maps.flatten(2).mT), dim=1).view(-1, *shape[1:]).clone()
 
     maps = tokens[:, grid.prefix :].mT.reshape(len(tokens), -1, grid.height, grid.width)
     return Features(maps, restore, grid.prefix)

@@ -69,9 +69,11 @@ tr.mean > * { border-bottom: 2px solid var(--line); font-weight: 650; }
 .heatbar { display: inline-block; width: 5.5rem; height: .75rem; border-radius: .2rem; margin: 0 .45rem;
   vertical-align: -.05rem; }
 .plot { padding: .8rem; max-width: 40rem; }
+.board td .note { white-space: pre; font-weight: normal; }
 .chart { display: block; width: 100%; font-size: 13px; fill: var(--soft); }
 .chart line { stroke: var(--line); }
 .chart polyline { fill: none; stroke: var(--accent); stroke-width: 2.5; }
+.chart line.span { stroke: var(--accent); stroke-width: 2; }
 .chart circle { fill: var(--warn); }
 .row { padding: .8rem 1rem 1rem; }
 .row h3 { margin: 0 0 .6rem; display: flex; flex-wrap: wrap; gap: .3rem .5rem; align-items: baseline;

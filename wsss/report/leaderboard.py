@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 
 from wsss.data.files import write_text
+from wsss.report.chart import Scatter, draw_scatter
 from wsss.report.html import Facts, Gallery, gallery_section, page, run_section
 
 
@@ -24,11 +25,13 @@ class ScoreColumn:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """A method: its name, its full description, and for each column (text, is it the best one)."""
+    """A method: its name, its full description, for each column (text, is it the best one), and what is written small
+    below each of them, if anything."""
 
     name: str
     description: str
     cells: tuple[tuple[str, bool], ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Leaderboard:
     columns: tuple[ScoreColumn, ...]
     rows: tuple[ScoreRow, ...]
     note: str = ""
+    charts: tuple[Scatter, ...] = ()
     sanity: SanityTable | None = None
     gallery: Gallery | None = None
     facts: tuple[Facts, ...] = ()
@@ -70,6 +74,7 @@ def render_leaderboard(leaderboard: Leaderboard) -> str:
     gallery = leaderboard.gallery
     sections = [
         ("leaderboard", "Leaderboard", _scores(leaderboard)),
+        ("cost", "Cost against quality", _charts(leaderboard.charts)),
         ("columns", "What the columns are", _explanations(leaderboard)),
         ("sanity", "Sanity check", _sanity(leaderboard.sanity)),
         ("maps", gallery.title if gallery else "", gallery_section(gallery) if gallery else ""),
@@ -96,11 +101,18 @@ def _head(column: ScoreColumn) -> str:
 def _score_row(row: ScoreRow, columns: tuple[ScoreColumn, ...]) -> str:
     if len(row.cells) != len(columns):
         raise ValueError(f"{row.name}: {len(row.cells)} values for {len(columns)} columns")
+    notes = (f'<br><span class="note">{escape(note)}</span>' if note else "" for note in row.notes)
     cells = "".join(
-        f"<td{_group(column, 'best' if best else '')}>{escape(text)}</td>"
-        for (text, best), column in zip(row.cells, columns, strict=True)
+        f"<td{_group(column, 'best' if best else '')}>{escape(text)}{note}</td>"
+        for (text, best), column, note in zip(
+            row.cells, columns, [*notes] or [""] * len(columns), strict=True
+        )
     )
     return f'<tr><th scope="row" title="{escape(row.description)}">{escape(row.name)}</th>{cells}</tr>'
+
+
+def _charts(charts: tuple[Scatter, ...]) -> str:
+    return "".join(f'<div class="card wide">{draw_scatter(chart)}</div>' for chart in charts)
 
 
 def _group(column: ScoreColumn, other: str = "") -> str:

@@ -1,11 +1,9 @@
 """Saliency of vision transformers from their attention: rollout, gradient times attention, LeGrad."""
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +18,7 @@ from wsss.saliency.base import (
     evaluating,
     exact,
     finite,
+    warn_class_free,
 )
 
 
@@ -100,13 +99,12 @@ class AttentionRollout(AttentionMethod):
         torch.Size([2, 4, 4])
     """
 
-    class_free: ClassVar[bool] = True
+    @property
+    def class_free(self) -> bool:
+        return True
 
     def explain(self, classifier: nn.Module, attention: Attention, targets: Tensor) -> Tensor:
-        warnings.warn(
-            "attention rollout does not depend on the class: all classes of an image get the same map",
-            stacklevel=2,
-        )
+        warn_class_free("attention rollout")
         rolled: Tensor | None = None
         for one in attention.maps:
             step = one.detach().float().mean(1) + torch.eye(one.shape[-1], device=one.device)

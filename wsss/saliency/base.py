@@ -73,8 +73,10 @@ class SaliencyMethod(ABC):
     """How maps of several input scales weigh the same in a sum (see `MultiScale`). area: by their number of cells, for
     methods whose values are means over positions; max: by their maximum, for any method."""
 
-    class_free: ClassVar[bool] = False
-    """Whether all classes of an image get the same map."""
+    @property
+    def class_free(self) -> bool:
+        """Whether all classes of an image get the same map."""
+        return False
 
     @property
     def own_scales(self) -> bool:
@@ -301,7 +303,10 @@ def exact(device: torch.device) -> torch.autocast:
 
 
 def backward_rounds(
-    output: Tensor, inputs: Sequence[Tensor] | Sequence[GradientEdge], targets: Tensor
+    output: Tensor,
+    inputs: Sequence[Tensor] | Sequence[GradientEdge],
+    targets: Tensor,
+    directions: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
     """Gradients of target logits, in as many backward passes as the image with the most targets has targets.
 
@@ -313,6 +318,8 @@ def backward_rounds(
         inputs: what to differentiate with respect to: tensors (B, …), or the graph edges that stand for them.
             The output must depend on the edges.
         targets: (N, 2) rows (image, class), in range.
+        directions: (N, C), for each target the weights of the logits in the sum that is differentiated; None: its class
+            alone.
 
     Yields:
         The rows of `targets` in this round, (n,) int64, and for each input its gradient (B, …).
@@ -324,7 +331,10 @@ def backward_rounds(
     for rank in range(int(ranks.max()) + 1 if len(ranks) else 0):
         rows = (ranks == rank).nonzero()[:, 0]
         seeds = torch.zeros_like(output)
-        seeds[targets[rows, 0], targets[rows, 1]] = 1
+        if directions is None:
+            seeds[targets[rows, 0], targets[rows, 1]] = 1
+        else:
+            seeds[targets[rows, 0]] = directions[rows].to(seeds.dtype)
         try:
             gradients = torch.autograd.grad(output, inputs, seeds, retain_graph=True, materialize_grads=True)
         except RuntimeError as error:
@@ -335,6 +345,12 @@ def backward_rounds(
                 "training), or choose a layer outside the part that is checkpointed"
             ) from error
         yield rows, gradients
+
+
+def by_image(targets: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Each image index among targets (N, 2), and the rows (n,) that name it."""
+    for index in torch.unique(targets[:, 0]).tolist():
+        yield index, (targets[:, 0] == index).nonzero()[:, 0]
 
 
 def rank_within_image(images: Tensor) -> Tensor:
@@ -353,6 +369,13 @@ def finite(maps: Tensor) -> Tensor:
         stacklevel=2,
     )
     return torch.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def warn_class_free(name: str) -> None:
+    """Warns that a method's map is the same for all classes. Python shows a warning once per place."""
+    warnings.warn(
+        f"{name} does not depend on the class: all classes of an image get the same map", stacklevel=3
+    )
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -3,7 +3,8 @@
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -45,17 +46,7 @@ class LayerMethod(SaliencyMethod):
         """Maps (n, u, v) from A and dz/dA, both (n, k, u, v) float32."""
 
     def forward(self, classifier: nn.Module, images: Tensor) -> "LayerEvidence":
-        with evaluating(classifier), torch.enable_grad():
-            layer = chosen_layer(classifier, self.layer, images)
-            with tapped(classifier, layer, images) as taken:
-                output = classifier(images.detach())
-        logits = check_logits(output, images)
-        if not output.requires_grad:
-            raise UserError(
-                f"layer '{layer}' gives no saliency: the logits do not depend on it, or what follows runs under "
-                "no_grad or torch.utils.checkpoint; choose another layer"
-            )
-        return LayerEvidence(logits, output, taken[-1].maps, taken[-1].prefix, self.combine)
+        return layer_evidence((self,), classifier, images)[0]
 
 
 @dataclass(frozen=True)
@@ -68,6 +59,8 @@ class LayerEvidence:
     prefix: int
     """Tokens of the layer that are not in the activation."""
     combine: Callable[[Tensor, Tensor], Tensor]
+    directions: Callable[[Tensor, Tensor], Tensor] | None = None
+    """Of the logits (B, C) and the targets (N, 2): what is differentiated, see `backward_rounds`."""
 
     def maps(self, targets: Tensor) -> Tensor:
         maps = self.logits.new_zeros((len(targets), *self.activation.shape[-2:]))
@@ -79,7 +72,8 @@ class LayerEvidence:
     def derivatives(self, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Round by round (n,) rows of `targets`, their A and their dz/dA, both (n, k, u, v) float32."""
         check_range(targets[:, 1], self.logits.shape[1], "class")
-        for rows, (gradient,) in backward_rounds(self.output, [self.activation], targets):
+        directions = None if self.directions is None else self.directions(self.logits, targets)
+        for rows, (gradient,) in backward_rounds(self.output, [self.activation], targets, directions):
             if self.prefix and not bool(gradient.any()):
                 raise UserError(
                     "the logits depend on nothing but the class token at this layer: choose one that attention "
@@ -87,6 +81,27 @@ class LayerEvidence:
                 )
             chosen = targets[rows, 0]
             yield rows, self.activation.detach()[chosen].float(), gradient[chosen].float()
+
+
+def layer_evidence(
+    methods: Sequence[LayerMethod], classifier: nn.Module, images: Tensor
+) -> list[LayerEvidence]:
+    """The evidence of each of the methods, of one forward pass over images (B, 3, H, W)."""
+    with evaluating(classifier), torch.enable_grad(), ExitStack() as stack:
+        layers = [chosen_layer(classifier, method.layer, images) for method in methods]
+        taken = [stack.enter_context(tapped(classifier, layer, images)) for layer in layers]
+        output = classifier(images.detach())
+    logits = check_logits(output, images)
+    for layer, maps in zip(layers, taken, strict=True):
+        if not output.requires_grad or not maps[-1].maps.requires_grad:
+            raise UserError(
+                f"layer '{layer}' gives no saliency: the logits do not depend on it, or what follows runs under "
+                "no_grad or torch.utils.checkpoint; choose another layer"
+            )
+    return [
+        LayerEvidence(logits, output, maps[-1].maps, maps[-1].prefix, method.combine)
+        for method, maps in zip(methods, taken, strict=True)
+    ]
 
 
 def weighted_activation(weights: Tensor, activation: Tensor) -> Tensor:
@@ -109,6 +124,25 @@ def warn_below_pooling(gradient: Tensor, consequence: str) -> None:
         warnings.warn(
             f"{consequence} at this layer, because only global average pooling and a linear head follow; "
             "choose an inner layer, such as layer3 of a ResNet",
+            stacklevel=3,
+        )
+
+
+def warn_negative_weights(name: str) -> None:
+    """Warns that a method of the Grad-CAM++ family has denominators of 0 or less."""
+    warnings.warn(
+        f"{name} has negative weights at places of this layer, where activations are negative: choose a "
+        "layer after a ReLU, or gradcam",
+        stacklevel=3,
+    )
+
+
+def warn_signed(activation: Tensor, consequence: str) -> None:
+    """Warns where an activation has values below 0, which then do not mean "absent"."""
+    if bool((activation < 0).any()):
+        warnings.warn(
+            f"activations are negative in places of this layer, where {consequence}: choose a layer after a ReLU, or "
+            "gradcam",
             stacklevel=3,
         )
 
@@ -177,11 +211,7 @@ class GradCAMPlusPlus(LayerMethod):
         positive = gradient.relu()
         denominator = 2 + activation.sum((2, 3), keepdim=True) * positive
         if bool((denominator < NEARLY_ZERO).any()):
-            warnings.warn(
-                "Grad-CAM++ has negative weights at places of this layer, where activations are negative: choose a "
-                "layer after a ReLU, or gradcam",
-                stacklevel=2,
-            )
+            warn_negative_weights("Grad-CAM++")
         if self.eps is None:
             shares = positive / denominator.where(denominator.abs() > NEARLY_ZERO, math.inf)
         else:

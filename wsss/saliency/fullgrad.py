@@ -18,12 +18,14 @@ from wsss.saliency.base import (
     DeferredEvidence,
     SaliencyMethod,
     backward_rounds,
+    by_image,
     check_logits,
     check_range,
     evaluating,
     exact,
     finite,
 )
+from wsss.saliency.noise import check_noise, noisy_copies
 
 Psi = Literal["tensor", "per_channel"]
 EPSILON: dict[Psi, float] = {"tensor": 1e-6, "per_channel": 1e-7}
@@ -136,20 +138,14 @@ class SmoothFullGrad(SaliencyMethod):
 
     def __post_init__(self) -> None:
         check_psi(self.psi, self.eps)
-        if self.samples < 1 or self.batch_size < 1:
-            raise UserError(
-                f"samples and batch_size must be at least 1, got {self.samples} and {self.batch_size}"
-            )
-        if not 0 <= self.noise < math.inf:
-            raise UserError(f"noise must be a share of at least 0, got {self.noise}")
+        check_noise(self.samples, self.noise, self.batch_size)
 
     def forward(self, classifier: nn.Module, images: Tensor) -> DeferredEvidence:
         return DeferredEvidence(classifier, images, partial(self._maps, classifier, images))
 
     def _maps(self, classifier: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         maps = torch.zeros((len(targets), *images.shape[-2:]), dtype=torch.float32, device=images.device)
-        for index in torch.unique(targets[:, 0]).tolist():
-            rows = (targets[:, 0] == index).nonzero()[:, 0]
+        for index, rows in by_image(targets):
             totals = self._total_terms(classifier, images[index], targets[rows, 1])
             with exact(maps.device):
                 for row, terms in zip(rows.tolist(), totals, strict=True):
@@ -161,7 +157,7 @@ class SmoothFullGrad(SaliencyMethod):
     def _total_terms(self, classifier: nn.Module, image: Tensor, classes: Tensor) -> list[list[Tensor]]:
         """For each class its terms (channels, h, w), the sums over the noisy copies of the image."""
         totals: list[list[Tensor]] = [[] for _ in classes]
-        for copies in self._noisy(image):
+        for copies in noisy_copies(image, self.samples, self.noise, self.seed, self.batch_size):
             gradient = full_gradient(classifier, copies)
             check_range(classes, gradient.output.shape[1], "class")
             every = torch.arange(len(copies), device=classes.device)
@@ -171,18 +167,6 @@ class SmoothFullGrad(SaliencyMethod):
                 earlier = totals[place]
                 totals[place] = [a + b for a, b in zip(earlier, sums, strict=True)] if earlier else sums
         return totals
-
-    def _noisy(self, image: Tensor) -> Iterator[Tensor]:
-        """Batches of noisy copies (b, 3, H, W) of an image (3, H, W)."""
-        generator = torch.Generator().manual_seed(self.seed)
-        deviation = self.noise * (image.max() - image.min())
-        for start in range(0, self.samples, self.batch_size):
-            count = min(self.batch_size, self.samples - start)
-            # Copy by copy: what a call draws depends on how much it draws.
-            noise = torch.stack(
-                [torch.randn(image.shape, dtype=torch.float32, generator=generator) for _ in range(count)]
-            )
-            yield image + deviation * noise.to(image)
 
 
 class Tap(NamedTuple):

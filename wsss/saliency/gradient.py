@@ -1,5 +1,6 @@
 """Saliency of input pixels: the gradient of a logit, plain and guided."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,6 +24,21 @@ from wsss.saliency.base import (
 
 RELU = "ReluBackward0"
 """The graph node of every ReLU: nn.ReLU, torch.relu, F.relu, in place or not."""
+OTHERS = frozenset(
+    f"{name}Backward0"
+    for name in (
+        "Silu",
+        "Gelu",
+        "Hardswish",
+        "Hardtanh",
+        "Elu",
+        "LeakyRelu",
+        "Mish",
+        "Softplus",
+        "PreluKernel",
+    )
+)
+"""The nodes of other non-linearities that take the place of a ReLU."""
 VIEW_CHANGED = "torch::autograd::CopySlices"
 """The graph node of an in-place operation on a view; it hides which operation that was."""
 HOOKED = "BackwardHookFunctionBackward"
@@ -161,12 +177,12 @@ def guide(output: Tensor) -> int:
         output: a tensor with its graph. Guiding it twice changes nothing.
 
     Returns:
-        The number of ReLUs found.
+        The number of ReLUs found. A warning says if there are other non-linearities beside them.
 
     Raises:
         UserError: the graph has parts that may hide a ReLU.
     """
-    count = 0
+    count, others = 0, 0
     for node in graph_nodes(output):
         opaque = isinstance(node, BackwardCFunction) and node.name() != HOOKED
         if opaque or node.name() == VIEW_CHANGED:
@@ -177,6 +193,13 @@ def guide(output: Tensor) -> int:
         if node.name() == RELU:
             node.register_prehook(drop_negative)
             count += 1
+        others += node.name() in OTHERS
+    if count and others:
+        warnings.warn(
+            f"only {count} of this classifier's {count + others} non-linearities are ReLUs: gradients are guided "
+            "there, and plain elsewhere",
+            stacklevel=2,
+        )
     return count
 
 

@@ -1,6 +1,6 @@
 """The layer that a method looks at: tapped during the forward pass, or found by looking where the last maps are."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -21,13 +21,20 @@ _found: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
 """Classifiers whose last layer has been looked for."""
 
 
+Change = Callable[[Tensor], Tensor]
+"""Of a layer's maps (B, k, u, v) to others (n, k, u, v), which the rest of the network then sees."""
+
+
 @contextmanager
-def tapped(classifier: nn.Module, layer: str | None, images: Tensor) -> Iterator[list[Features]]:
+def tapped(
+    classifier: nn.Module, layer: str | None, images: Tensor, change: Change | None = None
+) -> Iterator[list[Features]]:
     """Collects what `layer` gives for the images (B, 3, H, W). The hook is removed when the block ends.
 
     None stands for `last_layer`.
 
-    The maps are leaves that start the graph.
+    The maps start the graph, but for those of a layer above another one that is tapped: they are in its graph. With
+    `change` they are what it makes of the layer's, and so is what the layers above see.
 
     Raises:
         UserError: there is no such layer, it does not run, or its output is no map of the images.
@@ -39,7 +46,9 @@ def tapped(classifier: nn.Module, layer: str | None, images: Tensor) -> Iterator
 
         def take(module: nn.Module, inputs: object, output: object) -> Tensor:
             features = as_maps(output, shapes[0], layer, prefix)
-            taken[:] = [features._replace(maps=features.maps.detach().requires_grad_())]
+            maps = features.maps if features.maps.requires_grad else features.maps.detach()
+            maps = maps if change is None else change(maps)
+            taken[:] = [features._replace(maps=maps if maps.requires_grad else maps.requires_grad_())]
             return features.restore(taken[0].maps)
 
         handle = find_layer(classifier, layer).register_forward_hook(take)
@@ -51,6 +60,30 @@ def tapped(classifier: nn.Module, layer: str | None, images: Tensor) -> Iterator
         raise UserError(
             f"layer '{layer}' gives no saliency: it does not run in the forward pass; choose another layer"
         )
+
+
+def run_above(classifier: nn.Module, layer: str, image: Tensor, maps: Tensor) -> tuple[Tensor, object]:
+    """Runs what follows `layer` on maps (n, k, u, v) in the place of what it gives for an image (1, 3, H, W).
+
+    The layers below run for the one image. Where that breaks the classifier, which may have counted its images there,
+    they run for n copies of it.
+
+    Returns:
+        The maps as the start of the graph, and the classifier's output.
+    """
+
+    def run(images: Tensor) -> tuple[Tensor, object]:
+        with tapped(classifier, layer, images, lambda _: maps.detach()) as taken:
+            output = classifier(images)
+        return taken[-1].maps, output
+
+    try:
+        start, output = run(image)
+    except RuntimeError:
+        output = None
+    if isinstance(output, Tensor) and len(output) == len(maps):
+        return start, output
+    return run(image.expand(len(maps), -1, -1, -1))
 
 
 def chosen_layer(classifier: nn.Module, layer: str | None, images: Tensor) -> str:

@@ -8,14 +8,17 @@ from typing import Any, get_type_hints
 
 from wsss.errors import UserError
 from wsss.grammar import Grammar
-from wsss.saliency import METHODS, SESS, ClassSubtraction, MultiScale, SaliencyMethod
+from wsss.saliency import METHODS, SESS, ClassSubtraction, Maximum, Mean, MultiScale, Product, SaliencyMethod
 
 WRAPPERS: dict[str, type[SaliencyMethod]] = {
     "sess": SESS,
     "subtraction": ClassSubtraction,
     "multiscale": MultiScale,
+    "mean": Mean,
+    "max": Maximum,
+    "product": Product,
 }
-"""Methods around another method, under their names on the command line."""
+"""Methods around one other method, or around several, under their names on the command line."""
 
 _AT = re.compile(r"(\w+(?:\+\+)?)@([\w.]+)(\s*\()?")
 
@@ -40,7 +43,8 @@ def parse_method(text: str, layer: str | None = None, score: str | None = None) 
     An expression is a name of `METHODS` ("gradcam", "gradcam++"), with the layer after an "@" where wanted
     ("gradcam@layer3"), with parameters as in Python ("sess(gradcam@layer3, prefilter=0.5)"), or the `repr`
     of a method. The wrappers are "sess(...)", "subtraction(...)" and "multiscale(...)"; the method that they
-    wrap comes first. Nothing is executed: values are numbers, strings, booleans, None and tuples of them.
+    wrap comes first. "mean(...)", "max(...)" and "product(...)" take several methods. Nothing is executed: values are
+    numbers, strings, booleans, None and tuples of them.
 
     Args:
         text: the expression.
@@ -65,7 +69,8 @@ def to_expression(method: SaliencyMethod) -> str:
     values = {field.name: getattr(method, field.name) for field in fields(method) if _is_set(method, field)}
     at = f"@{layer}" if (layer := values.pop("layer", None)) else ""
     base = values.pop("base", None)
-    words = ([to_expression(base)] if base else []) + [f"{key}={value!r}" for key, value in values.items()]
+    bases = ([base] if base else []) + list(values.pop("bases", ()))
+    words = [to_expression(base) for base in bases] + [f"{key}={value!r}" for key, value in values.items()]
     return f"{name}{at}({', '.join(words)})" if words else f"{name}{at}"
 
 
@@ -81,7 +86,14 @@ def _to_python(text: str) -> str:
 
 def _build(tree: ast.expr, text: str, defaults: dict[str, str | None]) -> SaliencyMethod:
     """The method of a syntax tree: a name, or a call with keyword values."""
-    name, kind, given = GRAMMAR.read(tree, text, {"base": lambda part: _build(part, text, defaults)})
+
+    def nested(part: ast.expr) -> SaliencyMethod:
+        return _build(part, text, defaults)
+
+    def several(part: ast.expr) -> tuple[SaliencyMethod, ...]:
+        return tuple(map(nested, part.elts if isinstance(part, (ast.Tuple, ast.List)) else [part]))
+
+    name, kind, given = GRAMMAR.read(_gathered(tree), text, {"base": nested, "bases": several})
     if given.get("layer") == "":
         raise UserError(f"'{name}' in '{text}' has an empty layer; name one, or leave it out")
     for field in fields(kind):
@@ -89,6 +101,19 @@ def _build(tree: ast.expr, text: str, defaults: dict[str, str | None]) -> Salien
         if field.name not in given and fallback is not None:
             given[field.name] = fallback
         if field.name not in given and field.default is MISSING and field.default_factory is MISSING:
-            example = "sess(gradcam)" if field.name == "base" else f"{name}(layer='layer4')"
+            examples = {"base": "sess(gradcam)", "bases": "mean(gradcam@layer3, gradcam@layer4)"}
+            example = examples.get(field.name, f"{name}(layer='layer4')")
             raise UserError(f"'{name}' in '{text}' needs its {field.name}, for example {example}")
     return kind(**given)
+
+
+def _gathered(tree: ast.expr) -> ast.expr:
+    """The call of a method around several, with those as one tuple: `mean(a, b)` becomes `mean((a, b))`."""
+    if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name) or len(tree.args) < 2:
+        return tree
+    kind = WRAPPERS.get(tree.func.id) or next(
+        (k for k in WRAPPERS.values() if k.__name__ == tree.func.id), None
+    )
+    if kind is None or "bases" not in _parameters(kind):
+        return tree
+    return ast.Call(tree.func, [ast.Tuple(tree.args, ast.Load())], tree.keywords)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from wsss.errors import UserError
 from wsss.saliency.base import (
     SaliencyMethod,
+    by_image,
     check_logits,
     check_range,
     evaluating,
@@ -120,8 +121,7 @@ class ScoreEvidence:
     def maps(self, targets: Tensor) -> Tensor:
         check_range(targets[:, 1], self.logits.shape[1], "class")
         maps = self.logits.new_zeros((len(targets), *self.activation.shape[-2:]))
-        for index in torch.unique(targets[:, 0]).tolist():
-            rows = (targets[:, 0] == index).nonzero()[:, 0]
+        for index, rows in by_image(targets):
             activation = self.activation[index]
             image, classes = self.images[index], targets[rows, 1]
             with folded(self.classifier, image):
@@ -299,3 +299,22 @@ def score_batches(classifier: nn.Module, batches: Iterable[Tensor], dtype: torch
     """Logits (n, C), float32, of batches of images (b, 3, H, W) that are made one at a time, passed as `dtype`."""
     with evaluating(classifier), torch.no_grad():
         return torch.cat([check_logits(classifier(batch.to(dtype)), batch) for batch in batches])
+
+
+def masked_logits(
+    classifier: nn.Module, image: Tensor, batches: Iterable[Tensor], baseline: Tensor | None = None
+) -> Tensor:
+    """Logits (n, C), float32, of an image (3, H, W) under masks (b, H, W) in [0, 1], made a batch at a time.
+
+    Where a mask is 0 the image becomes the baseline (3 or 1, H or 1, W or 1); None: 0, the mean colour. Two more
+    forwards of the image fold BatchNorm (see `folded`).
+    """
+
+    def masked(mask: Tensor) -> Tensor:
+        kept = image * mask[:, None].to(image.dtype)
+        return fast_layout(
+            kept if baseline is None else kept + baseline * (1 - mask[:, None].to(image.dtype))
+        )
+
+    with folded(classifier, image):
+        return score_batches(classifier, map(masked, batches), image.dtype)

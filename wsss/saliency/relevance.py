@@ -1,11 +1,12 @@
-"""Relevance-CAM: channel weights from layer-wise relevance propagation (LRP).
+"""Layer-wise relevance propagation (LRP), and Relevance-CAM, whose channel weights it gives.
 
 The network above the layer is not rebuilt: one forward pass records what its modules received, and plain
 functions then send relevance back through them, module by module, in reverse order. For that the order must
 be known, so the method supports named networks only (`steps_of`).
 """
 
-from collections.abc import Callable, Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -29,8 +30,43 @@ _TINY = 1e-30
 """Denominators closer to 0 than this give no relevance: the quotient would not be finite."""
 
 
+class RelevanceMethod(SaliencyMethod):
+    """A method that sends relevance from the logits down to a layer, see `Rules`."""
+
+    layer: str | None
+    batch_size: int
+
+    @abstractmethod
+    def start(self, rules: "Rules", head: nn.Module, logits: Tensor, targets: Tensor) -> Tensor:
+        """Relevance at the input of the `head`, the last module, for targets (n, 2) and logits (B, C)."""
+
+    @abstractmethod
+    def rules(self, above: Sequence[nn.Module], tape: "Tape", rows: Tensor) -> "Rules":
+        """For the modules above the layer and the images `rows` (n,)."""
+
+    @abstractmethod
+    def reduced(self, relevance: Tensor, activation: Tensor) -> Tensor:
+        """Maps (n, u, v) of the relevance at the layer and its activation, both (n, k, u, v)."""
+
+    def forward(self, classifier: nn.Module, images: Tensor) -> "RelevanceEvidence":
+        layer = chosen_layer(classifier, self.layer, images)
+        above = steps_above(classifier, layer)
+        with (
+            evaluating(classifier),
+            torch.no_grad(),
+            tapped(classifier, layer, images) as taken,
+            chained(find_layer(classifier, layer), above),
+            taped(above) as tape,
+        ):
+            output = classifier(images)
+        logits = check_logits(output, images)
+        if above[-1] in tape.outputs:
+            _check_maximum(tape.outputs[above[-1]], logits)
+        return RelevanceEvidence(logits, taken[-1].maps.detach(), tuple(above), tape, self)
+
+
 @dataclass(frozen=True)
-class RelevanceCAM(SaliencyMethod):
+class RelevanceCAM(RelevanceMethod):
     """Relevance-CAM: activations weighted by the relevance that arrives at them (layer-wise relevance propagation).
 
         M = sum_k w_k A_k,    w_k = mean_uv R_k
@@ -94,21 +130,15 @@ class RelevanceCAM(SaliencyMethod):
         if self.batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
 
-    def forward(self, classifier: nn.Module, images: Tensor) -> "RelevanceEvidence":
-        layer = chosen_layer(classifier, self.layer, images)
-        above = steps_above(classifier, layer)
-        with (
-            evaluating(classifier),
-            torch.no_grad(),
-            tapped(classifier, layer, images) as taken,
-            chained(find_layer(classifier, layer), above),
-            taped(above) as tape,
-        ):
-            output = classifier(images)
-        logits = check_logits(output, images)
-        if above[-1] in tape.outputs:
-            _check_maximum(tape.outputs[above[-1]], logits)
-        return RelevanceEvidence(logits, taken[-1].maps.detach(), tuple(above), tape, self)
+    def start(self, rules: "Rules", head: nn.Module, logits: Tensor, targets: Tensor) -> Tensor:
+        return rules.of_head(head, contrastive_seed(targets[:, 1], logits.shape[1]))
+
+    def rules(self, above: Sequence[nn.Module], tape: "Tape", rows: Tensor) -> "Rules":
+        return Rules(tape, rows, self.biases)
+
+    def reduced(self, relevance: Tensor, activation: Tensor) -> Tensor:
+        maps = torch.einsum("nk,nkuv->nuv", relevance.mean((2, 3)), activation)
+        return maps.relu() if self.relu else maps
 
 
 @dataclass(frozen=True)
@@ -127,7 +157,7 @@ class RelevanceEvidence:
     activation: Tensor
     above: tuple[nn.Module, ...]
     tape: Tape
-    method: RelevanceCAM
+    method: RelevanceMethod
 
     def maps(self, targets: Tensor) -> Tensor:
         check_range(targets[:, 1], self.logits.shape[1], "class")
@@ -135,19 +165,15 @@ class RelevanceEvidence:
         with exact(maps.device):
             for start in range(0, len(targets), self.method.batch_size):
                 part = targets[start : start + self.method.batch_size]
-                weights, activation = self.relevance(part).mean((2, 3)), self.activation[part[:, 0]].float()
-                maps[start : start + len(part)] = torch.einsum("nk,nkuv->nuv", weights, activation)
-        return finite(maps.relu() if self.method.relu else maps)
+                activation = self.activation[part[:, 0]].float()
+                maps[start : start + len(part)] = self.method.reduced(self.relevance(part), activation)
+        return finite(maps)
 
     def relevance(self, targets: Tensor) -> Tensor:
         """The relevance R (n, k, u, v) at the layer, float32, of targets (n, 2)."""
-        relevance = contrastive_seed(targets[:, 1], self.logits.shape[1])
-        rules = Rules(self.tape, targets[:, 0], self.method.biases)
-        top = self.above[-1]
-        if top in self.tape.outputs:
-            scores = self.tape.outputs[top][targets[:, 0]].float()
-            relevance = at_maximum(relevance, scores)
-        for module in reversed(self.above):
+        rules = self.method.rules(self.above, self.tape, targets[:, 0])
+        relevance = self.method.start(rules, self.above[-1], self.logits, targets)
+        for module in reversed(self.above[:-1]):
             relevance = rules.through(module, relevance)
         return relevance.reshape(len(targets), *self.activation.shape[1:])
 
@@ -171,7 +197,19 @@ class Rules:
 
     tape: Tape
     rows: Tensor
-    biases: bool
+    biases: bool = False
+    scales: Mapping[nn.Module, Tensor] = field(default_factory=dict)
+    """By which the channels (k,) of a convolution's output are multiplied, in the norm behind it."""
+    positive_shares: bool = False
+    """Whether the branches of a residual block share relevance by their positive parts."""
+    sign: int = 1
+    """-1: the weights of convolutions and linear layers are negated."""
+
+    def of_head(self, head: nn.Module, relevance: Tensor) -> Tensor:
+        """Relevance of the logits (n, C) -> at the input of the last module."""
+        if head in self.tape.outputs:  # its output is a map of scores, whose maxima are the logits
+            relevance = at_maximum(relevance, self.tape.outputs[head][self.rows].float())
+        return self.through(head, relevance)
 
     def through(self, module: nn.Module, relevance: Tensor) -> Tensor:
         """Relevance at a module's output (n, …) -> at its input, float32."""
@@ -181,7 +219,9 @@ class Rules:
             case nn.Conv2d():
                 return self._share(lambda x: self._positive_convolution(module, x), module, relevance)
             case nn.Linear():
-                return self._share(lambda x: positive(F.linear, x, module.weight), module, relevance)
+                return self._share(
+                    lambda x: positive(F.linear, x, self.sign * module.weight), module, relevance
+                )
             case nn.MaxPool2d() | nn.AdaptiveAvgPool2d():
                 return self._share(module.forward, module, relevance)
         return relevance  # ReLU, dropout, BatchNorm
@@ -199,7 +239,10 @@ class Rules:
         def convolve(x: Tensor, weight: Tensor) -> Tensor:
             return F.conv2d(x, weight, None, module.stride, module.padding, module.dilation, module.groups)
 
-        z = positive(convolve, x, module.weight)
+        weight = self.sign * module.weight
+        if module in self.scales:
+            weight = weight * self.scales[module][:, None, None, None]
+        z = positive(convolve, x, weight)
         if self.biases and module.bias is not None:
             z = z + 2 * module.bias.detach().float()[:, None, None]
         return z
@@ -208,6 +251,8 @@ class Rules:
         *convolutions, last = _branch(block)
         branch = self.tape.outputs[last][self.rows].float()
         skip = self._skipped(block)
+        if self.positive_shares:
+            branch, skip = branch.relu(), skip.relu()
         share = divide(relevance.reshape(branch.shape), branch + skip)
         down, across = branch * share, skip * share
         for module in reversed(convolutions):

@@ -138,6 +138,10 @@ class SESS(SaliencyMethod):
     def own_scales(self) -> bool:
         return True
 
+    @property
+    def class_free(self) -> bool:
+        return self.base.class_free
+
     def __post_init__(self) -> None:
         check_base(self, self.base)
         object.__setattr__(self, "scales", as_tuple(self.scales, "scales", "(224, 288)"))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss.errors import UserError
-from wsss.saliency.base import Evidence, SaliencyMethod, check_base, normalize
+from wsss.saliency.base import Evidence, SaliencyMethod, by_image, check_base, normalize
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ClassSubtraction(SaliencyMethod):
 
     def __post_init__(self) -> None:
         check_base(self, self.base)
-        if getattr(self.base, "base", self.base).class_free:
+        if self.base.class_free:
             raise UserError(
                 "every class gets the same map, which leaves nothing to subtract: choose another base"
             )
@@ -65,8 +65,7 @@ class SubtractionEvidence:
     def maps(self, targets: Tensor) -> Tensor:
         maps = self.evidence.maps(targets)
         result = maps.clone()
-        for image in torch.unique(targets[:, 0]):
-            rows = (targets[:, 0] == image).nonzero()[:, 0]
+        for _, rows in by_image(targets):
             result[rows] = subtract_classes(maps[rows], targets[rows, 1], self.reduce)
         return result
 

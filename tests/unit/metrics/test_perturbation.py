@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -99,17 +100,18 @@ def trapezoids(values: Sequence[float]) -> float:
 
 
 def plain_curves(
-    classifier: nn.Module, image: Tensor, saliency: Tensor, cls: int, steps: int
+    classifier: nn.Module, image: Tensor, saliency: Tensor, cls: int, steps: int, hidden: str
 ) -> tuple[float, float]:
     """Insertion and deletion, pixel by pixel, with Python's sort."""
     pixels = [(y, x) for y in range(SIZE[0]) for x in range(SIZE[1])]
     order = sorted(pixels, key=lambda at: -float(saliency[at]))
-    shown, removed = gaussian_blur(image, 11, 5.0).clone(), image.clone()
+    weak, grey = gaussian_blur(image, 11, 5.0), torch.zeros_like(image)
+    shown, removed = (grey if hidden == "mean" else weak).clone(), image.clone()
     inserted, deleted, done = [], [], 0
     for step in range(steps + 1):
         until = round(step * len(order) / steps)
         for y, x in order[done:until]:
-            shown[:, y, x], removed[:, y, x] = image[:, y, x], 0
+            shown[:, y, x], removed[:, y, x] = image[:, y, x], (weak if hidden == "blur" else grey)[:, y, x]
         done = until
         with torch.no_grad():
             inserted.append(float(classifier(shown[None])[0, cls].sigmoid()))
@@ -117,18 +119,21 @@ def plain_curves(
     return trapezoids(inserted), trapezoids(deleted)
 
 
-@pytest.mark.parametrize(("steps", "batch_size"), [(5, 4), (42, 16), (100, 7)])
+@pytest.mark.parametrize(
+    ("steps", "batch_size", "hidden"),
+    [(5, 4, "rise"), (42, 16, "rise"), (100, 7, "rise"), (9, 4, "blur"), (9, 4, "mean")],
+)
 def test_insertion_and_deletion_equal_plain_loops(
-    classifier: nn.Module, image: Tensor, steps: int, batch_size: int
+    classifier: nn.Module, image: Tensor, steps: int, batch_size: int, hidden: Literal["rise", "blur", "mean"]
 ) -> None:
     classifier.eval()
     maps = (torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(2)) * 6).round()
     classes = torch.tensor([2, 0, 2])
     inserted, deleted = insertion_and_deletion(
-        scorer(classifier, "sigmoid", batch_size), image, maps, classes, steps, batch_size
+        scorer(classifier, "sigmoid", batch_size), image, maps, classes, steps, batch_size, hidden
     )
     for row, cls in enumerate(classes.tolist()):
-        expected = plain_curves(classifier, image, maps[row], cls, steps)
+        expected = plain_curves(classifier, image, maps[row], cls, steps, hidden)
         assert (float(inserted[row]), float(deleted[row])) == pytest.approx(expected, abs=1e-5)
 
 

@@ -223,3 +223,13 @@ def test_the_logits_are_those_of_the_forward(resnet, images):
     assert not evidence.logits.requires_grad
     torch.testing.assert_close(evidence.logits, resnet(images).detach().float())
     assert repr(GuidedBackprop()) == "GuidedBackprop()"
+
+
+@pytest.mark.parametrize("other", [nn.SiLU(), nn.Hardswish(), nn.ReLU6(), nn.GELU()])
+def test_guiding_some_of_the_non_linearities_is_pointed_out(images, other):
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), other, nn.Flatten(), nn.Linear(4 * 92 * 76, 3)
+    )
+    model = model.double().eval()
+    with pytest.warns(UserWarning, match="only 1 of this classifier's 2 non-linearities are ReLUs"):
+        GuidedBackprop()(model, images, torch.tensor([[0, 1]]))
