@@ -77,7 +77,9 @@ def test_predict_writes_overlays_and_multi_scale(
     ]
     assert command("predict", photos / "a.jpg", *words, "--overlay", "--ms_flip").status == 0
     with Image.open(tmp_path / "a_overlay.jpg") as overlay:
-        assert (overlay.format, overlay.size) == ("JPEG", (70, 50))
+        assert overlay.format == "JPEG"
+        assert overlay.width >= 70
+        assert overlay.height > 50  # with a legend below
     assert (tmp_path / "a.png").is_file()
 
 
