@@ -96,7 +96,7 @@ def seconds_of(command: list[str]) -> float:
 
 def stages(options: argparse.Namespace) -> Iterator[Row]:
     titles = {
-        "masks": ("pseudo-label stage, 8 photos", "grad-cam and pydensecrf, photo after photo"),
+        "masks": ("pseudo-label stage, 12 photos", "grad-cam and pydensecrf, photo after photo"),
         "training": ("8 training steps, ResNet-50, 16x320x320", "float32 Lightning"),
         "predict": ("predict, 40 photos, DeepLabV3-ResNet-50", "float32, photo after photo"),
     }

@@ -19,7 +19,7 @@ medians over --repeats. What starting processes costs is on our side.
 
 import argparse
 import json
-import random
+import os
 import tempfile
 import time
 import warnings
@@ -27,42 +27,9 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-import pydensecrf.densecrf as densecrf
-import torch
-import torch.nn.functional as F
-from lightning import LightningModule, Trainer
-from PIL import Image
-from pydensecrf.utils import unary_from_labels
-from pytorch_grad_cam import GradCAM as PeerGradCAM
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
-from torchvision.transforms.functional import normalize as peer_normalize
-from torchvision.transforms.functional import to_tensor as peer_to_tensor
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # for both sides
 
-from wsss import runtime
-from wsss.config import ClassifierConfig, RuntimeConfig, SegmenterConfig
-from wsss.data.dataset import Record, evenly
-from wsss.data.files import read_mask
-from wsss.data.labels import VOC_CLASSES, image_id
-from wsss.data.modules import same_size_batches
-from wsss.predict import predict_files
-from wsss.refine.parameters import BackgroundParameters, RefineParameters
-from wsss.refine.refiners import build_refiner
-from wsss.rundir import LABELS, SALIENCY, RunDirectory
-from wsss.saliency import GradCAM, MultiScale
-from wsss.stages import refine, saliency
-from wsss.tasks import classification, segmentation
-from wsss.tasks.fit import _trainer, quiet_lightning
-
-SCALES = (0.5, 1.0, 1.5, 2.0)
-THRESHOLD, STRICT, GENEROUS = 0.2, 1.5, 0.7
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HARDWARE = RuntimeConfig(accelerator="cpu", progress=False)
-
-Pair = tuple[Callable[[], object], Callable[[], object], Callable[[], str]]
-"""Our side, the plain side, and what to say of their results."""
+COUNTS = {"masks": 12, "training": 0, "predict": 40}
 
 
 def main() -> None:
@@ -70,19 +37,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--photos", type=Path, required=True, help="folder of photos")
-    parser.add_argument("--count", type=int, help="photos (default: 8 for masks, 40 for predict)")
+    parser.add_argument("--count", type=int, help="photos (default: 12 for masks, 40 for predict)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", choices=("masks", "training", "predict"), action="append")
     parser.add_argument("--output", type=Path, help="JSON of all figures")
     options = parser.parse_args()
+    import pipeline_sides as sides  # in the processes of a pool this script imports nothing heavy
+    import torch
+
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
     found = {}
     with tempfile.TemporaryDirectory() as name:
-        for kind, make in (("masks", masks), ("training", training), ("predict", predict)):
+        for kind, make in (("masks", sides.masks), ("training", sides.training), ("predict", sides.predict)):
             if options.only is None or kind in options.only:
                 ours, plain, agreement = make(
-                    photos_of(options.photos, options.count or COUNTS[kind]), Path(name)
+                    sides.photos_of(options.photos, options.count or COUNTS[kind]), Path(name)
                 )
                 found[kind] = turns(kind, ours, plain, options.repeats)
                 print(
@@ -93,18 +63,13 @@ def main() -> None:
         options.output.write_text(json.dumps(found, indent=2) + "\n")
 
 
-COUNTS = {"masks": 8, "training": 0, "predict": 40}
-
-
 def turns(
     kind: str, ours: Callable[[], object], plain: Callable[[], object], repeats: int
 ) -> dict[str, float]:
     """Median seconds of both sides, which take turns, and the median of the ratios of a turn."""
     pairs = [(timed(ours), timed(plain)) for _ in range(repeats)]
     own, peer = (median(side) for side in zip(*pairs, strict=True))
-    print(
-        f"{kind}: ours {own:.1f} s, plain {peer:.1f} s ({repeats} turns, {torch.get_num_threads()} threads)"
-    )
+    print(f"{kind}: ours {own:.1f} s, plain {peer:.1f} s ({repeats} turns)")
     return {"ours": own, "plain": peer, "ratio": median(two / one for one, two in pairs)}
 
 
@@ -112,150 +77,6 @@ def timed(work: Callable[[], object]) -> float:
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
-
-
-def photos_of(folder: Path, count: int) -> list[Record]:
-    """Records with one or two labels, drawn at random."""
-    draw, files = random.Random(0), sorted(folder.glob("*.jpg"))
-    records = [
-        Record(image_id(path.name), path, tuple(sorted(draw.sample(range(1, 21), draw.randint(1, 2)))), None)
-        for path in files
-    ]
-    return list(evenly(records, count))
-
-
-# -- masks --------------------------------------------------------------------------------------------
-
-
-def masks(records: list[Record], work: Path) -> Pair:
-    network = classification.new_task(ClassifierConfig(weights="none"), VOC_CLASSES).model.eval()
-    method = MultiScale(GradCAM("layer4"), scales=SCALES, flip=False, balance="max")
-    background = BackgroundParameters(rule="constant", threshold=THRESHOLD)
-    parameters = RefineParameters(
-        background=background,
-        uncertainty="agreement",
-        low_factor=GENEROUS,
-        high_factor=STRICT,
-        backend="pydensecrf",
-    )
-    made: list[RunDirectory] = []
-
-    def ours() -> None:
-        made.append(RunDirectory(work / f"ours{len(made)}"))
-        model = runtime.prepare(network, HARDWARE)
-        saliency.write_all(model, method, same_size_batches(records, 4), made[-1], HARDWARE)
-        refine.write_all(records, made[-1], build_refiner(parameters), SALIENCY, HARDWARE)
-
-    def plain() -> None:
-        network.to(memory_format=torch.contiguous_format)
-        (work / "plain").mkdir(exist_ok=True)
-        with PeerGradCAM(network, [network.get_submodule("layer4")]) as cam:
-            for record in records:
-                write_plain_mask(cam, record, work / "plain" / f"{record.id}.png")
-
-    def agreement() -> str:
-        pairs = [
-            (
-                read_mask(made[-1].mask(LABELS, record.id)),
-                np.array(Image.open(work / "plain" / f"{record.id}.png")),
-            )
-            for record in records
-        ]
-        same = sum(int((np.where(two == 255, one, two) == one).sum()) for one, two in pairs)
-        return f"{same / sum(one.size for one, _ in pairs):.1%} of the pixels are the same"
-
-    return ours, plain, agreement
-
-
-def write_plain_mask(cam: PeerGradCAM, record: Record, path: Path) -> None:
-    photo = Image.open(record.image).convert("RGB")
-    pixels = np.array(photo)
-    maps = np.zeros((len(record.labels or ()), photo.height, photo.width), np.float32)
-    for scale in SCALES:
-        small = photo.resize(
-            (round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BILINEAR
-        )
-        image = peer_normalize(peer_to_tensor(small), MEAN, STD)[None]
-        for number, label in enumerate(record.labels or ()):
-            found = torch.from_numpy(cam(image, [ClassifierOutputTarget(label - 1)]))
-            maps[number] += F.interpolate(found[None], maps.shape[1:], mode="bilinear")[0, 0].numpy()
-    maps /= maps.max(axis=(1, 2), keepdims=True).clip(1e-5)
-    strict, generous = (plain_crf(maps, pixels, THRESHOLD * factor) for factor in (STRICT, GENEROUS))
-    names = np.array([0, *(record.labels or ())], np.uint8)
-    mask = names[strict]
-    mask[(strict == 0) & (generous != 0)] = 255
-    Image.fromarray(mask).save(path)
-
-
-def plain_crf(maps: np.ndarray, pixels: np.ndarray, threshold: float) -> np.ndarray:  # type: ignore[type-arg]
-    """IRN's `crf_inference_label` from arg-max seeds."""
-    seeds = np.concatenate([np.full_like(maps[:1], threshold), maps]).argmax(0)
-    labels = len(maps) + 1
-    field = densecrf.DenseCRF2D(pixels.shape[1], pixels.shape[0], labels)
-    field.setUnaryEnergy(unary_from_labels(seeds, labels, gt_prob=0.7, zero_unsure=False))
-    field.addPairwiseGaussian(sxy=3, compat=3)
-    field.addPairwiseBilateral(sxy=50, srgb=5, rgbim=pixels, compat=10)
-    return np.argmax(field.inference(10), axis=0).reshape(seeds.shape)
-
-
-# -- training -----------------------------------------------------------------------------------------
-
-
-def training(records: list[Record], work: Path) -> Pair:
-    """Eight steps on batches of 16 crops of 320 pixels."""
-    images = torch.rand(16 * 8, 3, 320, 320)
-    loader = DataLoader(TensorDataset(images, torch.randint(0, 2, (len(images), 20)).float()), batch_size=16)
-
-    def task() -> LightningModule:
-        return classification.new_task(ClassifierConfig(weights="none", frozen_stages=2), VOC_CLASSES)
-
-    def ours() -> None:
-        with quiet_lightning():
-            trainer = _trainer(HARDWARE, [], False, max_epochs=1, enable_checkpointing=False)
-            trainer.fit(task().to(memory_format=torch.channels_last), loader)  # type: ignore[call-overload]
-
-    def plain() -> None:
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        with quiet_lightning():
-            Trainer(accelerator="cpu", max_epochs=1, enable_checkpointing=False, **quiet).fit(task(), loader)
-
-    return ours, plain, lambda: f"precision {runtime.precision(HARDWARE)[0]}"
-
-
-# -- predict ------------------------------------------------------------------------------------------
-
-
-def predict(records: list[Record], work: Path) -> Pair:
-    settings = SegmenterConfig(architecture="deeplabv3_resnet50", weights="none")
-    task = segmentation.new_task(settings, ("background", *VOC_CLASSES))
-    torch.save({"hyper_parameters": dict(task.hparams), "state_dict": task.state_dict()}, work / "last.ckpt")
-    network = task.model.eval()
-    (work / "predicted").mkdir()
-
-    def ours() -> None:
-        predict_files([r.image for r in records], work / "last.ckpt", work / "masks", hardware=HARDWARE)
-
-    @torch.inference_mode()
-    def plain() -> None:
-        for record in records:
-            photo = Image.open(record.image).convert("RGB")
-            scores: Tensor = network(peer_normalize(peer_to_tensor(photo), MEAN, STD)[None])
-            large = F.interpolate(scores, (photo.height, photo.width), mode="bilinear", align_corners=False)
-            labels = large.argmax(1)[0].to(torch.uint8).numpy()
-            Image.fromarray(labels).save(work / "predicted" / f"{record.id}.png")
-
-    def agreement() -> str:
-        pairs = [
-            (
-                read_mask(work / "masks" / f"{r.id}.png"),
-                np.array(Image.open(work / "predicted" / f"{r.id}.png")),
-            )
-            for r in records
-        ]
-        same = sum(int((one == two).sum()) for one, two in pairs)
-        return f"{same / sum(one.size for one, _ in pairs):.1%} of the pixels are the same"
-
-    return ours, plain, agreement
 
 
 if __name__ == "__main__":

@@ -79,8 +79,8 @@ GPU_THREADS = 4
 MOST_PROCESSES = 8
 """Each has a copy of the network, and of its activations."""
 
-MANY = 16
-"""Fewer photos are predicted faster than processes start."""
+MANY = 64
+"""From this many photos on it pays to start processes for the CRF, which uses one core. Without it they do not pay."""
 
 SHOWN = 8
 """At most this many unreadable photos are named; all are counted."""
@@ -309,14 +309,13 @@ class _Work:
 
 
 def _predict_all(work: _Work, checkpoint: Path, jobs: Sequence[_Job]) -> Generator[_Done]:
-    """Predict all photos, in any order: in threads that share a GPU, or in processes of one thread each on a CPU, which
-    keep the cores busy while photos are read, enlarged, refined and written."""
+    """Predict all photos, in any order: in threads that share a GPU; on a CPU here, or, with the CRF, in processes."""
     hardware, options = work.hardware, work.options
     if runtime.device(hardware).type != "cpu":
         with ThreadPoolExecutor(GPU_THREADS) as threads:
             yield from unordered(threads, work, jobs, ahead=2 * GPU_THREADS)
         return
-    workers = min(runtime.workers(hardware), MOST_PROCESSES) if len(jobs) >= MANY else 0
+    workers = min(runtime.workers(hardware), MOST_PROCESSES) if options.crf and len(jobs) >= MANY else 0
     threads_each = max(1, runtime.workers(hardware) // max(1, workers))
     with pool(workers, threads_each) as processes:
         modules = tuple(Path(name).stem for name in plugins.files())

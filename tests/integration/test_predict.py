@@ -263,10 +263,7 @@ def test_masks_never_replace_photos_whatever_else_is_written(
     assert "would be overwritten" in predict(tmp_path, "--output", tmp_path, "--probabilities").sentence
 
 
-@pytest.mark.parametrize("words", [(), ("--crf",)])
-def test_processes_make_what_one_makes(
-    predict: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
-) -> None:
+def test_processes_make_what_one_makes(predict: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
     for number in range(3):
         pixels = generator.integers(0, 256, (40 + number, 60, 3), dtype=np.uint8)
@@ -275,7 +272,7 @@ def test_processes_make_what_one_makes(
     for many, output in ((99, "one"), (2, "several")):
         monkeypatch.setattr("wsss.predict.MANY", many)
         monkeypatch.setattr("wsss.runtime.workers", lambda _: 2)
-        done = predict(tmp_path, "--output", tmp_path / output, "--precision", "float32", *words)
+        done = predict(tmp_path, "--output", tmp_path / output, "--precision", "float32", "--crf")
         assert "1 of 4 photos could not be read" in done.sentence
     for number in range(3):
         one, several = (read(tmp_path / output / f"{number}.png") for output in ("one", "several"))
