@@ -121,6 +121,8 @@ def _help(config: Config, command: str) -> None:
     context = Context(config, dataset, RunDirectory(Path(config.output)))
     expected, patience = fingerprints(config, dataset), shards.PATIENCE
     for name in filter(_is_joined, stages_of(command, config)):
+        if _skips(name, command, context, expected):
+            continue
         state = partial(_state, name, context, expected)
         if shards.wait_for_stage(name, expected[name], context.run, state, patience):
             STAGES[name].work(context)
@@ -162,6 +164,12 @@ def _optional(command: str, config: Config) -> dict[str, tuple[str, str]]:
             "no pseudo-masks in this run, which trains on segmenter.masks: skipped",
         )
     return without
+
+
+def _skips(name: str, command: str, context: Context, expected: dict[str, str]) -> str:
+    """Why the command skips a stage now; empty if it does not."""
+    other, reason = _optional(command, context.config).get(name, ("", ""))
+    return reason if other and _state(other, context, expected) != "done" else ""
 
 
 def _check_ready(
@@ -264,8 +272,7 @@ def _retire(context: Context, expected: dict[str, str]) -> None:
 
 def _run_stage(name: str, context: Context, expected: dict[str, str], command: str) -> None:
     stage, run = STAGES[name], context.run
-    other, reason = _optional(command, context.config).get(name, ("", ""))
-    if other and _state(other, context, expected) != "done":
+    if reason := _skips(name, command, context, expected):
         say(f"{name}: {reason}")
         return
     if run.take_back(name, stage.writes, expected[name]):

@@ -44,6 +44,15 @@ def test_a_helping_process_makes_its_shard_only(
     assert (run / "manifest.json").read_text() == before
 
 
+def test_several_devices_without_a_segmenter_score_what_there_is(
+    run: Path, tiny: list[str], command: Any
+) -> None:
+    shutil.rmtree(run / "segmenter")
+    done = command("evaluate", *tiny, "--output", run, "--runtime.devices", 2)
+    assert done.status == 0, done.err
+    assert "no finished segmenter" in done.err
+
+
 def test_tools_run_once(command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -138,8 +138,9 @@ def helpers(command: str, run: RunDirectory, plugins: Sequence[str], devices: in
         threading.Thread(target=_watch, args=(others, said, ended), daemon=True).start()
         try:
             yield
-            for process in others:
-                process.wait(LONG_PATIENCE)
+            for process in others:  # all is written: what they still do was done meanwhile
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE)
         except Exception as error:
             if message := _failure(others, said):
                 raise UserError(message) from error

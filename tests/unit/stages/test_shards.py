@@ -1,5 +1,7 @@
 """Who works on what where several processes share a stage."""
 
+import time
+
 import pytest
 
 from wsss.errors import UserError
@@ -98,6 +100,14 @@ def test_the_sentence_of_a_process_that_failed_is_told(monkeypatch, tmp_path, sc
         raise RuntimeError("Connection closed by peer")
 
 
+def test_process_0_does_not_wait_for_what_is_no_longer_needed(monkeypatch, tmp_path):
+    monkeypatch.setattr(shards, "GRACE", 0.1)
+    begin = time.monotonic()
+    with started(monkeypatch, tmp_path, "exec sleep 60"):
+        pass
+    assert time.monotonic() - begin < 30
+
+
 def test_errors_of_process_0_stay(monkeypatch, tmp_path):
-    with pytest.raises(RuntimeError, match="own"), started(monkeypatch, tmp_path, "sleep 60"):
+    with pytest.raises(RuntimeError, match="own"), started(monkeypatch, tmp_path, "exec sleep 60"):
         raise RuntimeError("own")
