@@ -70,7 +70,7 @@ def fingerprint(*parts: Any) -> str:
 def file_stamp(path: Path) -> tuple[str, int] | None:
     """What a fingerprint knows about an input file: its name and size in bytes; None if it does not exist."""
     try:
-        return (path.name, path.stat().st_size)
+        return (path.name, os.stat(path).st_size)
     except OSError:
         return None
 

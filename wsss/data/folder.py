@@ -27,7 +27,7 @@ from wsss.data.dataset import (
 from wsss.data.files import check_mask_header
 from wsss.data.labels import PHOTO_KINDS
 from wsss.data.names import read_classes
-from wsss.data.tags import read_csv_classes, read_label_csv
+from wsss.data.tags import LabelRow, read_csv_classes, read_label_csv, read_label_rows
 from wsss.errors import UserError
 
 VAL_SHARE = 0.1
@@ -55,8 +55,9 @@ def load_folder(root: Path, labels: str, classes: Path | None, train: str | None
     check_root(root)
     images = index_folder(root)
     path = find_csv(root, labels)
-    names = folder_classes(root, classes, path)
-    known = read_label_csv(path, names)
+    rows = read_label_rows(path)
+    names = folder_classes(root, classes, path, rows)
+    known = read_label_csv(path, names, rows=rows)
     check_images(known, images, str(path))
     train_ids = None if train is None else read_split(find_list(root, train), images, nested=True)
     val_ids = None if val is None else read_split(find_list(root, val), images, nested=True)
@@ -134,10 +135,12 @@ def find_csv(root: Path, labels: str) -> Path:
     return path
 
 
-def folder_classes(root: Path, classes: Path | None, labels: Path) -> tuple[str, ...]:
-    """The class list: the configured one, root/classes.txt, or what the CSV implies."""
+def folder_classes(
+    root: Path, classes: Path | None, labels: Path, rows: Sequence[LabelRow] | None = None
+) -> tuple[str, ...]:
+    """The class list: the configured one, root/classes.txt, or what the CSV (with these rows) implies."""
     if classes is None and not (root / "classes.txt").is_file():
-        return read_csv_classes(labels)
+        return read_csv_classes(labels, rows)
     return read_classes(classes or root / "classes.txt")
 
 
@@ -159,9 +162,9 @@ def hash_split(ids: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     Every id's side depends on the id alone, except in tiny sets: at least one image (of two or more) is
     val, and at most half of them.
     """
-    ranked = sorted(ids, key=_position)
-    share = sum(_position(identifier) < VAL_SHARE for identifier in ids)
-    val = set(ranked[: min(max(share, 1), len(ids) // 2)])
+    ranked = sorted((_position(identifier), identifier) for identifier in ids)
+    share = sum(position < VAL_SHARE for position, _ in ranked)
+    val = {identifier for _, identifier in ranked[: min(max(share, 1), len(ids) // 2)]}
     return tuple(name for name in ids if name not in val), tuple(name for name in ids if name in val)
 
 

@@ -46,6 +46,7 @@ def read_label_rows(path: Path, *, nested: bool = True) -> tuple[LabelRow, ...]:
     stream = io.StringIO(text, newline="")
     reader = csv.reader(stream, strict=True, skipinitialspace=True, delimiter=delimiter)
     header: list[str] = []
+    tagged = False  # `image,labels`, else a column for each class
     rows: list[LabelRow] = []
     seen: dict[str, int] = {}
     ended = 0  # the line where the latest row ended; an open quote swallows those after it
@@ -57,10 +58,11 @@ def read_label_rows(path: Path, *, nested: bool = True) -> tuple[LabelRow, ...]:
                 continue
             if not header:
                 header = _check_header(values, path)
+                tagged = _is_tags(header)
                 continue
-            if delimiter == ";" and _is_tags(header):  # in such a file a;cat;dog has one cell per label
+            if delimiter == ";" and tagged:  # in such a file a;cat;dog has one cell per label
                 values = [values[0], ";".join(values[1:])]
-            row = _label_row(values, header, path, reader.line_num, nested)
+            row = _label_row(values, header, tagged, path, reader.line_num, nested)
             check_new(row.identifier, row.line, seen, path)
             rows.append(row)
     except csv.Error as error:
@@ -90,13 +92,15 @@ def _check_header(values: list[str], path: Path) -> list[str]:
     return values
 
 
-def _label_row(values: list[str], header: list[str], path: Path, line: int, nested: bool) -> LabelRow:
+def _label_row(
+    values: list[str], header: list[str], tagged: bool, path: Path, line: int, nested: bool
+) -> LabelRow:
     where = f"{path}:{line}"
     if len(values) != len(header):
-        fix = 'separate labels with ";", not ","' if _is_tags(header) else "give each class 0 or 1"
+        fix = 'separate labels with ";", not ","' if tagged else "give each class 0 or 1"
         raise UserError(f"{where}: {len(values)} columns, but the header has {len(header)}: {fix}")
     identifier = check_id(image_id(values[0]), where, nested=nested)
-    if _is_tags(header):
+    if tagged:
         names = [part.strip() for part in values[1].split(";")]
         return LabelRow(line, identifier, tuple(name for name in names if name))
     for name, value in zip(header[1:], values[1:], strict=True):
@@ -106,14 +110,14 @@ def _label_row(values: list[str], header: list[str], path: Path, line: int, nest
     return LabelRow(line, identifier, tuple(name for name, value in present if value == "1"))
 
 
-def read_csv_classes(path: Path) -> tuple[str, ...]:
-    """The class list that a label CSV implies: all its labels, sorted.
+def read_csv_classes(path: Path, rows: Iterable[LabelRow] | None = None) -> tuple[str, ...]:
+    """The class list that a label CSV implies: all its labels, sorted. ``rows`` are its rows, if they are known.
 
     Raises:
         UserError: see `read_label_rows` and `check_classes`; no label at all; labels that look like mistakes: with a
             comma inside, or differing only by case. A class list allows them.
     """
-    names = sorted({name for row in read_label_rows(path) for name in row.names})
+    names = sorted({name for row in rows or read_label_rows(path) for name in row.names})
     if not names:
         raise UserError(
             f'{path} names no classes: write the labels of each photo in its line, separated by ";"'
@@ -128,8 +132,12 @@ def read_csv_classes(path: Path) -> tuple[str, ...]:
     return check_classes(names, str(path))
 
 
-def read_label_csv(path: Path, classes: Sequence[str], *, nested: bool = True) -> dict[str, tuple[int, ...]]:
+def read_label_csv(
+    path: Path, classes: Sequence[str], *, nested: bool = True, rows: Sequence[LabelRow] | None = None
+) -> dict[str, tuple[int, ...]]:
     """Reads image labels from a CSV `image,labels` (labels separated by ";") or with one 0/1 column per class.
+
+    ``rows`` are its rows, if they are known.
 
     Returns:
         image id (without image suffix) -> sorted mask indices 1..C; () where the cell is empty.
@@ -138,7 +146,7 @@ def read_label_csv(path: Path, classes: Sequence[str], *, nested: bool = True) -
         UserError: see `read_label_rows`; a label that is not in `classes` (with file, line, the label
             and the nearest class).
     """
-    rows = read_label_rows(path, nested=nested)
+    rows = read_label_rows(path, nested=nested) if rows is None else rows
     index = {name: number for number, name in enumerate(classes, 1)}
     for row in rows:
         for name in row.names:
