@@ -41,9 +41,11 @@ def resampled(measured: Measured, drawn: npt.NDArray[np.int64]) -> Numbers:
     """The column's value in each resample, (RESAMPLES,); NaN where it has no target."""
     if measured.median:
         return np.asarray(np.median(measured.sums[drawn, 0], axis=1))
-    rows = np.arange(len(drawn))[:, None]
-    times = np.zeros((len(drawn), len(measured.sums)))
-    np.add.at(times, (np.broadcast_to(rows, drawn.shape), drawn), 1)
+    photos = len(measured.sums)
+    cells = drawn + photos * np.arange(len(drawn))[:, None]
+    times = (
+        np.bincount(cells.ravel(), minlength=len(drawn) * photos).reshape(len(drawn), photos).astype(float)
+    )
     counts = times @ measured.counts
     rates = np.divide(times @ measured.sums, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
     known = counts > 0
