@@ -64,10 +64,10 @@ def interval(values: Numbers) -> tuple[float, float] | None:
 
 
 def ranks(values: Sequence[Numbers], better: str) -> list[int | None]:
-    """1 and the number of methods that are better beyond doubt, for each method; None without values.
+    """1 plus the number of methods that are significantly better, for each method; None without values.
 
-    Doubt: the interval of the difference, over resamples of the same photos, reaches 0. So several methods may share a
-    rank.
+    Significantly: the interval of the difference, over resamples of the same photos, is above 0. So several methods may
+    share a rank.
 
     Args:
         values: of `resampled`, one array for each method.
