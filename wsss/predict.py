@@ -227,9 +227,14 @@ def predict_files(
         options, long_side=trained.long_side if options.long_side is None else options.long_side
     )
     record = _record(checkpoint, model, classes, config.mask_pretraining, options)
-    todo = _to_do(photos, output, options, record)
     tags = read_label_csv(Path(options.tags), classes[1:]) if options.tags else {}
+    if options.tags and not tags.keys() & photos.keys():
+        raise UserError(
+            f"{options.tags} names none of the photos ({first(list(photos))}); its ids are the photos' names in their "
+            "folder, without ending"
+        )
     hardware = hardware or RuntimeConfig()
+    todo = _to_do(photos, output, options, record)  # may delete masks, so all input was read before
     if todo:
         write_json(output / RECORD, record)
     found: Counter[int] = Counter()

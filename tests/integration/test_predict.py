@@ -162,6 +162,20 @@ def test_skip_existing_keeps_whole_results_and_completes_the_others(
     np.testing.assert_array_equal(read(output / "a.png"), read(output / "c.png"))
 
 
+def test_tags_that_cannot_be_used_delete_no_mask(
+    predict: Any, scene: np.ndarray[Any, Any], tmp_path: Path
+) -> None:
+    Image.fromarray(scene).save(tmp_path / "a.png")
+    words = [tmp_path / "a.png", "--output", tmp_path / "m"]
+    assert predict(*words).status == 0
+    assert "gone.csv does not exist" in predict(*words, "--tags", tmp_path / "gone.csv").sentence
+    (tmp_path / "tags.csv").write_text("image,labels\nb,disc\n")
+    assert (
+        "tags.csv names none of the photos (a)" in predict(*words, "--tags", tmp_path / "tags.csv").sentence
+    )
+    assert (tmp_path / "m" / "a.png").is_file()
+
+
 def test_a_kept_mask_of_other_classes_is_one_sentence(
     predict: Any, scene: np.ndarray[Any, Any], tmp_path: Path
 ) -> None:
