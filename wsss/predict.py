@@ -227,9 +227,14 @@ def predict_files(
         options, long_side=trained.long_side if options.long_side is None else options.long_side
     )
     record = _record(checkpoint, model, classes, config.mask_pretraining, options)
-    todo = _to_do(photos, output, options, record)
     tags = read_label_csv(Path(options.tags), classes[1:]) if options.tags else {}
+    if options.tags and not tags.keys() & photos.keys():
+        raise UserError(
+            f"{options.tags} names none of the photos ({first(list(photos))}); its ids are the photos' names in their "
+            "folder, without ending"
+        )
     hardware = hardware or RuntimeConfig()
+    todo = _to_do(photos, output, options, record)  # may delete masks, so all input was read before
     if todo:
         write_json(output / RECORD, record)
     found: Counter[int] = Counter()
@@ -443,16 +448,18 @@ def _check_targets(photos: Mapping[str, Path], output: Path, options: PredictOpt
 
 
 def _check_strangers(photos: Mapping[str, Path], output: Path, options: PredictOptions) -> None:
-    """Raises UserError if an output file exists that `wsss predict` did not write: true masks, perhaps."""
-    if options.skip_existing or (output / RECORD).is_file():
+    """Raises UserError if `wsss predict` would replace a file that it did not write: a true mask, perhaps."""
+    if (output / RECORD).is_file():
         return
+    kept = {name for name in photos if options.skip_existing and _is_done(name, output, options)}
     lists = [*([REVIEW] if options.review else []), *([PAGE] if options.html else [])]
-    for file in chain(lists, *(options.files(name) for name in photos)):
+    for file in chain(lists, *(options.files(name) for name in photos if name not in kept)):
         target = output / file
         if target.is_file():
+            rest = "or remove it" if options.skip_existing else "remove it, or keep it with --skip_existing"
             raise UserError(
                 f"{target} exists, and wsss predict did not write it ({output} has no {RECORD}); choose another "
-                "--output, remove it, or keep it with --skip_existing"
+                f"--output, {rest}"
             )
 
 
@@ -565,6 +572,11 @@ def _predicted(
         return Predicted(name, problem=error, failed=True)
     path = output / f"{name}.png"
     found = classes_in(read_mask(path))
+    if found and found[-1] >= len(classes):
+        raise UserError(
+            f"{path} holds the class index {found[-1]}, but the segmenter has {len(classes) - 1} classes, so wsss "
+            "predict did not write it; move it away, or choose another --output"
+        )
     absent = [classes[index] for index in tags or () if index not in found]
     problem = f"no pixel of {', '.join(absent)}" if absent else ""
     return Predicted(name, tuple(found), read_confidence(path), problem)

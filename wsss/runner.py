@@ -80,7 +80,12 @@ def run_command(
             marks = {"data_limit": config.data.limit, "data_long_side": config.data.long_side}
             if any(run.read_metrics().get(name) != value for name, value in marks.items()):
                 run.update_metrics(**marks)
-        joined = any(_is_joined(name) and _state(name, context, expected) != "done" for name in stages)
+        joined = any(
+            _is_joined(name)
+            and not _why_skipped(name, context, expected, command)
+            and _state(name, context, expected) != "done"
+            for name in stages
+        )
         with shards.helpers(command, run, config.plugins, config.runtime.devices if joined else 1):
             for name in stages:
                 _run_stage(name, context, expected, command)
@@ -121,7 +126,7 @@ def _help(config: Config, command: str) -> None:
     context = Context(config, dataset, RunDirectory(Path(config.output)))
     expected, patience = fingerprints(config, dataset), shards.PATIENCE
     for name in filter(_is_joined, stages_of(command, config)):
-        if _skips(name, command, context, expected):
+        if _why_skipped(name, context, expected, command):
             continue
         state = partial(_state, name, context, expected)
         if shards.wait_for_stage(name, expected[name], context.run, state, patience):
@@ -166,8 +171,8 @@ def _optional(command: str, config: Config) -> dict[str, tuple[str, str]]:
     return without
 
 
-def _skips(name: str, command: str, context: Context, expected: dict[str, str]) -> str:
-    """Why the command skips a stage now; empty if it does not."""
+def _why_skipped(name: str, context: Context, expected: dict[str, str], command: str) -> str:
+    """Why the command skips a stage; empty if it does not."""
     other, reason = _optional(command, context.config).get(name, ("", ""))
     return reason if other and _state(other, context, expected) != "done" else ""
 
@@ -272,7 +277,7 @@ def _retire(context: Context, expected: dict[str, str]) -> None:
 
 def _run_stage(name: str, context: Context, expected: dict[str, str], command: str) -> None:
     stage, run = STAGES[name], context.run
-    if reason := _skips(name, command, context, expected):
+    if reason := _why_skipped(name, context, expected, command):
         say(f"{name}: {reason}")
         return
     if run.take_back(name, stage.writes, expected[name]):

@@ -311,6 +311,36 @@ def test_an_unpacked_zip_with_other_colours(
     assert np.array_equal(found["noise"].ravel()[1:], masks()["noise"].ravel()[1:])
 
 
+def test_two_classes_of_one_colour_are_an_error(folders: Path, exported: Any, refused: Any) -> None:
+    with zipfile.ZipFile(exported("cvat-mask")) as archive:
+        archive.extractall(folders / "unpacked")
+    path = folders / "unpacked" / "labelmap.txt"
+    path.write_text(path.read_text() + "\ncow:1,2,3::\nbird:1,2,3::\n")
+    assert "labelmap.txt gives cow and bird the same colour (1, 2, 3)" in refused(path.parent)
+
+
+def test_the_background_is_known_however_it_is_written(folders: Path, imported: Any) -> None:
+    shapes = [*labelme()["shapes"], *labelme(label="Background")["shapes"]]
+    (folders / "a.json").write_text(json.dumps({**labelme(), "shapes": shapes}))
+    found, _ = imported(folders / "a.json", "--classes", folders / "classes.txt")
+    assert not found["noise"].any()
+
+
+def test_the_target_may_be_a_link_but_not_the_current_folder(
+    folders: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folders / "a.json").write_text(json.dumps(labelme()))
+    words = ["--classes", folders / "classes.txt", "--photos", folders / "photos"]
+    (folders / "empty").mkdir()
+    monkeypatch.chdir(folders / "empty")
+    done = command("data", "import-masks", folders / "a.json", ".", *words)
+    assert "is the current folder; give the name of a new one" in done.sentence
+    monkeypatch.chdir(folders)
+    (folders / "link").symlink_to("empty")
+    assert command("data", "import-masks", folders / "a.json", "link", *words).status == 0
+    assert (folders / "empty" / "noise.png").is_file()
+
+
 def labelme(**shape: Any) -> dict[str, Any]:
     whole = {"label": "cat", "points": pairs(TRIANGLE), "shape_type": "polygon", **shape}
     return {"flags": {}, "shapes": [whole], "imagePath": "noise.jpg", "imageHeight": 30, "imageWidth": 45}

@@ -81,6 +81,14 @@ def test_videos_beside_photos_are_counted_and_taken_when_asked_for(
     assert "9 frames" in done.out
 
 
+def test_folders_named_after_videos_are_no_videos(films: Path, tmp_path: Path, command: Any) -> None:
+    assert command("data", "import", films / "a.avi", tmp_path / "out").status == 0
+    (tmp_path / "out" / "labels.csv").write_text("image,labels\na.avi/a_000m00s000.jpg,cat\n")
+    done = command("data", "import", tmp_path / "out", tmp_path / "again")
+    assert done.status == 0, done.err
+    assert "videos" not in done.out
+
+
 def test_what_does_not_fit_is_one_sentence(films: Path, tmp_path: Path, command: Any) -> None:
     def sentence(source: Path, *words: object) -> str:
         found = str(command("data", "import", source, tmp_path / "out", *words).sentence)
@@ -88,8 +96,8 @@ def test_what_does_not_fit_is_one_sentence(films: Path, tmp_path: Path, command:
         assert not list(tmp_path.glob(".out*"))
         return found
 
-    for every in (0, -1, "nan", "inf"):
-        assert "but must be a number of seconds above 0" in sentence(films, "--every", every)
+    for every in (0, -1, 1e-320, "nan", "inf"):
+        assert "but must be a number of seconds, at least 0.001" in sentence(films, "--every", every)
     assert "notes.txt has no video" in sentence(films / "notes.txt", "--format", "video")
     (films / "deep" / "broken.mp4").write_bytes(b"no video")
     assert "broken.mp4 cannot be read as a video: replace the file, or move it away" in sentence(films)

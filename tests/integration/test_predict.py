@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from wsss.config import SegmenterConfig
+from wsss.data.names import RECORD
 from wsss.tasks.segmentation import new_task
 
 CLASSES = ("background", "disc", "square")
@@ -149,12 +150,40 @@ def test_skip_existing_keeps_whole_results_and_completes_the_others(
     output.mkdir()
     for name in ("a.png", "a_overlay.jpg", "b.png"):  # of b the overlay is missing
         (output / name).write_text("kept")
+    refused = predict(*photos, "--output", output, "--overlay", "--skip_existing")
+    assert "b.png exists, and wsss predict did not write it" in refused.sentence
+    assert (output / "b.png").read_text() == "kept"
+    (output / RECORD).write_text("{}")
     done = predict(*photos, "--output", output, "--overlay", "--skip_existing")
     assert done.out.startswith(f"2 photos predicted, masks in {output}; 1 were there already")
     assert (output / "a.png").read_text() == "kept"
     np.testing.assert_array_equal(read(output / "b.png"), read(output / "c.png"))
     assert predict(*photos, "--output", output).out.startswith("3 photos predicted")
     np.testing.assert_array_equal(read(output / "a.png"), read(output / "c.png"))
+
+
+def test_tags_that_cannot_be_used_delete_no_mask(
+    predict: Any, scene: np.ndarray[Any, Any], tmp_path: Path
+) -> None:
+    Image.fromarray(scene).save(tmp_path / "a.png")
+    words = [tmp_path / "a.png", "--output", tmp_path / "m"]
+    assert predict(*words).status == 0
+    assert "gone.csv does not exist" in predict(*words, "--tags", tmp_path / "gone.csv").sentence
+    (tmp_path / "tags.csv").write_text("image,labels\nb,disc\n")
+    assert (
+        "tags.csv names none of the photos (a)" in predict(*words, "--tags", tmp_path / "tags.csv").sentence
+    )
+    assert (tmp_path / "m" / "a.png").is_file()
+
+
+def test_a_kept_mask_of_other_classes_is_one_sentence(
+    predict: Any, scene: np.ndarray[Any, Any], tmp_path: Path
+) -> None:
+    Image.fromarray(scene).save(tmp_path / "a.png")
+    (tmp_path / "m").mkdir()
+    Image.fromarray(np.full((60, 90), 20, np.uint8)).save(tmp_path / "m" / "a.png")
+    words = [tmp_path / "a.png", "--output", tmp_path / "m", "--skip_existing", "--review"]
+    assert "m/a.png holds the class index 20, but the segmenter has 2 classes" in predict(*words).sentence
 
 
 def test_skip_existing_refuses_masks_of_another_network_or_other_options(

@@ -147,7 +147,7 @@ class Row:
         counts: key -> number of targets that were measured (for the milliseconds: of images).
         per_class: class name -> hit rate of TorchRay's pointing game.
         intervals: key -> 95 % interval over resamples of the photos, None if nothing could be measured.
-        ranks: key -> 1 and the number of methods that are better beyond doubt (see `bootstrap.ranks`).
+        ranks: key -> 1 plus the number of methods that are significantly better (see `bootstrap.ranks`).
     """
 
     name: str

@@ -41,9 +41,11 @@ def resampled(measured: Measured, drawn: npt.NDArray[np.int64]) -> Numbers:
     """The column's value in each resample, (RESAMPLES,); NaN where it has no target."""
     if measured.median:
         return np.asarray(np.median(measured.sums[drawn, 0], axis=1))
-    rows = np.arange(len(drawn))[:, None]
-    times = np.zeros((len(drawn), len(measured.sums)))
-    np.add.at(times, (np.broadcast_to(rows, drawn.shape), drawn), 1)
+    photos = len(measured.sums)
+    cells = drawn + photos * np.arange(len(drawn))[:, None]
+    times = (
+        np.bincount(cells.ravel(), minlength=len(drawn) * photos).reshape(len(drawn), photos).astype(float)
+    )
     counts = times @ measured.counts
     rates = np.divide(times @ measured.sums, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
     known = counts > 0
@@ -62,10 +64,10 @@ def interval(values: Numbers) -> tuple[float, float] | None:
 
 
 def ranks(values: Sequence[Numbers], better: str) -> list[int | None]:
-    """1 and the number of methods that are better beyond doubt, for each method; None without values.
+    """1 plus the number of methods that are significantly better, for each method; None without values.
 
-    Doubt: the interval of the difference, over resamples of the same photos, reaches 0. So several methods may share a
-    rank.
+    Significantly: the interval of the difference, over resamples of the same photos, is above 0. So several methods may
+    share a rank.
 
     Args:
         values: of `resampled`, one array for each method.

@@ -36,8 +36,8 @@ RULES = (
 
 DOUBT = (
     f"Below each number: its {100 * LEVEL:.0f} % interval over {RESAMPLES} resamples of the photos, and its rank: 1 "
-    "and the number of methods that are better beyond doubt, that is, whose difference on the same resamples has an "
-    "interval above 0. Methods that cannot be told apart share a rank."
+    "plus the number of methods that are significantly better: the interval of the difference on the same resamples is "
+    "above 0. Methods that do not differ significantly may share a rank."
 )
 QUALITIES = ("pointing_torchray", "iou", "insertion")
 """Columns that are drawn against the time."""

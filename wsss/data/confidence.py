@@ -36,7 +36,7 @@ def from_text(text: str) -> Confidence:
         found = Confidence(
             float(tree["photo"]), {int(key): float(tree["classes"][key]) for key in tree["classes"]}
         )
-    except (KeyError, TypeError, RecursionError) as error:
+    except (LookupError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError("no confidence") from error
     if not all(0 <= value <= 1 for value in (found.photo, *found.classes.values())):
         raise ValueError("a confidence is in 0..1")

@@ -93,11 +93,15 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `path`, which becomes `path` if the block succeeds and is removed if not.
 
     Args:
-        path: does not exist, or is an empty folder.
+        path: does not exist, or is an empty folder, but not the current one.
 
     Raises:
-        UserError: an OSError in the block or in the renaming.
+        UserError: an OSError in the block or in the renaming; the current folder, which cannot be exchanged below the
+            shell that is in it.
     """
+    path = path.resolve()  # of a link, where it leads
+    if path == Path.cwd():
+        raise UserError(f"{path} is the current folder; give the name of a new one")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)

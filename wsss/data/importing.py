@@ -110,7 +110,7 @@ def import_tags(
 
 
 def check_places(source: Path, target: Path) -> None:
-    """Raises UserError if there is nothing to import, or something where it shall go."""
+    """Raises UserError if there is nothing to import, or the target is not an empty or new folder."""
     if not source.exists():
         raise UserError(
             f"{source} does not exist; give the export of a labelling tool, or the folder that holds it"

@@ -321,17 +321,18 @@ def _members(path: Path) -> dict[str, Callable[[], bytes]]:
     """Names and contents of the files of a zip, or of the folder that a labelmap.txt is in."""
     if path.suffix.lower() == ".zip":
         check_archive(path)
-        with zipfile.ZipFile(path) as archive:
-            return {name: _member(path, name) for name in archive.namelist()}
+        archive = zipfile.ZipFile(
+            path
+        )  # open as long as its members are: opening reads the list of all names
+        return {name: _member(archive, path, name) for name in archive.namelist()}
     files = [file for file in sorted(path.parent.rglob("*")) if file.is_file()]
     return {file.relative_to(path.parent).as_posix(): file.read_bytes for file in files}
 
 
-def _member(path: Path, name: str) -> Callable[[], bytes]:
+def _member(archive: zipfile.ZipFile, path: Path, name: str) -> Callable[[], bytes]:
     def content() -> bytes:
         try:
-            with zipfile.ZipFile(path) as archive:
-                return archive.read(name)
+            return archive.read(name)
         except ARCHIVE_ERRORS as error:
             raise UserError(f"{path} is damaged ({error}); export it again") from error
 
@@ -352,12 +353,15 @@ def _read_cvat_mask(path: Path, options: Options) -> Drawing:
     members = _members(path)
     lines = members["labelmap.txt"]().decode("utf-8-sig").splitlines()
     rows = [line.split(":") for line in lines if line.strip() and not line.startswith("#")]
-    colours = {
-        tuple(int(value) for value in row[1].split(","))
-        if row[1]
-        else tuple(voc_palette()[number].tolist()): row[0]
-        for number, row in enumerate(rows)  # datumaro leaves colours out where they are VOC's
-    }
+    colours: dict[tuple[int, ...], str] = {}
+    for number, row in enumerate(rows):  # datumaro leaves colours out where they are VOC's
+        given = (int(value) for value in row[1].split(",")) if row[1] else voc_palette()[number].tolist()
+        colour = tuple(given)
+        if colours.setdefault(colour, row[0]) != row[0]:
+            raise UserError(
+                f"{path} gives {colours[colour]} and {row[0]} the same colour {colour}; change one of "
+                "them in the tool, and export again"
+            )
     names = tuple(name for name in colours.values() if not is_background(name))
     photos = [
         Drawn(

@@ -77,10 +77,18 @@ def drawn_of(
     return Drawn(reference, names, _painted(regions, small_last), size)
 
 
+class _Indices(dict[str, int]):
+    """Index by name; what tools call the background is one, however it is written."""
+
+    def __missing__(self, name: str) -> int:
+        if is_background(name):
+            return BACKGROUND
+        raise KeyError(name)
+
+
 def indices_of(classes: Sequence[str]) -> dict[str, int]:
     """Index by name, background first; also what tools call the background, and LabelMe's __ignore__."""
-    special = {"_background_": BACKGROUND, "__background__": BACKGROUND, "__ignore__": IGNORE}
-    return {**special, **{name: index for index, name in enumerate(classes)}}
+    return _Indices({"__ignore__": IGNORE, **{name: index for index, name in enumerate(classes)}})
 
 
 def names_of(drawn: Drawn) -> list[str]:

@@ -24,6 +24,9 @@ VIDEO_SUFFIXES = (
 EVERY = 1.0
 """Seconds between frames, unless the user says otherwise."""
 
+SHORTEST = 0.001
+"""Seconds; names of frames have milliseconds."""
+
 MISSING_SECONDS, MISSING_SHARE = 1.0, 0.03
 """A video that ends earlier than its header tells by more than both of these is cut off; headers are estimates."""
 
@@ -49,7 +52,10 @@ class Taken:
 def videos_in(source: Path) -> list[Path]:
     """The video itself, or all below a folder, sorted."""
     files = [source] if source.is_file() else sorted(source.rglob("*"))
-    return [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")]
+    named = [
+        path for path in files if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
+    ]
+    return [path for path in named if path.is_file()]  # `import_videos` names folders after videos
 
 
 def only_videos(source: Path) -> bool:
@@ -69,11 +75,11 @@ def import_videos(source: Path, target: Path, every: float = EVERY) -> str:
         A summary for the user.
 
     Raises:
-        UserError: a video cannot be read, there is none, or the interval is not above 0.
+        UserError: a video cannot be read, there is none, or the interval is below `SHORTEST`.
     """
     check_places(source, target)
-    if not (math.isfinite(every) and every > 0):
-        raise UserError(f"--every is {every:g}, but must be a number of seconds above 0")
+    if not (math.isfinite(every) and every >= SHORTEST):
+        raise UserError(f"--every is {every:g}, but must be a number of seconds, at least {SHORTEST:g}")
     videos = videos_in(source)
     if not videos:
         raise UserError(f"{source} has no video ({', '.join(VIDEO_SUFFIXES)})")

@@ -77,10 +77,11 @@ def with_copies(
 
 
 def _planned(record: Record, folder: Path, long_side: int, known: bool) -> Record | _Copy:
-    photo = folder / PHOTOS / f"{record.id}.jpg"
-    if not (known and photo.is_file()) and max(image_size(record.image)) <= long_side:
-        return record
-    return _Copy(record, photo, None if record.mask is None else folder / MASKS / f"{record.id}.png")
+    mask = None if record.mask is None else folder / MASKS / f"{record.id}.png"
+    plan = _Copy(record, folder / PHOTOS / f"{record.id}.jpg", mask)
+    # A copy that is not fresh may be of a large photo that a small one replaced.
+    needs_copy = (known and _is_fresh(plan, long_side, known)) or max(image_size(record.image)) > long_side
+    return plan if needs_copy else record
 
 
 def _check_targets(plans: Sequence[_Copy]) -> None:

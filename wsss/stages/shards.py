@@ -193,7 +193,7 @@ def _watch(others: Sequence["subprocess.Popen[bytes]"], said: IO[str], ended: th
 
 
 def _failure(others: Sequence["subprocess.Popen[bytes]"], said: IO[str]) -> str:
-    """What ended the first process that failed: its own last line, or the signal; empty if none failed."""
+    """What ended the first process that failed: its own message, or the signal; empty if none failed."""
     deadline = time.monotonic() + 1  # a process whose connection broke may still be ending
     while not (codes := [code for process in others if (code := process.poll())]):
         if time.monotonic() > deadline:
@@ -205,8 +205,9 @@ def _failure(others: Sequence["subprocess.Popen[bytes]"], said: IO[str]) -> str:
             "smaller batch_size or fewer --runtime.workers and run it again (finished work is kept)"
         )
     said.seek(0)
-    lines = [line for line in said.read().splitlines() if "error: " in line] or ["error: a process failed"]
-    return lines[-1].partition("error: ")[2]
+    lines = [line for line in said.read().splitlines() if line.strip()] or ["it said nothing"]
+    errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
+    return errors[-1] if errors else f"a process of runtime.devices failed: {lines[-1]}"
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

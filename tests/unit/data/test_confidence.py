@@ -47,6 +47,8 @@ def test_a_masks_file_keeps_it_and_the_mask_is_the_same(tmp_path: Path) -> None:
         '{"photo": "a", "classes": {}}',
         '{"photo": NaN, "classes": {}}',
         '{"photo": 1, "classes": 3}',
+        '{"photo": 1, "classes": [5]}',
+        f'{{"photo": 1{"0" * 400}, "classes": {{}}}}',
         '{"photo": 0.5, "classes": {"x": 1}}',
         '{"photo": 0.5, "classes": {"1": 1.5}}',
     ],

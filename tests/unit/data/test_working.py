@@ -111,6 +111,16 @@ def test_copies_are_made_once_and_again_for_another_size_or_original(
     assert not read_mask(again).any()
 
 
+def test_a_small_photo_in_place_of_a_large_one_stays_whatever_is_known(tmp_path: Path) -> None:
+    large = Dataset(("cat",), (record(tmp_path, "a", (60, 100)),), ())
+    assert image_size(copies(large, tmp_path).train[0].image) == (30, 50)
+    small = Dataset(("cat",), (record(tmp_path, "a", (30, 40)),), ())
+    os.utime(small.train[0].image, (5, 5))
+    for known in (False, True):
+        found = with_copies(small, tmp_path / "resized", 50, 1, silent, known=known)
+        assert found.train == small.train
+
+
 def test_worker_processes_make_the_same_copies(tmp_path: Path) -> None:
     records = tuple(
         record(tmp_path / "data", f"{number:02}", (40, 60 + number), masked=True) for number in range(18)

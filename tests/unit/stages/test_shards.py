@@ -92,7 +92,8 @@ def test_helping_processes_know_their_place(monkeypatch, tmp_path):
     [
         ("echo 'wsss run: error: no memory; use less' >&2; exit 1", "no memory; use less"),
         ("kill -9 $$", r"killed by signal 9.*smaller batch_size"),
-        ("exit 1", "a process failed"),
+        ("exit 1", "a process of runtime.devices failed: it said nothing"),
+        ("echo ValueError: odd >&2; exit 1", "a process of runtime.devices failed: ValueError: odd"),
     ],
 )
 def test_the_sentence_of_a_process_that_failed_is_told(monkeypatch, tmp_path, script, sentence):
