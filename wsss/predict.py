@@ -1,7 +1,7 @@
 """Masks for any photos, from a trained segmenter."""
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -92,7 +92,11 @@ Strips = Iterator[tuple[int, Tensor]]
 
 
 class Unreadable(UserError):
-    """Some photos could not be read. The others are predicted."""
+    """Some photos, by the names of their outputs, could not be read. The others are predicted."""
+
+    def __init__(self, message: str, names: Iterable[str]) -> None:
+        super().__init__(message)
+        self.names = frozenset(names)
 
 
 @dataclass(frozen=True)
@@ -263,7 +267,7 @@ def predict_files(
         runtime.say(f"{len(odd)} odd photos: {first(odd)}")
     if broken:
         named = "; ".join(list(broken.values())[:SHOWN]) + "; …" * (len(broken) > SHOWN)
-        raise Unreadable(f"{len(broken)} of {len(photos)} photos could not be read: {named}")
+        raise Unreadable(f"{len(broken)} of {len(photos)} photos could not be read: {named}", broken)
     text = _summary(found, classes, len(todo), len(photos) - len(todo), output)
     return f"{text}\n{NOT_WEAK}" if config.mask_pretraining else text
 

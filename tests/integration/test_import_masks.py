@@ -6,6 +6,7 @@ import json
 import zipfile
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -244,6 +245,27 @@ def test_nobody_looked_is_not_nothing_there(folders: Path, exported: Any, import
     assert "left out: 1 photos that nobody looked at, 1 that were skipped, 0 that it does not name" in said
 
 
+def test_a_tag_without_a_region_is_no_empty_mask(
+    folders: Path, exported: Any, imported: Any, refused: Any
+) -> None:
+    source = exported("labelstudio")
+    tasks = json.loads(source.read_text())
+    choice = {"type": "choices", "from_name": "tags", "to_name": "image", "value": {"choices": ["cat"]}}
+    noise = next(task for task in tasks if "noise" in str(task["data"]))
+    noise["annotations"] = [{"result": [choice]}]
+    source.write_text(json.dumps(tasks))
+    own = ("--classes", folders / "classes.txt")
+    assert f"1 of {len(tasks)} photos of {source} have no mask" in refused(source, *own)
+    found, _ = imported(source, *own, "--unlabelled", "unknown")
+    assert "noise" not in found
+    tree = ElementTree.parse(path := exported("cvat"))
+    for image in tree.getroot().findall("image"):
+        if "noise" in image.attrib["name"]:
+            image[:] = [ElementTree.Element("tag", label="cat")]
+    tree.write(path)
+    assert "photos of" in refused(path)
+
+
 def test_several_annotations_of_a_photo(folders: Path, exported: Any, imported: Any, refused: Any) -> None:
     source = exported("labelstudio")
     tasks = json.loads(source.read_text())
@@ -373,7 +395,7 @@ def studio(**result: Any) -> list[Any]:
         ("a.xml", cvat_xml('<box label="cat" xtl="1" ytl="1" xbr="2" ybr="2"></box>'), "has a box, which is no mask"),
         ("a.xml", cvat_xml('<mask label="cat" rle="1" left="0" top="0" width="2" height="1"/>'), "do not add up"),
         ("a.xml", cvat_xml(), "1 of 1 photos of .*a.xml have no mask, and the format does not say"),
-        ("a.xml", cvat_xml('<tag label="cat"/>', name="gone.jpg"), "1 of 1 photos are not in"),
+        ("a.xml", cvat_xml('<polygon label="cat" points="1,1;9,1;9,9"/>', name="gone.jpg"), "1 of 1 photos are not in"),
         ("a.json", studio(value={"x": 1, "y": 1, "rectanglelabels": ["cat"]}), "has a brushlabels, which is no mask"),
         ("a.json", studio(value={"rle": [0], "brushlabels": []}), "has a region with 0 labels, but must have one"),
         ("a.json", studio(value={"rle": [0] * 9, "brushlabels": ["cat"]}), "run lengths of 0 values for 45x30"),

@@ -158,7 +158,7 @@ def main(words: Sequence[str]) -> int:
         from wsss.predict import find_photos
 
         found = find_photos(options.images, options.output)
-        photos = {key: path for key, path in found.items() if (options.output / f"{key}.png").is_file()}
+        photos = {key: path for key, path in found.items() if unread is None or key not in unread.names}
         folder = _common_folder(list(found.values()))
         pairs = [(key, options.output / f"{key}.png", path) for key, path in photos.items()]
         for kind in options.formats if photos else ():

@@ -122,7 +122,7 @@ def _read_cvat(path: Path, options: Options) -> Drawing:
     if root.find("track") is not None:
         raise UserError(f"{path} is of a video: export its frames as images (CVAT for images 1.1)")
     images = root.findall("image")
-    bare = sum(not len(image) for image in images)
+    bare = sum(all(shape.tag == "tag" for shape in image) for image in images)
     unknown = bool(bare) and bare_photos(path, options, bare, len(images), "mask") is None
     photos = []
     for image in images:
@@ -130,7 +130,7 @@ def _read_cvat(path: Path, options: Options) -> Drawing:
         shapes = [shape for shape in image if shape.tag != "tag"]
         shapes.sort(key=lambda shape: int(shape.attrib.get("z_order", 0)))
         regions = [Region(shape.attrib["label"], _cvat_shape(shape, path, image)) for shape in shapes]
-        if unknown and not len(image):
+        if unknown and not shapes:
             photos.append(Drawn(image.attrib["name"], size=size))
         else:
             photos.append(drawn_of(image.attrib["name"], regions, size))
@@ -162,7 +162,8 @@ def _cvat_shape(shape: Element, path: Path, image: Element) -> Callable[[Size], 
 
 
 def _read_label_studio(path: Path, options: Options) -> Drawing:
-    photos = []
+    photos: list[Drawn] = []
+    tagged: list[int] = []
     for task in json_of(path):
         images = [value for value in task["data"].values() if is_image(value)]
         if len(images) != 1:
@@ -177,7 +178,12 @@ def _read_label_studio(path: Path, options: Options) -> Drawing:
             photos.append(Drawn(images[0], skipped=bool(given)))
             continue
         newest = max(kept, key=lambda one: str(one.get("updated_at") or one.get("created_at") or ""))
-        photos.append(_label_studio_photo(images[0], newest["result"], path))
+        photo = _label_studio_photo(images[0], newest["result"], path)
+        tagged += [len(photos)] if newest["result"] and not photo.names else []
+        photos.append(photo)
+    if tagged and bare_photos(path, options, len(tagged), len(photos), "mask") is None:
+        for index in tagged:  # somebody chose tags for them, but drew nothing
+            photos[index] = Drawn(photos[index].reference)
     return Drawing(photos)
 
 

@@ -3,8 +3,9 @@
 `--runtime.devices 4`, `torchrun --nproc-per-node 4 -m wsss run ...` and `srun -n 4 wsss run ...` all mean four
 processes of the same command. Process 0 owns the run directory, its manifest and everything that exists once. The
 others help with the stages that are shared: they train with it, or write the files of their shard. A file that exists
-is done, so no process waits for another. After its own shard, process 0 makes what is still missing, even if another
-process died.
+is done, so no process waits for another. After its own shard, process 0 makes what is still missing.
+
+With `--runtime.devices` and torchrun a process that fails ends the command. Under srun use `--kill-on-bad-exit`.
 """
 
 import json
