@@ -186,3 +186,18 @@ def test_a_killed_process_is_named_and_the_run_continues(
     assert "killed by signal 9" in error
     assert "Traceback" not in error
     assert command("run", *words).status == 0
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_training_of_several_processes(tiny: list[str], tmp_path: Path) -> None:
+    words = [*tiny, "--output", str(tmp_path / "run"), "--runtime.devices", "2", "--classifier.epochs", "500"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wsss", "classify", *words], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert any("epoch 2/500" in line for line in process.stderr)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == -signal.SIGTERM
+    time.sleep(2)
+    left = subprocess.run(["pgrep", "-f", str(tmp_path / "run")], capture_output=True, text=True).stdout
+    assert not left

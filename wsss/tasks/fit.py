@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,6 +77,18 @@ class SeedEpochs(Callback):
         # after that hook, except in a continued training.
         if batch_idx == 0:
             torch.manual_seed(self.seed * 1009 + trainer.current_epoch)
+
+
+class EndAtOnce(Callback):
+    """SIGTERM ends a process of several at once, which loses nothing: checkpoints are renamed when they are whole.
+
+    Lightning's own handler broadcasts the signal, and hangs if the others wait in another operation.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After Lightning has installed its handler."""
+        if trainer.world_size > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class StopDivergence(Callback):
@@ -200,7 +213,7 @@ def fit(
     # It comes after `best`, so that it holds the state of that one.
     newest = ModelCheckpoint(filename="last", every_n_epochs=1, **checkpoints)
     log = EpochLog(folder / LOG)
-    callbacks: list[Callback] = [SeedEpochs(seed), log, StopDivergence(), best, newest]
+    callbacks: list[Callback] = [SeedEpochs(seed), EndAtOnce(), log, StopDivergence(), best, newest]
     bar = config.progress and os.isatty(2)
     if bar:
         callbacks.append(TQDMProgressBar(leave=False))
