@@ -208,7 +208,7 @@ def killed(*kinds: signal.Signals) -> Callable[[Trial], None]:
     """The signals at random moments of every stage, one after the other."""
 
     def inject(trial: Trial) -> None:
-        for stage in STAGES if trial.devices == 1 else ("classify", "segment"):
+        for stage in STAGES:
             for kind in kinds:
                 with trial.in_stage(stage) as process:
                     if process is None:

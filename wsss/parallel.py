@@ -92,6 +92,10 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
     try:
         yield executor
     except BrokenProcessPool as error:
+        # A process that was being started when the pool broke still lives and holds the pipe to which the pool waits to
+        # write. Python ends only those that it knew by then.
+        for process in list((executor._processes or {}).values()):
+            process.kill()
         raise UserError(WORKER_GONE) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)

@@ -214,6 +214,11 @@ class RunDirectory:
         write_json(folder / ENTRY, self.stage_entry(stage))
         _move(self.root, folder, outputs)
 
+    def remove_leftovers(self, outputs: Sequence[str]) -> None:
+        """Remove temporary files of a killed process. No other process may be writing these files."""
+        for leftover in [path for name in outputs for path in (self.root / name).rglob(".*.tmp")]:
+            leftover.unlink(missing_ok=True)
+
     def take_back(self, stage: str, outputs: Sequence[str], expected: str | None = None) -> bool:
         """Undo `set_aside` if that was cut off, or if what is in ``replaced/<stage>/`` has the expected fingerprint.
 
@@ -258,10 +263,8 @@ class RunDirectory:
         state = self.stage_state(stage, expected)
         if state == "stale":
             self.set_aside(stage, outputs)
-        for leftover in [path for name in outputs for path in (self.root / name).rglob(".*.tmp")]:
-            # Left by a killed process, or being written by another process of a shared stage.
-            if not shared:
-                leftover.unlink(missing_ok=True)
+        if not shared:
+            self.remove_leftovers(outputs)
         before = self.stage_entry(stage) if state == "partial" else {}
         facts: dict[str, Any] = {}
         started = time.monotonic()

@@ -80,6 +80,8 @@ def run_command(
             marks = {"data_limit": config.data.limit, "data_long_side": config.data.long_side}
             if any(run.read_metrics().get(name) != value for name, value in marks.items()):
                 run.update_metrics(**marks)
+        if rank_and_world()[1] == 1:  # before helping processes begin to write
+            run.remove_leftovers([output for name in stages for output in STAGES[name].writes])
         joined = any(
             _is_joined(name)
             and not _why_skipped(name, context, expected, command)
