@@ -89,8 +89,7 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
     executor = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet_threads
     )
-    # All processes start with the first item. One that starts later may do so while the pool ends a killed one, and fail
-    # or be forgotten.
+    # All processes start with the first item: one that starts while the pool ends a killed one fails or is forgotten.
     executor._safe_to_dynamically_spawn_children = False  # type: ignore[attr-defined]
     try:
         yield executor
