@@ -89,15 +89,12 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
     executor = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet_threads
     )
-    # All processes start with the first item: one that starts while the pool ends a killed one fails or is forgotten.
+    # All processes start with the first item. If one starts while the pool ends because another was killed, starting
+    # fails, or Python does not end it and waits for ever to write to its pipe.
     executor._safe_to_dynamically_spawn_children = False  # type: ignore[attr-defined]
     try:
         yield executor
     except BrokenProcessPool as error:
-        # A process that was being started when the pool broke still lives and holds the pipe to which the pool waits to
-        # write. Python ends only those that it knew by then.
-        for process in list((executor._processes or {}).values()):
-            process.kill()
         raise UserError(WORKER_GONE) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)

@@ -55,6 +55,7 @@ from wsss.report.predictions import (
     write_review,
     write_thumbnails,
 )
+from wsss.rundir import content_digest
 from wsss.tasks.checkpoints import weights_digest
 from wsss.tasks.segmentation import load_trained
 
@@ -385,12 +386,14 @@ def _record(
     mask_pretraining: bool,
     options: PredictOptions,
 ) -> dict[str, Any]:
+    # The tags count with their content, whatever their file is called.
+    tags = None if options.tags is None else content_digest(Path(options.tags))
     return {
         "classes": list(classes),
         "checkpoint": str(checkpoint),
         "weights_sha256": weights_digest(model),
         "mask_pretraining": mask_pretraining,
-        "options": to_dict(options),
+        "options": {**to_dict(options), "tags": tags},
         "made_by": f"wsss {__version__}",
     }
 

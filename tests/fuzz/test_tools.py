@@ -249,10 +249,8 @@ def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(one for key, value in inside for one in places(value, (*path, key)))]
 
 
-@pytest.mark.parametrize("name", VALID)
-@given(data=st.data())
-def test_exports_with_a_part_replaced(name: str, data: st.DataObject, folder: Path) -> None:
-    tree = json.loads(json.dumps(VALID[name]))
+def replace_parts(tree: Any, data: st.DataObject, values: st.SearchStrategy[Any]) -> None:
+    """Remove up to two parts of a JSON tree, or put something else there."""
     for _ in range(data.draw(st.integers(0, 2))):
         *above, last = data.draw(st.sampled_from([one for one in places(tree) if one] or [("nothing",)]))
         parent = tree
@@ -263,7 +261,14 @@ def test_exports_with_a_part_replaced(name: str, data: st.DataObject, folder: Pa
         if isinstance(parent, dict) and data.draw(st.booleans()):
             del parent[last]
         else:
-            parent[last] = data.draw(TREES)
+            parent[last] = data.draw(values)
+
+
+@pytest.mark.parametrize("name", VALID)
+@given(data=st.data())
+def test_exports_with_a_part_replaced(name: str, data: st.DataObject, folder: Path) -> None:
+    tree = json.loads(json.dumps(VALID[name]))
+    replace_parts(tree, data, TREES)
     (folder / name).write_text(json.dumps(tree))
     each_reader(folder / name)
     (folder / name).unlink()
@@ -343,17 +348,7 @@ def target(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(data=st.data())
 def test_masks_with_a_part_replaced(name: str, data: st.DataObject, folder: Path, target: Path) -> None:
     tree = json.loads(json.dumps(DRAWN[name]))
-    for _ in range(data.draw(st.integers(0, 2))):
-        *above, last = data.draw(st.sampled_from([one for one in places(tree) if one] or [("nothing",)]))
-        parent = tree
-        for key in above:
-            parent = parent[key]
-        if last == "nothing":
-            break
-        if isinstance(parent, dict) and data.draw(st.booleans()):
-            del parent[last]
-        else:
-            parent[last] = data.draw(TREES | st.integers(-(10**12), 10**12))
+    replace_parts(tree, data, TREES | st.integers(-(10**12), 10**12))
     (folder / name).write_text(json.dumps(tree))
     import_everything(folder, target)
     (folder / name).unlink()

@@ -118,7 +118,7 @@ def test_what_was_exported_comes_back_pixel_for_pixel(
 
 def test_a_folder_of_grey_or_palette_pngs(folders: Path, imported: Any, refused: Any) -> None:
     Image.fromarray(masks()["noise"]).save(folders / "masks" / "noise.png")
-    assert "give the list that they are of as --classes FILE" in refused(folders / "masks")
+    assert "give the class list that they belong to as --classes FILE" in refused(folders / "masks")
     found, said = imported(folders / "masks", "--classes", folders / "classes.txt")
     assert "a folder of PNGs with class indices (masks)" in said
     assert all(np.array_equal(found[name], mask) for name, mask in masks().items())

@@ -98,6 +98,15 @@ def test_other_tags_are_other_masks(
     assert "were made with a different --unsure" in command("predict", *given).sentence
     refused = command("predict", *given, "--unsure", 1.5).sentence
     assert "--unsure is 1.5, but must be a probability above 0 and at most 1" in refused
+    tags = tmp_path / "tags.csv"
+    tags.write_text(f"image,labels\n{photos[0].stem},\n")
+    tagged = [*photos, "--checkpoint", finished, "--output", tmp_path / "y", "--accelerator", "cpu", "--tags"]
+    assert command("predict", *tagged, tags).status == 0
+    assert command("predict", *tagged, tags.rename(tmp_path / "same.csv"), "--skip_existing").status == 0
+    tags.write_text(f"image,labels\n{photos[0].stem},\n{photos[1].stem},\n")
+    assert (
+        "were made with a different --tags" in command("predict", *tagged, tags, "--skip_existing").sentence
+    )
     (tmp_path / "tags.csv").write_text(f"image,labels\n{photos[0].stem},unicorn\n")
     words = [*photos, "--checkpoint", finished, "--output", tmp_path / "x", "--tags", tmp_path / "tags.csv"]
     assert "unicorn" in command("predict", *words).sentence

@@ -69,7 +69,7 @@ def _read_coco(path: Path, options: Options) -> Drawing:
     if crowds and options.crowds is None:
         raise UserError(
             f"{path} has {crowds} regions with iscrowd 1: in COCO they are groups that are not decided, but CVAT and "
-            "supervision write masks so; say --crowds ignore (255) or --crowds objects"
+            "supervision write masks that way; say --crowds ignore (255) or --crowds objects"
         )
 
     def painted(found: Sequence[Mapping[str, Any]]) -> Callable[[Size, Mapping[str, int]], Mask]:
@@ -120,7 +120,7 @@ def _read_cvat(path: Path, options: Options) -> Drawing:
     root = xml_of(path)
     assert root is not None
     if root.find("track") is not None:
-        raise UserError(f"{path} is of a video: export its frames as images (CVAT for images 1.1)")
+        raise UserError(f"{path} holds a video: export its frames as images (CVAT for images 1.1)")
     images = root.findall("image")
     bare = sum(all(shape.tag == "tag" for shape in image) for image in images)
     unknown = bool(bare) and bare_photos(path, options, bare, len(images), "mask") is None
@@ -293,7 +293,7 @@ def _read_folder(path: Path, options: Options) -> Drawing:
     names = ("background", *options.classes) if options.classes else found and found[0]
     if not names:
         raise UserError(
-            f"{path} has only indices and no class names: give the list that they are of as --classes FILE"
+            f"{path} has only indices and no class names: give the class list that they belong to as --classes FILE"
         )
     return _of_folder(path, names, "")
 

@@ -289,7 +289,7 @@ def _read_cvat(path: Path, options: Options) -> Export:
     root = xml_of(path)
     assert root is not None
     if root.find("track") is not None:
-        raise UserError(f"{path} is of a video: export its frames as images (CVAT for images 1.1)")
+        raise UserError(f"{path} holds a video: export its frames as images (CVAT for images 1.1)")
     images = root.findall("image")
     bare = sum(image.find("tag") is None for image in images)
     missing = bare_photos(path, options, bare, len(images)) if bare else None

@@ -28,7 +28,7 @@ SHORTEST = 0.001
 """Seconds; names of frames have milliseconds."""
 
 MISSING_SECONDS, MISSING_SHARE = 1.0, 0.03
-"""A video that ends earlier than its header tells by more than both of these is cut off; headers are estimates."""
+"""A video that ends earlier than its header says, by more than both of these, is cut off; headers are estimates."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Taken:
     seconds: float
     """Time of the last frame that could be decoded."""
     told: float
-    """Its length as the header tells it, 0 where it does not."""
+    """Its length by the header, 0 if that has none."""
 
     @property
     def is_cut(self) -> bool:
@@ -91,7 +91,7 @@ def import_videos(source: Path, target: Path, every: float = EVERY) -> str:
         taken = [_write(path, path.relative_to(root).as_posix(), staged / "images", every) for path in videos]
     listed = ", ".join(f"{one.name} {one.frames} ({one.seconds:.1f} s)" for one in taken)
     cut = [
-        f"warning: {one.name} cannot be decoded after {one.seconds:.1f} s, and its header tells of {one.told:.1f} s"
+        f"warning: {one.name} cannot be decoded after {one.seconds:.1f} s, but its header says {one.told:.1f} s"
         for one in taken
         if one.is_cut
     ]
