@@ -63,7 +63,7 @@ def test_one_video_and_a_video_that_ends_early(films: Path, tmp_path: Path, comm
     frames = len(list((tmp_path / "out" / "images" / "a.avi").iterdir()))
     assert 1 <= frames <= 3
     assert "warning: a.avi cannot be decoded after " in done.out
-    assert "and its header tells of 4.1 s" in done.out
+    assert "but its header says 4.1 s" in done.out
 
 
 def test_videos_beside_photos_are_counted_and_taken_when_asked_for(
